@@ -1,0 +1,45 @@
+"""calotype: diffusion models that make pictures, drop-in compatible with Diffusers' names, files and numbers.
+
+Every public name stands in the table below and is imported on first use, so that ``import calotype`` costs
+nothing and a name costs only what it stands on.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from calotype.core.version import __version__
+
+_HOME = {
+    "calotype.core.config": ("ConfigMixin",),
+    "calotype.models.modeling": ("ModelMixin",),
+    "calotype.models.unet_2d": ("UNet2DModel",),
+    "calotype.models.unet_2d_condition": ("UNet2DConditionModel",),
+    "calotype.models.autoencoder_kl": ("AutoencoderKL",),
+    "calotype.models.autoencoder_tiny": ("AutoencoderTiny",),
+    "calotype.schedulers.scheduler": ("SchedulerMixin",),
+    "calotype.schedulers.ddpm": ("DDPMScheduler",),
+    "calotype.schedulers.ddim": ("DDIMScheduler",),
+    "calotype.schedulers.pndm": ("PNDMScheduler",),
+    "calotype.schedulers.euler": ("EulerDiscreteScheduler",),
+    "calotype.schedulers.euler_ancestral": ("EulerAncestralDiscreteScheduler",),
+    "calotype.schedulers.dpmsolver_multistep": ("DPMSolverMultistepScheduler",),
+}
+"""Module -> the public names that it defines."""
+
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = ["__version__", *_MODULE_OF]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"calotype has no {name!r}.")
+    value = getattr(importlib.import_module(_MODULE_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,53 @@
+"""Gaussian noise that is the same on every device for the same generator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from calotype.core.errors import InputError
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+def randn_tensor(
+    shape: Sequence[int],
+    generator: Generators = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    layout: torch.layout | None = None,
+) -> torch.Tensor:
+    """Standard normal noise of ``shape``, drawn where the generator lives and then moved to ``device``.
+
+    A list of generators draws one item of the batch each, so picture *i* depends on generator *i* alone.
+    Raises ``InputError`` if a list of more than one generator does not match the batch size, and if a CUDA
+    generator is asked for noise on another kind of device.
+    """
+    shape = tuple(int(n) for n in shape)
+    target = torch.device(device) if device is not None else torch.device("cpu")
+    layout = layout or torch.strided
+    generators = list(generator) if isinstance(generator, Sequence) else None
+    if generators is not None and len(generators) == 1:
+        generator, generators = generators[0], None
+
+    def draw(size: tuple[int, ...], source: torch.Generator | None) -> torch.Tensor:
+        if source is None:
+            where = target
+        else:
+            where = source.device
+            if where.type != target.type and where.type != "cpu":
+                raise InputError(
+                    f"The generator lives on {where} but the noise is wanted on {target}: make the generator "
+                    f"there or on the CPU."
+                )
+        return torch.randn(size, generator=source, device=where, dtype=dtype, layout=layout).to(target)
+
+    if generators is not None:
+        if len(generators) != shape[0]:
+            raise InputError(
+                f"There are {len(generators)} generators for a batch of {shape[0]}: give one generator, or one "
+                f"for each picture."
+            )
+        return torch.cat([draw((1, *shape[1:]), source) for source in generators])
+    return draw(shape, generator)  # type: ignore[arg-type]
