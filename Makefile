@@ -1,0 +1,64 @@
+# Two commands: `make demo` makes pictures, `make test` checks everything. `make help` lists the rest.
+
+VENV ?= .venv
+OUT ?= out
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+
+# The first Python on this machine that is new enough and runs; PYTHON=... chooses another.
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	if $$p -c '$(NEW_ENOUGH)' 2>/dev/null; then echo $$p; break; fi; done)
+
+DEMO_PROMPTS := \
+	"a big shiny red ball to the left of a small blue cube on grass at sunset" \
+	"a metal golden torus on a wooden floor" \
+	"a green cone next to a purple cylinder on snow"
+
+.PHONY: help demo test lint format bench clean
+
+help:
+	@echo "make demo    install into $(VENV), make pictures from three prompts, say where they are"
+	@echo "make test    install with the development tools, then lint, check types and run all tests"
+	@echo "make lint    the linters and the type check alone"
+	@echo "make format  format the code"
+	@echo "make bench   calotype and the reference side by side"
+	@echo "make clean   remove $(VENV), $(OUT) and what the tools left behind"
+
+demo: $(VENV)/.installed
+	@$(BIN)/calotype generate $(DEMO_PROMPTS) --model pocket --seed 7 --output $(OUT)/demo/ \
+		--sheet $(OUT)/demo/sheet.png --overwrite
+
+test: lint
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) $(OUT) build dist .mypy_cache .ruff_cache .pytest_cache
+
+# A stamp says that an environment is complete and newer than what it was made from.
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "calotype needs Python 3.11 or newer, and none was found: install one, or name it with PYTHON=..." >&2; exit 1; }
+	@echo "Making the virtual environment $(VENV) with $(PYTHON)."
+	@$(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) could not make a virtual environment; on Debian or Ubuntu: apt-get install python3-venv." >&2; exit 1; }
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing calotype and what it stands on (some minutes the first time)."
+	@$(PIP) install -c constraints.txt torch==2.13.0 -e ".[cli]"
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing calotype with its development tools (some minutes the first time)."
+	@$(PIP) install -c constraints.txt torch==2.13.0 -e ".[dev]"
+	@touch $@ $(VENV)/.installed
