@@ -1,0 +1,181 @@
+"""Pictures in and out: loading, converting, laying out in grids and contact sheets."""
+
+from __future__ import annotations
+
+import math
+import os
+import textwrap
+from collections.abc import Callable, Sequence
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
+import PIL.ImageOps
+
+from calotype.core.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+PIL_INTERPOLATION = {
+    "nearest": PIL.Image.Resampling.NEAREST,
+    "linear": PIL.Image.Resampling.BILINEAR,
+    "bilinear": PIL.Image.Resampling.BILINEAR,
+    "bicubic": PIL.Image.Resampling.BICUBIC,
+    "lanczos": PIL.Image.Resampling.LANCZOS,
+}
+"""Names of resampling filters, as configurations spell them."""
+
+DOWNLOAD_SECONDS = 60
+DOWNLOAD_BYTES = 512 * 2**20
+
+
+def load_image(
+    image: str | os.PathLike[str] | PIL.Image.Image,
+    convert_method: Callable[[PIL.Image.Image], PIL.Image.Image] | None = None,
+) -> PIL.Image.Image:
+    """A picture from a path, an ``http(s)://`` address or a PIL image: upright, and RGB.
+
+    ``convert_method`` takes the place of the conversion to RGB. Raises ``InputError`` if there is no such file,
+    the address does not answer, or it holds no picture that can be read.
+    """
+    if isinstance(image, PIL.Image.Image):
+        picture = image
+    elif isinstance(image, str | os.PathLike):
+        picture = _open(os.fspath(image))
+    else:
+        raise InputError(
+            f"load_image takes a path, an http(s) address or a PIL image, not {type(image).__name__}."
+        )
+    picture = PIL.ImageOps.exif_transpose(picture)
+    return convert_method(picture) if convert_method is not None else picture.convert("RGB")
+
+
+def _open(name: str) -> PIL.Image.Image:
+    """The picture at a path or address, fully read, so that no file stays open."""
+    remote = name.startswith(("http://", "https://"))
+    if not remote and not os.path.isfile(name):
+        raise InputError(
+            f"{name!r} is neither an existing file nor an address that begins with http:// or https://."
+        )
+    try:
+        with PIL.Image.open(BytesIO(_download(name)) if remote else name) as picture:
+            picture.load()
+            return picture
+    except PIL.UnidentifiedImageError:
+        raise InputError(f"{name!r} is not a picture in a format that Pillow reads.") from None
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+        raise InputError(f"The picture {name!r} could not be read: {error}.") from error
+
+
+def _download(address: str) -> bytes:
+    import urllib.request
+
+    request = urllib.request.Request(address, headers={"User-Agent": "calotype"})
+    with urllib.request.urlopen(request, timeout=DOWNLOAD_SECONDS) as answer:
+        data: bytes = answer.read(DOWNLOAD_BYTES + 1)
+    if len(data) > DOWNLOAD_BYTES:
+        raise InputError(f"it is larger than {DOWNLOAD_BYTES // 2**20} MiB")
+    return data
+
+
+def numpy_to_pil(images: np.ndarray) -> list[PIL.Image.Image]:
+    """PIL images from floats in [0, 1] of shape [H, W, C] or [B, H, W, C] with 1, 3 or 4 channels.
+
+    Values outside of [0, 1] are clipped; NaN, infinity or another shape raise ``InputError``.
+    """
+    batch = images[None] if images.ndim == 3 else images
+    if batch.ndim != 4 or batch.shape[-1] not in (1, 3, 4):
+        raise InputError(
+            f"Pictures have the shape [height, width, channels] or [batch, height, width, channels] with 1, 3 or "
+            f"4 channels, not {list(images.shape)}."
+        )
+    if not np.isfinite(batch).all():
+        raise InputError("The pictures hold NaN or infinite values, so there is nothing to show.")
+    levels = (batch.clip(0, 1) * 255).round().astype(np.uint8)
+    return [PIL.Image.fromarray(item[..., 0] if item.shape[-1] == 1 else item) for item in levels]
+
+
+def pt_to_pil(images: torch.Tensor) -> list[PIL.Image.Image]:
+    """PIL images from a tensor in [-1, 1] of shape [B, C, H, W]."""
+    return numpy_to_pil((images / 2 + 0.5).permute(0, 2, 3, 1).float().cpu().numpy())
+
+
+def make_image_grid(
+    images: Sequence[PIL.Image.Image], rows: int, cols: int, resize: int | None = None
+) -> PIL.Image.Image:
+    """One picture from ``rows * cols`` pictures of one size, filled row by row.
+
+    ``resize`` makes each of them a square of that side first. Raises ``InputError`` if their number or their
+    sizes do not fit.
+    """
+    if not images or len(images) != rows * cols:
+        raise InputError(
+            f"A grid of {rows} rows and {cols} columns takes {rows * cols} pictures; there are {len(images)}."
+        )
+    cells = [image.resize((resize, resize)) for image in images] if resize is not None else list(images)
+    width, height = cells[0].size
+    for number, cell in enumerate(cells):
+        if cell.size != (width, height):
+            raise InputError(
+                f"Picture {number} is {cell.width}x{cell.height} while the first is {width}x{height}: pass "
+                f"resize=... to make them equal."
+            )
+    grid = PIL.Image.new("RGB", (cols * width, rows * height))
+    for number, cell in enumerate(cells):
+        grid.paste(cell, (number % cols * width, number // cols * height))
+    return grid
+
+
+def contact_sheet(
+    images: Sequence[PIL.Image.Image],
+    captions: Sequence[str] | None = None,
+    columns: int | None = None,
+    cell: int = 256,
+) -> PIL.Image.Image:
+    """A sheet of pictures of any sizes on white, each fitted into a square of ``cell`` pixels, caption below.
+
+    Without ``columns`` the sheet is about as wide as it is high, and never wider than the pictures need.
+    """
+    if not images:
+        raise InputError("A contact sheet needs at least one picture.")
+    if captions is not None and len(captions) != len(images):
+        raise InputError(f"There are {len(captions)} captions for {len(images)} pictures.")
+    columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
+    gap, size = cell // 16, max(10, cell // 18)
+    font = PIL.ImageFont.load_default(size=size)
+    wrapped = ["\n".join(_lines(caption, cell, font)) for caption in captions or ()]
+    line = round(size * 1.3)
+    room = max((text.count("\n") + 1 for text in wrapped), default=0) * line + (gap // 2 if wrapped else 0)
+    rows = math.ceil(len(images) / columns)
+    sheet = PIL.Image.new(
+        "RGB", (columns * (cell + gap) + gap, rows * (cell + room + gap) + gap), (255, 255, 255)
+    )
+    draw = PIL.ImageDraw.Draw(sheet)
+    for number, image in enumerate(images):
+        left = gap + number % columns * (cell + gap)
+        top = gap + number // columns * (cell + room + gap)
+        scale = cell / max(image.size)
+        fitted = image.convert("RGB").resize(
+            (max(1, round(image.width * scale)), max(1, round(image.height * scale))),
+            PIL.Image.Resampling.LANCZOS,
+        )
+        sheet.paste(fitted, (left + (cell - fitted.width) // 2, top + (cell - fitted.height) // 2))
+        if wrapped:
+            draw.multiline_text(
+                (left, top + cell + gap // 2),
+                wrapped[number],
+                fill=(40, 40, 40),
+                font=font,
+                spacing=line - size,
+            )
+    return sheet
+
+
+def _lines(text: str, width: int, font: PIL.ImageFont.FreeTypeFont | PIL.ImageFont.ImageFont) -> list[str]:
+    """The text broken so that each line is at most ``width`` pixels wide, four lines at most."""
+    letters = max(8, round(width / max(1.0, font.getlength("abcdefghij") / 10)))
+    return textwrap.wrap(" ".join(text.split()), letters, max_lines=4, placeholder=" …") or [""]
