@@ -79,15 +79,89 @@ def _as_json(value: Any) -> Any:
     return str(value)
 
 
-class ConfigMixin:
+class ConfigFile:
+    """An object with a configuration that is kept in a JSON file called ``config_name``."""
+
+    config_name: ClassVar[str]
+    ignore_for_config: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def config(self) -> Config:
+        """The configuration, frozen."""
+        return self.__dict__.get("_config") or Config()
+
+    def register_to_config(self, **entries: Any) -> None:
+        """Add or replace entries of the configuration."""
+        defaults = tuple(k for k in self.config.get("_use_default_values", ()) if k not in entries)
+        merged = {**self.config, **{k: v for k, v in entries.items() if k not in self.ignore_for_config}}
+        if "_use_default_values" in self.config:
+            merged["_use_default_values"] = defaults
+        self.__dict__["_config"] = Config(merged)
+
+    @classmethod
+    def load_config(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        return_unused_kwargs: bool = False,
+        return_commit_hash: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """The configuration as a dictionary, from a folder, a JSON file or a Hub repository.
+
+        Takes the Hub options (``revision``, ``token``, ``cache_dir``, ``local_files_only``, ``force_download``,
+        ``subfolder``). Raises ``ModelFilesError`` when there is none or it is not a JSON object.
+        """
+        from calotype.core import hub
+
+        subfolder = kwargs.pop("subfolder", None)
+        options = hub.HubOptions.take(kwargs)
+        path = hub.find_file(
+            pretrained_model_name_or_path, cls.config_name, subfolder=subfolder, options=options
+        )
+        config = read_json(path)
+        result: tuple[Any, ...] = (config,)
+        if return_unused_kwargs:
+            result += (kwargs,)
+        if return_commit_hash:
+            result += (hub.commit_of(path),)
+        return result if len(result) > 1 else config
+
+    get_config_dict = load_config
+
+    def to_json_string(self) -> str:
+        """The configuration as the reference writes it: sorted keys, two spaces, class name and format version."""
+        entries = {k: v for k, v in self.config.items() if k not in ("_use_default_values", "_ignore_files")}
+        entries |= {"_class_name": type(self).__name__, "_diffusers_version": FORMAT_VERSION}
+        return json.dumps(entries, indent=2, sort_keys=True, default=_as_json) + "\n"
+
+    def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
+        """Write :meth:`to_json_string` to a file, atomically."""
+        write_text(Path(json_file_path), self.to_json_string())
+
+    def save_config(
+        self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
+        """Write the configuration to ``save_directory/config_name``, making the folder; optionally upload it."""
+        folder = Path(save_directory)
+        if folder.is_file():
+            raise ModelFilesError(
+                f"{folder} is a file; save_config needs a folder to write {self.config_name} into."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        self.to_json_file(folder / self.config_name)
+        if push_to_hub:
+            from calotype.core import hub
+
+            hub.upload_folder(folder, **kwargs)
+
+
+class ConfigMixin(ConfigFile):
     """An object that is made from its configuration: ``cls.from_config(obj.config)`` makes it again.
 
     The constructor's arguments are the configuration; subclasses write an ordinary explicit ``__init__`` and set
     ``config_name``. Arguments in ``ignore_for_config`` (components of a pipeline, say) are not recorded.
     """
 
-    config_name: ClassVar[str]
-    ignore_for_config: ClassVar[tuple[str, ...]] = ()
     _compatibles: ClassVar[tuple[str, ...]] = ()
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
@@ -107,17 +181,6 @@ class ConfigMixin:
                 defaults.append(name)
         self.__dict__["_config"] = Config(values, _use_default_values=defaults)
         return self
-
-    @property
-    def config(self) -> Config:
-        """The configuration: every constructor argument, frozen."""
-        return self.__dict__["_config"]
-
-    def register_to_config(self, **entries: Any) -> None:
-        """Add or replace entries of the configuration."""
-        defaults = tuple(k for k in self.config.get("_use_default_values", ()) if k not in entries)
-        merged = {**self.config, **{k: v for k, v in entries.items() if k not in self.ignore_for_config}}
-        self.__dict__["_config"] = Config(merged, _use_default_values=defaults)
 
     @classmethod
     def from_config(
@@ -179,62 +242,6 @@ class ConfigMixin:
         unused = {**unknown, **{k: v for k, v in kwargs.items() if k not in arguments}}
         hidden = {key: value for key, value in stated.items() if key not in arguments}
         return arguments, unused, hidden
-
-    @classmethod
-    def load_config(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike[str],
-        return_unused_kwargs: bool = False,
-        return_commit_hash: bool = False,
-        **kwargs: Any,
-    ) -> Any:
-        """The configuration as a dictionary, from a folder, a JSON file or a Hub repository.
-
-        Takes the Hub options (``revision``, ``token``, ``cache_dir``, ``local_files_only``, ``force_download``,
-        ``subfolder``). Raises ``ModelFilesError`` when there is none or it is not a JSON object.
-        """
-        from calotype.core import hub
-
-        subfolder = kwargs.pop("subfolder", None)
-        options = hub.HubOptions.take(kwargs)
-        path = hub.find_file(
-            pretrained_model_name_or_path, cls.config_name, subfolder=subfolder, options=options
-        )
-        config = read_json(path)
-        result: tuple[Any, ...] = (config,)
-        if return_unused_kwargs:
-            result += (kwargs,)
-        if return_commit_hash:
-            result += (hub.commit_of(path),)
-        return result if len(result) > 1 else config
-
-    get_config_dict = load_config
-
-    def to_json_string(self) -> str:
-        """The configuration as the reference writes it: sorted keys, two spaces, class name and format version."""
-        entries = {k: v for k, v in self.config.items() if k not in ("_use_default_values", "_ignore_files")}
-        entries |= {"_class_name": type(self).__name__, "_diffusers_version": FORMAT_VERSION}
-        return json.dumps(entries, indent=2, sort_keys=True, default=_as_json) + "\n"
-
-    def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
-        """Write :meth:`to_json_string` to a file, atomically."""
-        write_text(Path(json_file_path), self.to_json_string())
-
-    def save_config(
-        self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
-    ) -> None:
-        """Write the configuration to ``save_directory/config_name``, making the folder; optionally upload it."""
-        folder = Path(save_directory)
-        if folder.is_file():
-            raise ModelFilesError(
-                f"{folder} is a file; save_config needs a folder to write {self.config_name} into."
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        self.to_json_file(folder / self.config_name)
-        if push_to_hub:
-            from calotype.core import hub
-
-            hub.upload_folder(folder, **kwargs)
 
 
 def _parameters_of(class_names: Iterable[str]) -> Iterable[str]:

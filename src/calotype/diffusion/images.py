@@ -1,0 +1,54 @@
+"""Pictures as tensors, arrays and PIL images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from calotype.core.errors import CalotypeError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+
+class NonFiniteError(CalotypeError, ArithmeticError):
+    """A computation that gave NaN or infinity, which would show as a black picture."""
+
+
+def check_finite(tensor: torch.Tensor, what: str) -> torch.Tensor:
+    """``tensor``, if all its values are finite; otherwise ``NonFiniteError`` says what to try."""
+    if not torch.isfinite(tensor).all():
+        raise NonFiniteError(
+            f"{what} hold NaN or infinite values in {str(tensor.dtype).removeprefix('torch.')}: load the model with "
+            f"torch_dtype=torch.float32 or torch.bfloat16, and check the weights and the guidance scale."
+        )
+    return tensor
+
+
+def to_unit(images: torch.Tensor) -> torch.Tensor:
+    """From the models' range [-1, 1] to [0, 1], clamped."""
+    return (images / 2 + 0.5).clamp(0, 1)
+
+
+def to_numpy(images: torch.Tensor) -> np.ndarray:
+    """(batch, channels, height, width) on any device to a float32 array (batch, height, width, channels)."""
+    return images.cpu().permute(0, 2, 3, 1).float().numpy()
+
+
+def numpy_to_pil(images: np.ndarray) -> list[Image.Image]:
+    """Arrays (batch, height, width, channels) or (height, width, channels) in [0, 1] to pictures; one channel gives grey."""
+    from PIL import Image
+
+    batch = images[None] if images.ndim == 3 else images
+    pixels = (batch * 255).round().astype("uint8")
+    return [Image.fromarray(p[..., 0] if p.shape[-1] == 1 else p) for p in pixels]
+
+
+def present(images: torch.Tensor, output_type: str) -> Any:
+    """Pictures in [0, 1], shape (batch, channels, height, width), as ``"pt"``, ``"np"`` or ``"pil"``."""
+    if output_type == "pt":
+        return images
+    arrays = to_numpy(images)
+    return arrays if output_type == "np" else numpy_to_pil(arrays)
