@@ -230,7 +230,7 @@ def test_config_overrides_and_unknown_arguments(tmp_path: Path) -> None:
     assert Small.from_pretrained(tmp_path, depth=7).config.depth == 7
     with pytest.raises(InputError, match="torch_dtpye"):
         Small.from_pretrained(tmp_path, torch_dtpye=torch.float16)
-    with pytest.raises(InputError, match="not a torch.dtype"):
+    with pytest.raises(InputError, match=r"not a torch\.dtype"):
         Small.from_pretrained(tmp_path, torch_dtype="half-ish")
 
 

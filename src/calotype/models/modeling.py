@@ -178,7 +178,8 @@ class ModelMixin(ConfigMixin, nn.Module):
     def dtype(self) -> torch.dtype:
         """The type of the first floating-point parameter (or buffer) that is not kept in float32 on purpose."""
         last = torch.get_default_dtype()
-        for name, tensor in (*self.named_parameters(), *self.named_buffers()):
+        tensors: list[tuple[str, torch.Tensor]] = [*self.named_parameters(), *self.named_buffers()]
+        for name, tensor in tensors:
             if tensor.is_floating_point() and not any(part in name for part in self._keep_in_fp32_modules):
                 return tensor.dtype
             last = tensor.dtype
@@ -236,8 +237,7 @@ class ModelMixin(ConfigMixin, nn.Module):
     def _set_checkpointing(self, enabled: bool, function: Callable[..., Any]) -> None:
         for part in self.modules():
             if hasattr(part, "gradient_checkpointing"):
-                part.gradient_checkpointing = enabled
-                part._gradient_checkpointing_func = function
+                vars(part).update(gradient_checkpointing=enabled, _gradient_checkpointing_func=function)
 
     # -- attention: PyTorch's own serves -----------------------------------------------------------------------
 
