@@ -13,6 +13,14 @@ from calotype.core.version import __version__
 
 _HOME = {
     "calotype.core.config": ("ConfigMixin",),
+    "calotype.diffusion.limits": ("limits", "set_limits"),
+    "calotype.pipelines.auto": ("AutoPipelineForText2Image",),
+    "calotype.pipelines.load": ("load",),
+    "calotype.pipelines.outputs": ("ImagePipelineOutput",),
+    "calotype.pipelines.pipeline": ("DiffusionPipeline",),
+    "calotype.pipelines.safety_checker": ("StableDiffusionSafetyChecker",),
+    "calotype.pipelines.stable_diffusion": ("StableDiffusionPipeline",),
+    "calotype.pipelines.unconditional": ("DDIMPipeline", "DDPMPipeline"),
     "calotype.models.modeling": ("ModelMixin",),
     "calotype.models.unet_2d": ("UNet2DModel",),
     "calotype.models.unet_2d_condition": ("UNet2DConditionModel",),

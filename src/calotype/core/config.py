@@ -60,9 +60,13 @@ class Config(dict[str, Any]):
         return Config, (dict(self),)
 
 
-@lru_cache(maxsize=512)
 def init_parameters(cls: type) -> Mapping[str, inspect.Parameter]:
     """The named parameters of a class's constructor, in order, without ``self`` and ``*args``/``**kwargs``."""
+    return _init_parameters(cls)
+
+
+@lru_cache(maxsize=512)
+def _init_parameters(cls: type) -> Mapping[str, inspect.Parameter]:
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     parameters = list(inspect.signature(cls.__init__).parameters.items())[1:]  # type: ignore[misc]
     return {name: parameter for name, parameter in parameters if parameter.kind not in variadic}

@@ -16,7 +16,8 @@ import torch
 class Guidance(ABC):
     """How the predictions of several branches become one."""
 
-    branches: tuple[str, ...]
+    branches: ClassVar[tuple[str, ...]]
+    """The names of the predictions that a step needs."""
 
     @abstractmethod
     def combine(self, predictions: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -37,7 +38,7 @@ class Unguided(Guidance):
 
 @dataclass(frozen=True)
 class ClassifierFree(Guidance):
-    """ε = ε_uncond + s·(ε_cond − ε_uncond) (arXiv:2207.12598), rescaled by φ (arXiv:2305.08891, equations 15 and 16)."""
+    """ε = ε_uncond + s·(ε_cond − ε_uncond) (arXiv:2207.12598), rescaled by φ (arXiv:2305.08891, eq. 15, 16)."""
 
     scale: float
     rescale: float = 0.0

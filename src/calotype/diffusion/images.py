@@ -38,7 +38,7 @@ def to_numpy(images: torch.Tensor) -> np.ndarray:
 
 
 def numpy_to_pil(images: np.ndarray) -> list[Image.Image]:
-    """Arrays (batch, height, width, channels) or (height, width, channels) in [0, 1] to pictures; one channel gives grey."""
+    """Arrays (batch, height, width, channels), or one without a batch, in [0, 1] to pictures; one channel is grey."""
     from PIL import Image
 
     batch = images[None] if images.ndim == 3 else images

@@ -28,7 +28,7 @@ class Inputs:
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> Self:
-        """The group's values taken from a call's arguments; those that the pipeline does not have keep their default."""
+        """The group's values among a call's arguments; what the pipeline does not take keeps its default."""
         return cls(**{f.name: arguments[f.name] for f in fields(cls) if f.name in arguments})
 
 
@@ -95,8 +95,8 @@ class Prompt(Inputs):
         embeds, negative = self.prompt_embeds, self.negative_prompt_embeds
         if embeds is not None and negative is not None and embeds.shape != negative.shape:
             raise InputError(
-                f"prompt_embeds has the shape {tuple(embeds.shape)} and negative_prompt_embeds {tuple(negative.shape)}; "
-                f"they must be equal."
+                f"prompt_embeds has the shape {tuple(embeds.shape)} and negative_prompt_embeds "
+                f"{tuple(negative.shape)}; they must be equal."
             )
         if self.clip_skip is not None and (not isinstance(self.clip_skip, int) or self.clip_skip < 0):
             raise InputError(
@@ -147,6 +147,11 @@ class Batch(Inputs):
     def __post_init__(self) -> None:
         _positive("batch_size", self.batch_size, "pictures")
         limits().check("pictures", self.batch_size, f"A call for {self.batch_size:,} pictures")
+
+    @property
+    def pictures(self) -> int:
+        """Pictures in the whole call."""
+        return self.batch_size
 
 
 @dataclass(frozen=True)
@@ -271,7 +276,8 @@ class Callbacks(Inputs):
         unknown = [name for name in self.callback_on_step_end_tensor_inputs or () if name not in allowed]
         if unknown:
             raise InputError(
-                f"callback_on_step_end_tensor_inputs names {', '.join(unknown)}; this pipeline offers {', '.join(allowed)}."
+                f"callback_on_step_end_tensor_inputs names {', '.join(unknown)}; this pipeline offers "
+                f"{', '.join(allowed)}."
             )
 
 

@@ -40,7 +40,7 @@ def _from_environment() -> Limits:
                 given[field.name] = int(text)
             except ValueError:
                 raise InputError(
-                    f"The environment variable CALOTYPE_MAX_{field.name.upper()} is {text!r}; it must be a whole number."
+                    f"The environment variable CALOTYPE_MAX_{field.name.upper()} is {text!r}, not a whole number."
                 ) from None
     return Limits(**given)
 

@@ -1,0 +1,42 @@
+"""Setting a scheduler up for one run."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+
+from calotype.core.errors import InputError
+from calotype.diffusion.inputs import Noise, Steps
+
+
+def set_timesteps(scheduler: Any, steps: Steps, device: torch.device) -> torch.Tensor:
+    """Start a run of the scheduler; its timesteps (n,), on ``device``.
+
+    Raises ``InputError`` when custom timesteps or sigmas are given to a scheduler that takes none.
+    """
+    custom = {name: value for name in ("timesteps", "sigmas") if (value := getattr(steps, name)) is not None}
+    takes = inspect.signature(scheduler.set_timesteps).parameters
+    for name in custom:
+        if name not in takes:
+            raise InputError(
+                f"{type(scheduler).__name__} takes no custom {name}; give num_inference_steps instead, or use a "
+                f"scheduler that does, such as EulerDiscreteScheduler."
+            )
+    if custom:
+        scheduler.set_timesteps(device=device, **custom)
+    else:
+        scheduler.set_timesteps(steps.num_inference_steps, device=device)
+    return scheduler.timesteps
+
+
+def step_arguments(scheduler: Any, steps: Steps, noise: Noise) -> dict[str, Any]:
+    """What this scheduler's ``step`` takes beyond prediction, timestep and sample."""
+    offered = {
+        "eta": steps.eta,
+        "generator": noise.generator,
+        "use_clipped_model_output": steps.use_clipped_model_output,
+    }
+    takes = inspect.signature(scheduler.step).parameters
+    return {name: value for name, value in offered.items() if name in takes and value is not None}

@@ -1,0 +1,51 @@
+"""Text through a CLIP text model: tokens, the chosen hidden layer, and a warning for what does not fit."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from calotype.core.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+def tokenize(tokenizer: Any, texts: Sequence[str], length: int) -> Any:
+    """Token ids and attention mask (batch, length), padded and cut."""
+    return tokenizer(
+        list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+    )
+
+
+def warn_of_cut(tokenizer: Any, texts: Sequence[str], length: int) -> None:
+    """Log the words of each text that lie past the ``length`` tokens which the encoder reads."""
+    for text, ids in zip(texts, tokenizer(list(texts)).input_ids, strict=True):
+        if len(ids) > length:
+            # the last token that is read is the end mark, so the text is cut one token earlier
+            cut = tokenizer.decode(ids[length - 1 : -1])
+            logger.warning("The text encoder reads %d tokens; this part of %r is cut: %r", length, text, cut)
+
+
+def encode(
+    encoder: Any, tokenizer: Any, texts: Sequence[str], length: int, clip_skip: int | None = None
+) -> torch.Tensor:
+    """Hidden states (batch, length, channels) of a CLIP text model, on its device.
+
+    ``clip_skip`` counts layers back from the last; the final layer norm is applied in either case. Raises
+    ``InputError`` when the encoder has no such layer.
+    """
+    tokens = tokenize(tokenizer, texts, length)
+    masked = getattr(encoder.config, "use_attention_mask", False)
+    mask = tokens.attention_mask.to(encoder.device) if masked else None
+    ids = tokens.input_ids.to(encoder.device)
+    if clip_skip is None:
+        return encoder(ids, attention_mask=mask)[0]
+    layers = encoder.config.num_hidden_layers
+    if clip_skip > layers:
+        raise InputError(f"clip_skip is {clip_skip}, but the text encoder has only {layers} layers to skip.")
+    hidden = encoder(ids, attention_mask=mask, output_hidden_states=True).hidden_states[-(clip_skip + 1)]
+    # the model's own layers stood under `text_model` before transformers 5
+    return getattr(encoder, "text_model", encoder).final_layer_norm(hidden)

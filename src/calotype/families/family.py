@@ -1,0 +1,90 @@
+"""What a model family is to the rest of the library: how it reads a prompt, calls its denoiser and shows its latents.
+
+A family is a frozen value whose fields are a pipeline's components, in the order and with the defaults of the public
+constructor. It is bound to the components anew for each call, so that replacing ``pipe.unet`` takes effect at once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, ClassVar
+
+import torch
+
+from calotype.diffusion.conditions import Conditions
+from calotype.diffusion.guidance import Guidance
+
+
+def component(default: Any = MISSING) -> Any:
+    """A field that is a component of the pipeline: a model, tokenizer, scheduler or processor."""
+    return field(default=default, metadata={"component": True})
+
+
+def option(default: Any) -> Any:
+    """A field that is a plain value recorded in ``model_index.json``."""
+    return field(default=default, metadata={"component": False})
+
+
+@dataclass(frozen=True)
+class Family(ABC):
+    """Base of the families; abstract."""
+
+    tensor_names: ClassVar[tuple[str, ...]] = ("latents",)
+    """The tensors that a callback may ask for between steps."""
+
+    @classmethod
+    def components(cls) -> tuple[str, ...]:
+        """The names of the fields that are components."""
+        return tuple(f.name for f in fields(cls) if f.metadata["component"])
+
+    @classmethod
+    def prepared(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """The constructor's values after the family's own checks and repairs of old configurations."""
+        return values
+
+    @abstractmethod
+    def subject(self, arguments: Mapping[str, Any]) -> Any:
+        """The input group that says what to make and, as ``pictures``, how many."""
+
+    @property
+    @abstractmethod
+    def default_size(self) -> tuple[int, int]:
+        """Height and width in pixels that the model was trained for."""
+
+    @property
+    @abstractmethod
+    def multiple(self) -> int:
+        """What height and width must divide by."""
+
+    @abstractmethod
+    def guidance(self, arguments: Mapping[str, Any]) -> Guidance:
+        """The guidance that a call's arguments ask for."""
+
+    @abstractmethod
+    def encode(
+        self, subject: Any, arguments: Mapping[str, Any], guidance: Guidance, device: torch.device
+    ) -> Conditions:
+        """What the denoiser is told, with the guidance's branches stacked along the batch."""
+
+    @abstractmethod
+    def latent_shape(self, pictures: int, height: int, width: int) -> tuple[int, ...]:
+        """The shape of the latents of so many pictures of this size in pixels."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """The type that latents are drawn in."""
+
+    @abstractmethod
+    def predict(self, latents: torch.Tensor, timestep: torch.Tensor, conditions: Conditions) -> torch.Tensor:
+        """The denoiser's output for the stacked latents."""
+
+    @abstractmethod
+    def decode(self, latents: torch.Tensor, generator: Any) -> torch.Tensor:
+        """Pictures in [-1, 1], shape (batch, channels, height, width), from latents."""
+
+    def screen(self, images: torch.Tensor) -> tuple[torch.Tensor, list[bool] | None]:
+        """Pictures in [0, 1] after the safety check, and which of them it blanked; None where there is no check."""
+        return images, None

@@ -1,0 +1,59 @@
+"""Unconditional diffusion in pixels (arXiv:2006.11239): a UNet and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from calotype.diffusion.conditions import Conditions, Nothing
+from calotype.diffusion.guidance import Guidance, Unguided
+from calotype.diffusion.inputs import Batch
+from calotype.families.family import Family, component
+
+if TYPE_CHECKING:
+    from calotype.models.unet_2d import UNet2DModel
+    from calotype.schedulers.scheduler import SchedulerMixin
+
+
+@dataclass(frozen=True)
+class Pixels(Family):
+    """The family bound to its components."""
+
+    unet: UNet2DModel = component()
+    scheduler: SchedulerMixin = component()
+
+    def subject(self, arguments: Mapping[str, Any]) -> Batch:
+        return Batch.of(arguments)
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        size = self.unet.config.sample_size
+        return (size, size) if isinstance(size, int) else tuple(size)
+
+    @property
+    def multiple(self) -> int:
+        return 1
+
+    def guidance(self, arguments: Mapping[str, Any]) -> Guidance:
+        return Unguided()
+
+    def encode(
+        self, subject: Batch, arguments: Mapping[str, Any], guidance: Guidance, device: torch.device
+    ) -> Conditions:
+        return Nothing()
+
+    def latent_shape(self, pictures: int, height: int, width: int) -> tuple[int, ...]:
+        return pictures, self.unet.config.in_channels, height, width
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.unet.dtype
+
+    def predict(self, latents: torch.Tensor, timestep: torch.Tensor, conditions: Conditions) -> torch.Tensor:
+        return self.unet(latents, timestep, return_dict=False)[0]
+
+    def decode(self, latents: torch.Tensor, generator: Any) -> torch.Tensor:
+        return latents

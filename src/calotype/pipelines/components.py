@@ -1,0 +1,235 @@
+"""A pipeline's components in files: which class each entry of ``model_index.json`` names, loading and saving them.
+
+Only classes of calotype and classes of transformers that hold models, tokenizers or processors may be named; nothing
+that a repository brings is ever executed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from calotype.core.errors import InputError, ModelFilesError, UnknownClassError
+from calotype.core.tensor_files import tensor_infos
+from calotype.core.weights import find_weights
+from calotype.models.modeling import ModelMixin
+
+logger = logging.getLogger(__name__)
+
+INDEX = "model_index.json"
+
+LIBRARY = "diffusers"
+"""How files name the library whose layout this is."""
+
+_RENAMED_IN_TRANSFORMERS = {"CLIPFeatureExtractor": "CLIPImageProcessor"}
+
+_TRANSFORMERS_BASES = (
+    "PreTrainedModel",
+    "PreTrainedTokenizerBase",
+    "FeatureExtractionMixin",
+    "ImageProcessingMixin",
+    "ProcessorMixin",
+)
+
+_IN_A_PIPELINE_FOLDER = {"StableDiffusionSafetyChecker": "stable_diffusion"}
+"""Classes that files name with a pipeline's folder in place of the library."""
+
+
+def public_class(name: str) -> type:
+    """The class of calotype called ``name``; ``UnknownClassError`` names the nearest otherwise."""
+    public = importlib.import_module("calotype")
+    found = getattr(public, name, None) if name in public.__all__ else None
+    if not isinstance(found, type):
+        near = difflib.get_close_matches(name, public.__all__, n=1, cutoff=0.5)
+        hint = f"; the nearest is {near[0]}" if near else ""
+        raise UnknownClassError(f"calotype has no class {name!r}{hint}.")
+    return found
+
+
+def transformers_class(name: str) -> type:
+    """The class of transformers called ``name``, if it is a model, tokenizer or processor."""
+    import transformers
+
+    found = getattr(transformers, _RENAMED_IN_TRANSFORMERS.get(name, name), None)
+    if not isinstance(found, type):
+        raise UnknownClassError(
+            f"The installed transformers {transformers.__version__} has no class {name!r}; another version may."
+        )
+    bases = tuple(getattr(transformers, base, None) or _mixin(base) for base in _TRANSFORMERS_BASES)
+    if not issubclass(found, bases):
+        raise UnknownClassError(
+            f"transformers.{name} is not a model, tokenizer or processor, so it is refused."
+        )
+    return found
+
+
+def _mixin(name: str) -> type:
+    """Bases that transformers does not export at its top."""
+    homes = {
+        "ImageProcessingMixin": "transformers.image_processing_base",
+        "PreTrainedTokenizerBase": "transformers.tokenization_utils_base",
+    }
+    return getattr(importlib.import_module(homes.get(name, "transformers")), name)
+
+
+def component_class(library: str, class_name: str) -> type:
+    """The class that an entry of ``model_index.json`` names."""
+    if library == "transformers":
+        return transformers_class(class_name)
+    return public_class(class_name)
+
+
+def library_of(value: Any) -> tuple[str | None, str | None]:
+    """The entry of ``model_index.json`` for a component: library and class name."""
+    if value is None:
+        return None, None
+    cls = type(getattr(value, "_orig_mod", value))  # a compiled module stands for the module inside
+    root = cls.__module__.split(".")[0]
+    if cls.__name__ in _IN_A_PIPELINE_FOLDER:
+        return _IN_A_PIPELINE_FOLDER[cls.__name__], cls.__name__
+    return (LIBRARY if root == "calotype" else root), cls.__name__
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How components are loaded; the fields are arguments of ``from_pretrained``."""
+
+    dtype: torch.dtype | Mapping[str, torch.dtype] | None = None
+    variant: str | None = None
+    use_safetensors: bool | None = None
+    device: torch.device | None = None
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        """The type of the component ``name``: float32 unless asked otherwise, whatever the files hold."""
+        if isinstance(self.dtype, Mapping):
+            return self.dtype.get(name, self.dtype.get("default", torch.float32))
+        return self.dtype or torch.float32
+
+
+def load_component(folder: Path, name: str, library: str, class_name: str, loading: Loading) -> Any:
+    """One component from its subfolder; ``ModelFilesError`` or ``UnknownClassError`` says what is wrong."""
+    try:
+        cls = component_class(library, class_name)
+    except UnknownClassError as error:
+        raise UnknownClassError(f"The component {name!r} of {folder} cannot be loaded: {error}") from error
+    if not (folder / name).is_dir():
+        raise ModelFilesError(
+            f"{folder / INDEX} names the component {name!r}, but there is no folder {folder / name}; download it, or "
+            f"pass {name}=…."
+        )
+    if not issubclass(cls, torch.nn.Module):
+        return cls.from_pretrained(folder / name)  # type: ignore[attr-defined]
+    if not issubclass(cls, ModelMixin):
+        return load_transformers_model(cls, folder / name, name, loading)
+    return cls.from_pretrained(
+        folder / name,
+        torch_dtype=loading.dtype_of(name),
+        variant=_variant_in(folder / name, loading.variant),
+        use_safetensors=loading.use_safetensors,
+        device_map=loading.device,
+    )
+
+
+def load_transformers_model(cls: type, folder: Path, name: str, loading: Loading) -> torch.nn.Module:
+    """A transformers model with our rules: safetensors unless asked otherwise, and no weight missing."""
+    from transformers.utils import logging as their_logging
+
+    variant = _variant_in(folder, loading.variant)
+    pickled = loading.use_safetensors is False and _has_pickle(folder)
+    for path in _transformers_weights(folder, variant, pickled):
+        tensor_infos(path)
+    verbosity, bars = their_logging.get_verbosity(), their_logging.is_progress_bar_enabled()
+    their_logging.set_verbosity_error()
+    their_logging.disable_progress_bar()
+    try:
+        model, info = cls.from_pretrained(  # type: ignore[attr-defined]
+            folder,
+            dtype=loading.dtype_of(name),
+            variant=variant,
+            use_safetensors=not pickled,
+            output_loading_info=True,
+        )
+    finally:
+        their_logging.set_verbosity(verbosity)
+        if bars:
+            their_logging.enable_progress_bar()
+    if missing := sorted(info.get("missing_keys") or ()):
+        raise ModelFilesError(
+            f"The weights in {folder} lack {len(missing)} of {cls.__name__}'s parameters, such as {missing[0]!r}: the "
+            f"files are incomplete or of another model."
+        )
+    if loading.device is not None:
+        model.to(loading.device)
+    return model.eval()
+
+
+def _has_pickle(folder: Path) -> bool:
+    return any(folder.glob("pytorch_model*.bin"))
+
+
+def _transformers_weights(folder: Path, variant: str | None, pickled: bool) -> tuple[Path, ...]:
+    """The weight files of a transformers model; ``ModelFilesError`` if there are none of the kind that may be read."""
+    if pickled:
+        return find_weights(folder, variant=variant, use_safetensors=False, stem="pytorch_model").paths
+    try:
+        return find_weights(folder, variant=variant, stem="model").paths
+    except ModelFilesError as error:
+        if not _has_pickle(folder):
+            raise
+        raise ModelFilesError(
+            f"{folder} has its weights only as a pickle, which may be made to run code when it is loaded: pass "
+            f"use_safetensors=False if you trust where it comes from."
+        ) from error
+
+
+def _variant_in(folder: Path, variant: str | None) -> str | None:
+    """``variant`` if the component has files of it; some checkpoints have a variant of a few components only."""
+    if variant is None or any(f".{variant}." in path.name for path in folder.iterdir()):
+        return variant
+    logger.warning("There are no %s files in %s; taking the plain ones.", variant, folder)
+    return None
+
+
+def check_variant(folder: Path, components: Iterable[str], variant: str | None) -> None:
+    """Refuse a variant that no component of a checkpoint has."""
+    if variant is None:
+        return
+    folders = [folder / name for name in components if (folder / name).is_dir()]
+    if not any(f".{variant}." in path.name for part in folders for path in part.iterdir()):
+        raise ModelFilesError(
+            f"No component of {folder} has files of the variant {variant!r}; leave variant out."
+        )
+
+
+def save_component(
+    value: Any,
+    folder: Path,
+    *,
+    safe_serialization: bool,
+    variant: str | None,
+    max_shard_size: int | str | None,
+) -> None:
+    """Save one component with those of the arguments that its ``save_pretrained`` takes."""
+    value = getattr(value, "_orig_mod", value)
+    save = getattr(value, "save_pretrained", None)
+    if save is None:
+        raise InputError(
+            f"The component {folder.name!r} ({type(value).__name__}) cannot be saved: it has no save_pretrained."
+        )
+    takes = inspect.signature(save).parameters
+    offered: dict[str, Any] = {}
+    if isinstance(value, torch.nn.Module):
+        offered = {
+            "safe_serialization": safe_serialization,
+            "variant": variant,
+            "max_shard_size": max_shard_size,
+        }
+    save(folder, **{k: v for k, v in offered.items() if k in takes and v is not None})

@@ -1,0 +1,32 @@
+"""What pipelines return."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from calotype.core.outputs import BaseOutput
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from PIL.Image import Image
+
+
+@dataclass
+class ImagePipelineOutput(BaseOutput):
+    """Pictures: a list of PIL images, an array (batch, height, width, channels) or a tensor (batch, channels, …)."""
+
+    images: list[Image] | np.ndarray | torch.Tensor
+
+
+@dataclass
+class StableDiffusionPipelineOutput(BaseOutput):
+    """Pictures, and which of them the safety checker blanked (``None`` without a checker)."""
+
+    images: list[Image] | np.ndarray | torch.Tensor
+    nsfw_content_detected: list[bool] | None
+
+    def to_tuple(self) -> tuple[object, ...]:
+        """Both fields, the second also where it is ``None``."""
+        return self.images, self.nsfw_content_detected

@@ -1,0 +1,102 @@
+"""A call in progress: what a callback sees as the pipeline, and how it may change the rest of the run.
+
+The pipeline itself holds nothing of a call, so two threads may use one pipeline; a callback gets this view of it,
+whose guidance scale and interruption belong to its own call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from calotype.diffusion.guidance import Guidance
+from calotype.diffusion.inputs import Callbacks
+from calotype.diffusion.loop import State
+from calotype.families.family import Family
+
+_OF_THE_CALL = ("guidance_scale", "guidance_rescale", "clip_skip", "cross_attention_kwargs", "eta")
+
+
+class Running:
+    """One call of a pipeline. Everything that is not of the call is read from and written to the pipeline."""
+
+    def __init__(self, pipe: Any, family: Family, arguments: Mapping[str, Any], num_timesteps: int) -> None:
+        own = self.__dict__
+        own["_pipe"] = pipe
+        own["_family"] = family
+        own["_arguments"] = dict(arguments)
+        own["num_timesteps"] = num_timesteps
+        own["_interrupt"] = False
+
+    def __getattr__(self, name: str) -> Any:
+        key = name.removeprefix("_")
+        if key in _OF_THE_CALL and key in self._arguments:
+            return self._arguments[key]
+        return getattr(self._pipe, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        key = name.removeprefix("_")
+        if key in _OF_THE_CALL and key in self._arguments:
+            self._arguments[key] = value
+        elif name in self.__dict__:
+            self.__dict__[name] = value
+        else:
+            setattr(self._pipe, name, value)
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the run is to end after the current step."""
+        return self._interrupt
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether a step predicts with and without the prompt."""
+        return "uncond" in self.guidance.branches
+
+    @property
+    def guidance(self) -> Guidance:
+        """The guidance that the call's arguments, as they are now, ask for."""
+        return self._family.guidance(self._arguments)
+
+
+def observer(
+    running: Running,
+    callbacks: Callbacks,
+    earlier: Mapping[str, Any],
+    steps: int,
+    order: int,
+    advance: Callable[[], Any],
+) -> Callable[[int, torch.Tensor, State], State]:
+    """What the loop calls after each step: the user's callbacks, then the progress bar.
+
+    A solver of ``order`` 2 predicts twice a step, and some solvers predict more often at the start; the bar counts
+    the ``steps`` that were asked for.
+    """
+    function = callbacks.callback_on_step_end
+    wanted = callbacks.callback_on_step_end_tensor_inputs or ()
+    total = running.num_timesteps
+    plain = earlier.get("callback")
+    every = earlier.get("callback_steps", 1) or 1
+    warm_up = total - steps * order
+
+    def observe(index: int, timestep: torch.Tensor, state: State) -> State:
+        if function is not None:
+            offered = {"latents": state.latents, **state.conditions.tensors()}
+            given = {name: offered.get(name) for name in wanted}
+            returned = function(running, index, timestep, given)
+            if returned:
+                state = State(
+                    latents=returned.get("latents", state.latents),
+                    conditions=state.conditions.replaced(returned),
+                    guidance=running.guidance,
+                )
+        if index == total - 1 or (index + 1 > warm_up and (index + 1) % order == 0):
+            advance()
+            if plain is not None and index % every == 0:
+                plain(index // order, timestep, state.latents)
+        return replace(state, stopped=running.interrupt)
+
+    return observe

@@ -1,0 +1,87 @@
+"""Public signatures put together from the parts: constructors from a family's fields, calls from the input groups."""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from typing import Any
+
+from calotype.diffusion.inputs import GROUPS
+from calotype.families.family import Family
+
+_KEYWORDS = inspect.Parameter.POSITIONAL_OR_KEYWORD
+_SELF = inspect.Parameter("self", _KEYWORDS)
+_ARGUMENTS = {f.name: f for group in GROUPS for f in fields(group)}
+
+EARLIER_CALLBACK = ("callback", "callback_steps")
+"""The callback of the first releases; still accepted through ``**kwargs`` where the reference does."""
+
+
+def constructor(family: type[Family]) -> Callable[..., None]:
+    """An ``__init__`` whose parameters are the family's fields, in their order and with their defaults."""
+    parameters = [
+        inspect.Parameter(
+            f.name,
+            _KEYWORDS,
+            default=inspect.Parameter.empty if f.default is MISSING else f.default,
+            annotation=f.type,
+        )
+        for f in fields(family)
+    ]
+    signature = inspect.Signature([_SELF, *parameters], return_annotation=None)
+    names = family.components()
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        bound = signature.bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        values = family.prepared({k: v for k, v in bound.arguments.items() if k != "self"})
+        self.register_modules(**{name: values[name] for name in names})
+        self.register_to_config(**{name: value for name, value in values.items() if name not in names})
+
+    __init__.__signature__ = signature  # type: ignore[attr-defined]
+    return __init__
+
+
+def call(names: str, *, output: type, earlier_callback: bool = False, **defaults: Any) -> Callable[..., Any]:
+    """A ``__call__`` that takes the arguments ``names`` (separated by spaces) of the input groups, in this order.
+
+    ``defaults`` replace the groups' own where this pipeline's history differs; ``output`` is the class of the result.
+    """
+    chosen = [_ARGUMENTS[name] for name in names.split()]
+    parameters = [
+        inspect.Parameter(f.name, _KEYWORDS, default=defaults.get(f.name, f.default), annotation=f.type)
+        for f in chosen
+    ]
+    if earlier_callback:
+        parameters.append(inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD))
+    signature = inspect.Signature([_SELF, *parameters], return_annotation=f"{output.__name__} | tuple")
+
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        from calotype.pipelines.generation import generate
+
+        bound = signature.bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        arguments: dict[str, Any] = dict(bound.arguments)
+        arguments.pop("self")
+        return generate(self, arguments | _known(arguments.pop("kwargs", {})), output)
+
+    __call__.__signature__ = signature  # type: ignore[attr-defined]
+    lines = [
+        textwrap.fill(
+            f"{f.name}: {f.metadata['doc']}", 110, initial_indent="    ", subsequent_indent="        "
+        )
+        for f in chosen
+    ]
+    __call__.__doc__ = "\n".join(
+        ["Make pictures.", "", "Arguments:", *lines, "", f"Returns: {output.__name__}."]
+    )
+    return __call__
+
+
+def _known(extra: dict[str, Any]) -> dict[str, Any]:
+    unknown = [name for name in extra if name not in EARLIER_CALLBACK]
+    if unknown:
+        raise TypeError(f"This pipeline has no argument {', '.join(unknown)}.")
+    return extra

@@ -1,0 +1,64 @@
+"""Stable Diffusion pipelines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from calotype.diffusion.inputs import Prompt
+from calotype.diffusion.tasks import FromNoise
+from calotype.families.stable_diffusion import StableDiffusion
+from calotype.pipelines.outputs import StableDiffusionPipelineOutput
+from calotype.pipelines.pipeline import DiffusionPipeline
+from calotype.pipelines.signature import call, constructor
+
+
+class StableDiffusionPipeline(DiffusionPipeline):
+    """Text to image with Stable Diffusion 1.x and 2.x (arXiv:2112.10752)."""
+
+    family = StableDiffusion
+    task = FromNoise()
+    model_cpu_offload_seq = "text_encoder->image_encoder->unet->vae"
+    _optional_components = ("safety_checker", "feature_extractor", "image_encoder")
+    _exclude_from_cpu_offload = ("safety_checker",)
+
+    __init__ = constructor(StableDiffusion)
+    __call__ = call(
+        "prompt height width num_inference_steps timesteps sigmas guidance_scale negative_prompt num_images_per_prompt "
+        "eta generator latents prompt_embeds negative_prompt_embeds ip_adapter_image ip_adapter_image_embeds "
+        "output_type return_dict cross_attention_kwargs guidance_rescale clip_skip callback_on_step_end "
+        "callback_on_step_end_tensor_inputs",
+        output=StableDiffusionPipelineOutput,
+        earlier_callback=True,
+    )
+
+    def encode_prompt(
+        self,
+        prompt: str | list[str] | None,
+        device: torch.device | str | None,
+        num_images_per_prompt: int,
+        do_classifier_free_guidance: bool,
+        negative_prompt: str | list[str] | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        lora_scale: float | None = None,
+        clip_skip: int | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Prompt and negative prompt as embeddings (pictures, tokens, channels), for use as ``prompt_embeds``.
+
+        ``lora_scale`` has a meaning only where LoRA weights are loaded.
+        """
+        subject = Prompt(
+            prompt, negative_prompt, num_images_per_prompt, prompt_embeds, negative_prompt_embeds, clip_skip
+        )
+        family: Any = self.bound_family()
+        return family.embed(
+            subject, do_classifier_free_guidance, torch.device(device or self._execution_device)
+        )
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels a latent, along one side."""
+        family: Any = self.bound_family()
+        return family.scale_factor
