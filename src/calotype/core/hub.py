@@ -11,6 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from calotype.core.errors import InputError, ModelFilesError
+from calotype.core.selection import Selection, needed_files, select_files
+
+__all__ = [
+    "HubOptions",
+    "Selection",
+    "commit_of",
+    "find_file",
+    "is_local",
+    "list_files",
+    "needed_files",
+    "select_files",
+    "snapshot",
+    "try_find_file",
+    "upload_folder",
+]
 
 Location = str | os.PathLike[str]
 

@@ -188,11 +188,8 @@ class ModelMixin(ConfigMixin, nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the first parameter or buffer is."""
-        for tensor in self.parameters():
-            return tensor.device
-        for tensor in self.buffers():
-            return tensor.device
-        return torch.device("cpu")
+        tensors: list[torch.Tensor] = [*self.parameters(), *self.buffers()]
+        return tensors[0].device if tensors else torch.device("cpu")
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """The number of parameters; without those of ``nn.Embedding`` or without frozen ones on request."""
