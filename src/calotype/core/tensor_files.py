@@ -83,7 +83,8 @@ def _refuse_impostors(path: Path, start: bytes, size: int) -> None:
         raise ModelFilesError(
             f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` in its folder, or download the file."
         )
-    if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
+    # the length of a safetensors header may begin with pickle's first byte, but the header itself with a brace
+    if start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[8:9] != b"{"):
         raise ModelFilesError(
             f"{path} is a PyTorch pickle with the name of a safetensors file; rename or convert it."
         )
