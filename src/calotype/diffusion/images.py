@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from calotype.core.errors import CalotypeError
+from calotype.core.errors import CalotypeError, InputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,12 +38,28 @@ def to_numpy(images: torch.Tensor) -> np.ndarray:
 
 
 def numpy_to_pil(images: np.ndarray) -> list[Image.Image]:
-    """Arrays (batch, height, width, channels), or one without a batch, in [0, 1] to pictures; one channel is grey."""
+    """Arrays (batch, height, width, channels), or one without a batch, in [0, 1] to pictures; one channel is grey.
+
+    Values outside of [0, 1] are clipped; NaN, infinity or another shape raise ``InputError``.
+    """
+    import numpy as np
     from PIL import Image
 
     batch = images[None] if images.ndim == 3 else images
-    pixels = (batch * 255).round().astype("uint8")
+    if batch.ndim != 4 or batch.shape[-1] not in (1, 3, 4):
+        raise InputError(
+            f"Pictures have the shape (height, width, channels) or (batch, height, width, channels) with 1, 3 or 4 "
+            f"channels, not {tuple(images.shape)}."
+        )
+    if not np.isfinite(batch).all():
+        raise InputError("The pictures hold NaN or infinite values, so there is nothing to show.")
+    pixels = (batch.clip(0, 1) * 255).round().astype("uint8")
     return [Image.fromarray(p[..., 0] if p.shape[-1] == 1 else p) for p in pixels]
+
+
+def pt_to_pil(images: torch.Tensor) -> list[Image.Image]:
+    """Tensors (batch, channels, height, width) in [-1, 1] to pictures."""
+    return numpy_to_pil(to_numpy(to_unit(images)))
 
 
 def present(images: torch.Tensor, output_type: str) -> Any:

@@ -7,13 +7,12 @@ from typing import Any
 
 _HOME = {
     "calotype.core.outputs": ("BaseOutput",),
+    "calotype.diffusion.images": ("numpy_to_pil", "pt_to_pil"),
     "calotype.utils.images": (
         "PIL_INTERPOLATION",
         "contact_sheet",
         "load_image",
         "make_image_grid",
-        "numpy_to_pil",
-        "pt_to_pil",
     ),
     "calotype.utils.logging": ("get_logger",),
     "calotype.utils.versions": ("check_min_version",),

@@ -1,4 +1,4 @@
-"""Pictures in and out: loading, converting, laying out in grids and contact sheets."""
+"""Pictures of files and addresses, and pictures of pictures: grids and contact sheets."""
 
 from __future__ import annotations
 
@@ -7,18 +7,13 @@ import os
 import textwrap
 from collections.abc import Callable, Sequence
 from io import BytesIO
-from typing import TYPE_CHECKING
 
-import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 import PIL.ImageOps
 
 from calotype.core.errors import InputError
-
-if TYPE_CHECKING:
-    import torch
 
 PIL_INTERPOLATION = {
     "nearest": PIL.Image.Resampling.NEAREST,
@@ -80,28 +75,6 @@ def _download(address: str) -> bytes:
     if len(data) > DOWNLOAD_BYTES:
         raise InputError(f"it is larger than {DOWNLOAD_BYTES // 2**20} MiB")
     return data
-
-
-def numpy_to_pil(images: np.ndarray) -> list[PIL.Image.Image]:
-    """PIL images from floats in [0, 1] of shape [H, W, C] or [B, H, W, C] with 1, 3 or 4 channels.
-
-    Values outside of [0, 1] are clipped; NaN, infinity or another shape raise ``InputError``.
-    """
-    batch = images[None] if images.ndim == 3 else images
-    if batch.ndim != 4 or batch.shape[-1] not in (1, 3, 4):
-        raise InputError(
-            f"Pictures have the shape [height, width, channels] or [batch, height, width, channels] with 1, 3 or "
-            f"4 channels, not {list(images.shape)}."
-        )
-    if not np.isfinite(batch).all():
-        raise InputError("The pictures hold NaN or infinite values, so there is nothing to show.")
-    levels = (batch.clip(0, 1) * 255).round().astype(np.uint8)
-    return [PIL.Image.fromarray(item[..., 0] if item.shape[-1] == 1 else item) for item in levels]
-
-
-def pt_to_pil(images: torch.Tensor) -> list[PIL.Image.Image]:
-    """PIL images from a tensor in [-1, 1] of shape [B, C, H, W]."""
-    return numpy_to_pil((images / 2 + 0.5).permute(0, 2, 3, 1).float().cpu().numpy())
 
 
 def make_image_grid(

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from calotype.core.errors import CalotypeError, InputError
+from calotype.core.errors import InputError
 from calotype.core.files import replacing
 from calotype.core.version import __version__
 
@@ -30,7 +30,7 @@ CHUNK = "calotype"
 PLAIN_CHUNK = "parameters"
 
 
-class MetadataError(CalotypeError, ValueError):
+class MetadataError(InputError):
     """A picture without settings, or with settings that cannot be read."""
 
 
@@ -179,7 +179,7 @@ def to_parameters(settings: Settings) -> str:
         "Seed": settings.seed,
         "Size": f"{settings.size[0]}x{settings.size[1]}",
         "Model hash": settings.fingerprint[:10] if settings.fingerprint else None,
-        "Model": settings.model,
+        "Model": re.split(r"[\\/]", settings.model.rstrip("\\/"))[-1],
         "Version": f"calotype {__version__}",
     }
     last = ", ".join(f"{name}: {_quoted(str(value))}" for name, value in pairs.items() if value is not None)

@@ -1,0 +1,113 @@
+"""From what the options say to a loaded pipeline: device, number format, scheduler, and which model it is."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import calotype
+from calotype.core.errors import InputError
+from calotype.utils.metadata import sampler_name
+
+if TYPE_CHECKING:
+    import torch
+
+    from calotype.schedulers.scheduler import SchedulerMixin
+
+DTYPES = {"float32": "float32", "fp32": "float32", "float16": "float16", "fp16": "float16", "half": "float16"}
+DTYPES |= {"bfloat16": "bfloat16", "bf16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which weights these are: the commit of a Hub repository, or the fingerprint of a folder."""
+
+    revision: str | None = None
+    fingerprint: str | None = None
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device of this name, or the best that this machine has; ``InputError`` if it has no such device."""
+    import torch
+
+    from calotype.pipelines.load import default_device
+
+    if name is None:
+        return default_device()
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"--device {name!r} is no device: use cpu, cuda, cuda:1 or mps.") from None
+    present = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }.get(device.type, 1)
+    if (device.index or 0) >= present:
+        raise InputError(
+            f"--device {name}: this machine has no such device that PyTorch {torch.__version__} can use; leave "
+            f"--device out to take the best one there is."
+        )
+    return device
+
+
+def choose_dtype(name: str | None) -> torch.dtype | None:
+    """The number format of this name; None leaves the choice to the library."""
+    import torch
+
+    if name is None:
+        return None
+    if name not in DTYPES:
+        raise InputError(f"--dtype {name!r} is no number format: use float32, float16 or bfloat16.")
+    dtype: torch.dtype = getattr(torch, DTYPES[name])
+    return dtype
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9+]", "", name.lower())
+
+
+def choose_scheduler(name: str) -> tuple[type[SchedulerMixin], dict[str, Any]]:
+    """A scheduler's class and the options that the name implies, from ``DDIMScheduler``, ``euler a``, ….
+
+    Case, spaces and punctuation don't matter; ``karras``, ``exponential`` or ``beta`` at the end choose the
+    spacing of the noise levels. Raises ``InputError`` with the nearest names.
+    """
+    spacings = {"karras", "exponential", "beta"}
+    words = name.split()
+    spacing = words.pop().lower() if len(words) > 1 and words[-1].lower() in spacings else None
+    known: dict[str, str] = {}
+    shown = []
+    for cls in (public for public in calotype.__all__ if public.endswith("Scheduler")):
+        spoken = sampler_name({"class": cls})
+        known |= {_plain(cls): cls, _plain(cls.removesuffix("Scheduler")): cls, _plain(spoken): cls}
+        shown.append(spoken if spoken != cls else cls)
+    found = known.get(_plain(" ".join(words)))
+    if found is None:
+        near = difflib.get_close_matches(_plain(name), known, n=1, cutoff=0.5)
+        hint = f" Did you mean {known[near[0]]}?" if near else ""
+        raise InputError(f"There is no scheduler {name!r}.{hint} There are: {', '.join(sorted(shown))}.")
+    return getattr(calotype, found), ({f"use_{spacing}_sigmas": True} if spacing else {})
+
+
+def identify(model: str) -> Identity:
+    """Which weights a loaded model has."""
+    from calotype.core import hub
+    from calotype.utils.fingerprint import fingerprint
+
+    place = local_folder(model)
+    if place is not None:
+        return Identity(fingerprint=fingerprint(place))
+    index = hub.find_file(model, "model_index.json", options=hub.HubOptions(local_files_only=True))
+    return Identity(revision=hub.commit_of(index))
+
+
+def local_folder(model: str) -> Path | None:
+    """The folder on this machine that a model's name means, or None for a Hub repository."""
+    from calotype.pipelines.load import locate
+
+    place = Path(locate(model))
+    return place if place.is_dir() else None

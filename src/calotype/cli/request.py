@@ -1,0 +1,90 @@
+"""What one run of ``calotype generate`` is asked for, from options, from another picture, or from both."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+from typing import Any
+
+from calotype.core.errors import InputError
+from calotype.utils.metadata import Settings
+
+MAX_SEED = 2**63 - 1
+DEFAULT_MODEL = "pocket"
+DEFAULT_STEPS = 20
+
+
+@dataclass(frozen=True)
+class Request:
+    """The settings of a run; ``None`` leaves a choice to the model.
+
+    ``scheduler`` is a name, or the class and full configuration that a picture recorded.
+    """
+
+    prompts: tuple[str, ...]
+    model: str
+    seed: int
+    count: int = 1
+    steps: int = DEFAULT_STEPS
+    negative: str | None = None
+    guidance: float | None = None
+    width: int | None = None
+    height: int | None = None
+    scheduler: str | dict[str, Any] | None = None
+    device: str | None = None
+    dtype: str | None = None
+    revision: str | None = None
+
+    def check(self) -> None:
+        """Refuse what no model could do, before one is loaded."""
+        from calotype.diffusion.inputs import Guide, Steps
+        from calotype.diffusion.limits import limits
+
+        if self.count < 1:
+            raise InputError(f"--count must be at least 1, not {self.count}.")
+        pictures = self.count * len(self.prompts)
+        limits().check("pictures", pictures, f"A run for {pictures:,} pictures")
+        if not 0 <= self.seed <= MAX_SEED - self.count + 1:
+            raise InputError(f"--seed must be between 0 and {MAX_SEED - self.count + 1}, not {self.seed}.")
+        Steps(num_inference_steps=self.steps)
+        if self.guidance is not None:
+            Guide(guidance_scale=self.guidance)
+        for option, side in (("--width", self.width), ("--height", self.height)):
+            if side is not None:
+                if side < 1:
+                    raise InputError(f"{option} must be a whole number of pixels, at least 1, not {side}.")
+                limits().check("side", side, f"{option} {side}")
+
+    def jobs(self) -> list[tuple[str, int]]:
+        """(prompt, seed) of each picture: every prompt with the seeds ``seed``, ``seed + 1``, …."""
+        return [(prompt, self.seed + n) for prompt in self.prompts for n in range(self.count)]
+
+
+def from_options(options: dict[str, Any]) -> Request:
+    """A request from the options that were given; without a seed, a random one."""
+    if not options.get("prompts"):
+        raise InputError(
+            'Say what to show: calotype generate "a red ball on grass"; or give --like FILE.png.'
+        )
+    return Request(**{"model": DEFAULT_MODEL, "seed": random.SystemRandom().randrange(2**32), **options})
+
+
+def like(made: Settings, options: dict[str, Any]) -> Request:
+    """The request that makes a recorded picture again, changed by the options that were given."""
+    recorded = Request(
+        prompts=(made.prompt,),
+        model=made.model,
+        seed=made.seed,
+        steps=made.steps,
+        negative=made.negative_prompt,
+        guidance=made.guidance,
+        width=made.size[0],
+        height=made.size[1],
+        scheduler=dict(made.scheduler),
+        device=made.device,
+        dtype=made.dtype,
+        revision=made.revision,
+    )
+    if options.get("model", made.model) != made.model:
+        recorded = replace(recorded, revision=None)  # the commit names a state of the recorded model
+    return replace(recorded, **options)

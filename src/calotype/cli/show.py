@@ -1,0 +1,66 @@
+"""``calotype show``: how was this picture made?"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from calotype.cli import console
+from calotype.utils import metadata
+from calotype.utils.metadata import MetadataError, Settings
+
+
+@console.plainly
+def show(
+    file: Annotated[Path, typer.Argument(metavar="FILE.png", help="A picture.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Print how a picture was made, from the settings that it carries.
+
+    Reads what calotype writes, and the `parameters` text of other programs.
+    """
+    chunks = metadata.read_chunks(file)
+    if metadata.CHUNK in chunks:
+        settings = Settings.from_json(chunks[metadata.CHUNK])
+        rows, entries = _rows(settings), {"source": "calotype", **asdict(settings)}
+    elif metadata.PLAIN_CHUNK in chunks:
+        read = metadata.from_parameters(chunks[metadata.PLAIN_CHUNK])
+        rows, entries = dict(read), {"source": "parameters", **read}
+    else:
+        raise MetadataError(
+            f"{os.fspath(file)!r} does not say how it was made: it was written without settings, or a program that "
+            f"saved it again has dropped them."
+        )
+    if as_json:
+        console.print_json({"file": str(file), **entries})
+        return
+    width = max(len(name) for name in rows)
+    for name, value in rows.items():
+        first, *more = str(value).splitlines() or [""]
+        typer.echo(f"{name:<{width}}  {first}")
+        for line in more:
+            typer.echo(f"{'':<{width}}  {line}")
+
+
+def _rows(made: Settings) -> dict[str, Any]:
+    """The settings as a person wants to read them; what was not set is left out."""
+    rows = {
+        "Prompt": made.prompt,
+        "Negative prompt": made.negative_prompt,
+        "Model": made.model,
+        "Commit": made.revision,
+        "Fingerprint": made.fingerprint and made.fingerprint[:16],
+        "Pipeline": made.pipeline,
+        "Steps": made.steps,
+        "Guidance": made.guidance,
+        "Seed": made.seed,
+        "Scheduler": f"{metadata.sampler_name(made.scheduler)} ({made.scheduler.get('class')})",
+        "Size": f"{made.size[0]} x {made.size[1]}",
+        "Computed": f"in {made.dtype} on {made.device}",
+        "Versions": ", ".join(f"{name} {version}" for name, version in made.versions.items()) or None,
+    }
+    return {name: value for name, value in rows.items() if value is not None}
