@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def hash01(i: Tensor, j: Tensor) -> Tensor:
-    """A number in [0, 1) for each integer cell (float tensors holding integers); int32 arithmetic wraps alike everywhere."""
+    """A number in [0, 1) for each integer cell (floats holding integers); int32 wraps alike everywhere."""
     h = i.to(torch.int32) * 374761393 + j.to(torch.int32) * 668265263
     h = (h ^ (h >> 13)) * 1274126177
     h = h ^ (h >> 16)

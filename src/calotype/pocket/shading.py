@@ -10,7 +10,8 @@ from calotype.pocket.surroundings import Surroundings, sky_color, smoothstep
 from calotype.pocket.vec3 import Vec3, along, dot, mix, reflect
 from calotype.pocket.vocabulary import COLOR_SRGB, COLORS, MATERIALS, linear_rgb
 
-MATERIAL_FORMS = {  # diffuse share, mirror reflectance head-on, tint of the mirror, strength and sharpness of highlights
+# diffuse share, mirror reflectance head-on, tint of the mirror, strength and sharpness of highlights
+MATERIAL_FORMS = {
     "matte": (1.0, 0.0, 0.0, 0.04, 8.0),
     "shiny": (1.0, 0.07, 0.0, 0.85, 160.0),
     "metal": (0.42, 0.85, 0.9, 0.75, 70.0),
@@ -61,10 +62,10 @@ def highlight(direction: Vec3, normal: Vec3, light: Vec3, sharpness: Tensor) -> 
 
 
 def fresnel(facing: Tensor, head_on: Tensor) -> Tensor:
-    """Schlick's approximation, up to 0.5 for what reflects little; without mirror reflectance nothing is mirrored."""
+    """Schlick's approximation, up to 0.4 for what reflects little; without mirror reflectance nothing is mirrored."""
     grazing = (1.0 - facing).clamp(0.0, 1.0)
     square = grazing * grazing
-    limit = head_on.clamp_min(0.5)
+    limit = head_on.clamp_min(0.4)
     return head_on + (limit - head_on) * square * square * grazing * (head_on > 0)
 
 
@@ -81,7 +82,7 @@ def reflected_light(
     ground = mix(around.base, around.other, 0.4) * falling
     t_ground = p.y / (-mirrored.y).clamp_min(1e-3)
     ground = mix(around.horizon, ground, torch.exp(-(t_ground + 7.0) / _HAZE_DISTANCE))
-    sky = sky_color(Vec3(mirrored.x, mirrored.y.clamp_min(0.0), mirrored.z), around, star_light=0.0)
+    sky = sky_color(Vec3(mirrored.x, mirrored.y.clamp_min(0.0), mirrored.z), around, details=0.0)
     outside = mix(ground, sky, smoothstep(-0.02, 0.02, mirrored.y))
     seen = hit.to(p.x.dtype)
     return mix(outside, thing, seen)

@@ -218,8 +218,8 @@ def sky_gradient(height: Tensor, around: Surroundings) -> Vec3:
     return mix(mix(around.horizon, around.middle, low), around.zenith, smoothstep(0.10, 0.55, height))
 
 
-def sky_color(direction: Vec3, around: Surroundings, star_light: float = 1.0) -> Vec3:
-    """Linear colour of the sky with sun or moon, clouds, stars and the hills on the horizon."""
+def sky_color(direction: Vec3, around: Surroundings, details: float = 1.0) -> Vec3:
+    """Linear colour of the sky with lamp, clouds, stars and hills; ``details`` = 0: neither disc nor stars."""
     height = direction.y.clamp_min(0.0)
     color = sky_gradient(height, around)
 
@@ -229,7 +229,7 @@ def sky_color(direction: Vec3, around: Surroundings, star_light: float = 1.0) ->
     i, j = torch.floor(column), torch.floor(row)
     luck = hash01(i, j)
     dx, dy = column - i - 0.5 - 0.25 * (luck * 37.0 % 1.0), row - j - 0.5
-    star = torch.exp(-(dx * dx + dy * dy) * 22.0) * smoothstep(0.90, 0.99, luck) * around.stars * star_light
+    star = torch.exp(-(dx * dx + dy * dy) * 22.0) * smoothstep(0.90, 0.99, luck) * around.stars * details
     color = color + around.glow.scale(star * 0.9 * smoothstep(0.03, 0.12, height))
 
     # lamp: disc and glow; 1 - cos of the angle between is half the angle squared
@@ -237,7 +237,7 @@ def sky_color(direction: Vec3, around: Surroundings, star_light: float = 1.0) ->
     halo = torch.exp(-away * 10.0) * 0.30 + torch.exp(-away * 90.0) * 0.55
     color = mix(color, around.glow, (halo * around.glow_strength).clamp(0.0, 1.0))
     angle_off = torch.sqrt(away + 1e-9)
-    disc = smoothstep(around.disc + 0.006, around.disc - 0.002, angle_off) * (around.disc > 0)
+    disc = smoothstep(around.disc + 0.006, around.disc - 0.002, angle_off) * (around.disc > 0) * details
     color = mix(color, around.glow.scale(1.25), disc)
 
     # clouds on a plane overhead, thinned towards the horizon
