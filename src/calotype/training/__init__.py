@@ -1,0 +1,1 @@
+"""Training: objectives, moving averages, checkpoints and one loop, put together by recipes."""

@@ -1,0 +1,274 @@
+"""The training loop: one for every objective.
+
+An objective is a module that holds what is trained and maps a batch to its loss. Batches are a pure function of
+their number, so the position in the data is the step, and a resumed run sees what an unbroken one would have seen.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from calotype.core.errors import CalotypeError, InputError
+from calotype.training.checkpoint import Position, resume_training, save_training
+from calotype.training.ema import EMA
+from calotype.training.pace import Pace
+
+Batch = Mapping[str, torch.Tensor]
+
+
+class Objective(Protocol):
+    """Maps a batch to ``loss`` (a scalar to minimise) and any further scalars worth reporting."""
+
+    def __call__(self, batch: Batch) -> Mapping[str, torch.Tensor]: ...
+
+
+Batches = Callable[[int], Batch]
+"""The batch of a number: the same number always gives the same batch."""
+
+
+class TrainingError(CalotypeError, RuntimeError):
+    """A training that cannot go on, such as one whose loss is no longer a number."""
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """How to optimise. ``accumulate`` batches make one step; times are in seconds, ``None`` switches off."""
+
+    pace: Pace
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    accumulate: int = 1
+    ema_decay: float = 0.9995
+    autocast: torch.dtype | None = torch.bfloat16
+    compile: bool = False
+    report_every: float = 10.0
+    checkpoint_every: float | None = 120.0
+    inspect_every: float | None = 120.0
+
+    def __post_init__(self) -> None:
+        if self.accumulate < 1:
+            raise InputError(f"A step accumulates at least one batch, not {self.accumulate}.")
+
+
+@dataclass
+class Outcome:
+    """How a training went: where it ended, and the reports along the way."""
+
+    position: Position
+    ema: EMA
+    reports: list[dict[str, float]] = field(default_factory=list)
+
+
+Inspection = Callable[[Position], Mapping[str, float]]
+"""Looks at the averaged weights now and then (validation loss, sample sheet) and returns numbers to report."""
+
+
+def optimizer_for(module: nn.Module, settings: LoopSettings) -> torch.optim.AdamW:
+    """AdamW (fused on a GPU) that decays matrices and kernels, and leaves norms and biases alone."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    if not trained:
+        raise InputError(
+            f"Nothing in {type(module).__name__} requires a gradient, so there is nothing to train."
+        )
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    fused = trained[0].is_cuda
+    return torch.optim.AdamW(
+        [g for g in groups if g["params"]], lr=settings.pace.learning_rate, betas=settings.betas, fused=fused
+    )
+
+
+def fit(
+    objective: nn.Module,
+    batches: Batches,
+    settings: LoopSettings,
+    *,
+    folder: Path,
+    samples_per_batch: int,
+    identity: Mapping[str, object] | None = None,
+    resume: bool = False,
+    inspect: Inspection | None = None,
+    say: Callable[[str], None] = print,
+) -> Outcome:
+    """Train until the pace's end and return the outcome, with the averaged weights in ``outcome.ema``.
+
+    ``folder`` receives ``training.pt`` (the checkpoint) and ``log.jsonl``; with ``resume`` a checkpoint there is
+    continued, if it is of the same ``identity`` (``InputError`` otherwise). An inspection that fails is reported
+    and skipped. Raises ``TrainingError`` when the loss is not finite; the last checkpoint is from before that.
+    """
+    parameters = [p for p in objective.parameters() if p.requires_grad]
+    optimizer = optimizer_for(objective, settings)
+    ema = EMA(objective, settings.ema_decay)
+    identity = dict(identity or {})
+    checkpoint = folder / "training.pt"
+    folder.mkdir(parents=True, exist_ok=True)
+    position = Position()
+    if resume and checkpoint.exists():
+        position = resume_training(checkpoint, objective, optimizer, ema, identity)
+        say(f"resumed at step {position.step:,} after {position.seconds:.0f} s")
+
+    device = parameters[0].device
+    compute = _compiled(objective, say) if settings.compile else objective
+    outcome = Outcome(position, ema)
+    log = _Log(folder / "log.jsonl", say, samples_per_batch * settings.accumulate, settings, outcome)
+    started = time.monotonic() - position.seconds
+    log.start(position)
+    checkpointed = inspected = position.seconds
+    objective.train()
+
+    while settings.pace.progress(position.step, position.seconds) < 1:
+        rate = settings.pace.rate(position.step, position.seconds)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        for part in range(settings.accumulate):
+            batch = batches(position.step * settings.accumulate + part)
+            with _precision(device, settings.autocast):
+                values = compute(batch)
+            (values["loss"] / settings.accumulate).backward()
+            log.add(values)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        ema.update()
+        position.step += 1
+        position.seconds = time.monotonic() - started
+
+        done = settings.pace.progress(position.step, position.seconds) >= 1
+        if done or log.due(position):
+            log.report(position, rate, norm)
+            position.seconds = time.monotonic() - started
+        if settings.checkpoint_every is not None and (
+            done or position.seconds - checkpointed > settings.checkpoint_every
+        ):
+            save_training(checkpoint, objective, optimizer, ema, position, identity)
+            checkpointed = position.seconds
+        if inspect is not None and settings.inspect_every is not None:
+            due = position.seconds - inspected > settings.inspect_every
+            if done or due:
+                log.note(position, _inspected(inspect, objective, ema, position, say))
+                inspected = position.seconds = time.monotonic() - started
+    return outcome
+
+
+def _precision(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+def _compiled(objective: nn.Module, say: Callable[[str], None]) -> Objective:
+    """The objective compiled; if the first call fails to compile, that is said and it runs as it is."""
+    compiled: Callable[[Batch], Mapping[str, torch.Tensor]] | None = torch.compile(objective, dynamic=False)
+    proven = False
+
+    def compute(batch: Batch) -> Mapping[str, torch.Tensor]:
+        nonlocal compiled, proven
+        if compiled is None:
+            return objective(batch)
+        if proven:
+            return compiled(batch)
+        began = time.monotonic()
+        try:
+            values = compiled(batch)
+            say(f"compiled in {time.monotonic() - began:.0f} s (the backward pass follows)")
+            proven = True
+            return values
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:
+            say(f"WARNING: compiling failed, training goes on uncompiled, more slowly: {error}"[:1500])
+            compiled = None
+            return objective(batch)
+
+    return compute
+
+
+def _inspected(
+    inspect: Inspection, objective: nn.Module, ema: EMA, position: Position, say: Callable[[str], None]
+) -> Mapping[str, float]:
+    """The inspection's numbers at the averaged weights; a failing inspection must not cost the training."""
+    objective.eval()
+    try:
+        with ema.applied(), torch.no_grad():
+            return inspect(position)
+    except Exception as error:
+        say(f"WARNING: the inspection at step {position.step} failed: {type(error).__name__}: {error}"[:1500])
+        return {}
+    finally:
+        objective.train()
+
+
+class _Log:
+    """Averages what the steps report and says it every few seconds; the only place that waits for the device."""
+
+    def __init__(
+        self,
+        path: Path,
+        say: Callable[[str], None],
+        samples_per_step: int,
+        settings: LoopSettings,
+        outcome: Outcome,
+    ) -> None:
+        self._path, self._say, self._settings, self._outcome = path, say, settings, outcome
+        self._samples_per_step = samples_per_step
+        self._sums: dict[str, torch.Tensor] = {}
+        self._count = 0
+        self._step, self._seconds = 0, 0.0
+
+    def start(self, position: Position) -> None:
+        self._step, self._seconds = position.step, position.seconds
+
+    def add(self, values: Mapping[str, torch.Tensor]) -> None:
+        for name, value in values.items():
+            value = value.detach().float()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._count += 1
+
+    def due(self, position: Position) -> bool:
+        return position.seconds - self._seconds >= self._settings.report_every
+
+    def report(self, position: Position, rate: float, norm: torch.Tensor) -> None:
+        means = {name: (total / self._count).item() for name, total in self._sums.items()}
+        speed = (
+            (position.step - self._step)
+            * self._samples_per_step
+            / max(1e-9, position.seconds - self._seconds)
+        )
+        progress = self._settings.pace.progress(position.step, position.seconds)
+        left = position.seconds * (1 - progress) / max(progress, 1e-9)
+        numbers = {**means, "gradient_norm": norm.item(), "learning_rate": rate, "samples_per_second": speed}
+        self._write(position, numbers)
+        values = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
+        self._say(
+            f"step {position.step:>7,}  {values}  grad {norm.item():.2f}  lr {rate:.1e}  {speed:,.0f} samples/s  "
+            f"{position.seconds:.0f} s, {left:.0f} s left"
+        )
+        if not all(math.isfinite(value) for value in means.values()):
+            raise TrainingError(
+                f"The loss at step {position.step} is not finite ({values}); lower the learning rate."
+            )
+        self._sums, self._count = {}, 0
+        self.start(position)
+
+    def note(self, position: Position, numbers: Mapping[str, float]) -> None:
+        if numbers:
+            self._write(position, numbers)
+            self._say(f"step {position.step:>7,}  " + "  ".join(f"{k} {v:.4f}" for k, v in numbers.items()))
+        self.start(position)
+
+    def _write(self, position: Position, numbers: Mapping[str, float]) -> None:
+        entry = {"step": position.step, "seconds": round(position.seconds, 2), **numbers}
+        self._outcome.reports.append(entry)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")

@@ -1,0 +1,1 @@
+"""Recipes: what was trained with this package, from data to model card."""

@@ -1,0 +1,90 @@
+"""The recipe of the pocket model: render, train the VAE, encode, train the UNet with its text encoder, export."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from calotype.core.errors import InputError
+
+STAGES = ("vae", "latents", "unet", "export")
+
+
+def train_pocket(
+    out: Path,
+    *,
+    stages: Sequence[str] = STAGES,
+    preset: str = "full",
+    work: Path | None = None,
+    vae: Path | None = None,
+    max_minutes: float | None = None,
+    device: str = "auto",
+    seed: int | None = None,
+    compile: bool | None = None,
+    resume: bool = False,
+    workers: int | None = None,
+    changes: Sequence[str] = (),
+) -> None:
+    """Run stages of the recipe, in their order.
+
+    Args:
+        out: where results go: few files, none above 16 MB.
+        stages: some of :data:`STAGES`.
+        preset: ``full``, or ``tiny``, which goes through the motions on a CPU in seconds.
+        work: where checkpoints and data for later stages are kept; a folder for temporary files if left out.
+        vae: a folder with a trained VAE, in place of the stage ``vae``.
+        max_minutes: for all stages of this call together; learning rates fall to zero by then.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        seed: in place of the preset's.
+        compile: use ``torch.compile``; by default on a GPU.
+        resume: go on from checkpoints in ``work``.
+        workers: processes that write captions; by default by the number of processors.
+        changes: settings other than the preset's, such as ``unet.batch=256``.
+
+    Raises:
+        InputError: an unknown stage, preset or setting, or a stage whose predecessor has not run.
+    """
+    unknown = [stage for stage in stages if stage not in STAGES]
+    if unknown or not stages:
+        raise InputError(
+            f"There is no stage {', '.join(unknown) or '(none named)'}; there are {', '.join(STAGES)}."
+        )
+
+    from calotype.training.recipes.pocket import data, export
+    from calotype.training.recipes.pocket import stages as stage_functions
+    from calotype.training.recipes.pocket.run import Run, pick_device
+    from calotype.training.recipes.pocket.settings import changed
+    from calotype.training.recipes.pocket.settings import preset as preset_of
+
+    settings = changed(preset_of(preset), [*changes, *([f"seed={seed}"] if seed is not None else [])])
+    where = pick_device(device)
+    run = Run(
+        device=where,
+        work=work or Path(tempfile.gettempdir()) / f"calotype-pocket-{preset}",
+        out=out,
+        max_minutes=max_minutes,
+        resume=resume,
+        workers=data.caption_workers() if workers is None else workers,
+        compile=where.type == "cuda" if compile is None else compile,
+    )
+    run.work.mkdir(parents=True, exist_ok=True)
+    run.out.mkdir(parents=True, exist_ok=True)
+    if vae is not None:
+        if not (vae / "config.json").is_file():
+            raise InputError(
+                f"There is no VAE in {vae}: name the folder that the stage vae left, with config.json."
+            )
+        shutil.copytree(vae, run.work / "vae", dirs_exist_ok=True)
+    actions: dict[str, Callable[..., object]] = {
+        "vae": stage_functions.train_vae,
+        "latents": stage_functions.make_data,
+        "unet": stage_functions.train_unet,
+        "export": export.export,
+    }
+    for stage in STAGES:
+        if stage in stages:
+            run.say(f"stage {stage} on {where}, work in {run.work}")
+            actions[stage](settings, run)
+    run.say("done")

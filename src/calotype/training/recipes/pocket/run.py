@@ -1,0 +1,58 @@
+"""The circumstances of a run: device, folders, deadline, and how it speaks."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from calotype.core.errors import InputError
+
+
+@dataclass(frozen=True)
+class Run:
+    """``work`` keeps checkpoints and intermediate data, ``out`` receives what is to be kept."""
+
+    device: torch.device
+    work: Path
+    out: Path
+    max_minutes: float | None = None
+    resume: bool = False
+    workers: int = 0
+    compile: bool = False
+    started: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        if self.max_minutes is not None and not self.max_minutes > 0:
+            raise InputError(f"The minutes of a run must be positive, not {self.max_minutes}.")
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until the run as a whole should be over; ``None`` without a limit."""
+        if self.max_minutes is None:
+            return None
+        return 60 * self.max_minutes - (time.monotonic() - self.started)
+
+    def minutes_for(self, share: float, reserve: float) -> float | None:
+        """Minutes for the next stage: a share of what is left after ``reserve`` seconds for what follows."""
+        left = self.seconds_left
+        return None if left is None else max(0.05, share * (left - reserve) / 60)
+
+    def say(self, text: str) -> None:
+        """A line of progress, with the run's clock, shown at once."""
+        print(f"[{time.monotonic() - self.started:7.1f} s] {text}", flush=True)
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` is the GPU if there is one. Raises ``InputError`` for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"There is no device {name!r}; use auto, cpu or cuda.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("PyTorch sees no CUDA device here; use --device cpu or auto.")
+    return device

@@ -1,0 +1,171 @@
+"""Every number of the pocket recipe, for a real run and for a tiny one that only goes through the motions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from typing import Any
+
+from calotype.core.errors import InputError
+from calotype.training.objectives import Prediction
+
+
+@dataclass(frozen=True)
+class VAESettings:
+    """An ``AutoencoderKL`` with two halvings: 128x128 pixels become 32x32x4 latents."""
+
+    channels: tuple[int, ...] = (32, 64, 80)
+    layers: int = 1
+    groups: int = 16
+    latent_channels: int = 4
+    images: int = 48_000
+    batch: int = 96
+    learning_rate: float = 1.5e-3
+    warmup: int = 300
+    sharpness: float = 1.0
+    kl: float = 1e-4
+    steps: int | None = None
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """A CLIP text model and its tokenizer."""
+
+    hidden: int = 160
+    layers: int = 3
+    heads: int = 5
+    merges: int = 1200
+    corpus: int = 20_000
+    length: int = 77
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Scenes to render and encode, and captions for each."""
+
+    scenes: int = 400_000
+    captions: int = 4
+    validation: int = 2_048
+    chunk: int = 2_048
+
+
+@dataclass(frozen=True)
+class UNetSettings:
+    """A ``UNet2DConditionModel`` of Stable Diffusion's layout and the diffusion it learns."""
+
+    channels: tuple[int, ...] = (96, 128, 128)
+    attention: tuple[bool, ...] = (False, True, True)
+    layers: int = 1
+    head_width: int = 32
+    groups: int = 32
+    time_width: int = 256
+    prediction: Prediction = "v_prediction"
+    zero_snr: bool = True
+    min_snr_gamma: float | None = None
+    caption_dropout: float = 0.1
+    batch: int = 384
+    learning_rate: float = 1e-3
+    warmup: int = 500
+    ema_decay: float = 0.9995
+    steps: int | None = None
+
+
+@dataclass(frozen=True)
+class PocketSettings:
+    """The whole recipe."""
+
+    seed: int = 20_260
+    pixels: int = 128
+    supersample: int = 2
+    vae: VAESettings = field(default_factory=VAESettings)
+    text: TextSettings = field(default_factory=TextSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    unet: UNetSettings = field(default_factory=UNetSettings)
+    guidance: float = 5.0
+    sampling_steps: int = 20
+
+    def as_dict(self) -> dict[str, Any]:
+        """Nested plain values, for JSON and for comparing runs."""
+        return asdict(self)
+
+
+TINY = PocketSettings(
+    pixels=32,
+    supersample=1,
+    vae=VAESettings(channels=(8, 8, 16), groups=4, images=32, batch=4, warmup=2, steps=6),
+    text=TextSettings(hidden=16, layers=1, heads=2, merges=300, corpus=200),
+    data=DataSettings(scenes=48, captions=2, validation=8, chunk=16),
+    unet=UNetSettings(
+        channels=(8, 16),
+        attention=(False, True),
+        head_width=8,
+        groups=4,
+        time_width=16,
+        batch=8,
+        warmup=2,
+        steps=6,
+    ),
+    sampling_steps=3,
+)
+
+PRESETS = {"full": PocketSettings(), "tiny": TINY}
+
+
+def preset(name: str) -> PocketSettings:
+    """The settings of a preset; ``InputError`` lists the names if there is none of this one."""
+    if name not in PRESETS:
+        raise InputError(f"There is no preset {name!r}; there are {', '.join(PRESETS)}.")
+    return PRESETS[name]
+
+
+PROMPTS = (
+    "a big shiny red ball to the left of a small blue cube on grass at sunset",
+    "a green cone on sand",
+    "a yellow torus on snow at night",
+    "a metal purple cylinder on a wooden floor",
+    "a white cube in front of a black sphere on tiles",
+    "an orange capsule to the right of a turquoise pyramid on grass",
+    "a pink star on wood under an overcast sky",
+    "three objects on snow at sunset",
+    "a small red cone on tiles, day",
+    "two blue balls on sand",
+    "a shiny black octahedron on grass at night",
+    "a turquoise donut to the left of a yellow box on wood",
+)
+"""Prompts of the sample sheets."""
+
+
+def changed(settings: PocketSettings, changes: Sequence[str]) -> PocketSettings:
+    """Settings with some replaced: ``unet.batch=256``, ``seed=1``, ``unet.channels=[64,128]`` (values in JSON).
+
+    Raises ``InputError`` for a setting that there is not, or a value of another kind than the present one.
+    """
+    for change in changes:
+        path, equals, text = change.partition("=")
+        group, _, name = path.rpartition(".")
+        target = getattr(settings, group, None) if group else settings
+        if not equals or not is_dataclass(target) or name not in {f.name for f in fields(target)}:
+            raise InputError(f"There is no setting {change!r}; write for instance unet.batch=256 or seed=1.")
+        old, value = getattr(target, name), _parsed(text)
+        fits = (
+            type(value) is type(old)
+            or old is None
+            or value is None
+            or (type(old) is float and type(value) is int)
+        )
+        if is_dataclass(old) or not fits:
+            raise InputError(f"The setting {path} cannot be {text!r}; at present it is {old!r}.")
+        target = replace(
+            target, **{name: float(value) if type(old) is float and value is not None else value}
+        )  # type: ignore[type-var]
+        settings = replace(settings, **{group: target}) if group else target  # type: ignore[assignment]
+    return settings
+
+
+def _parsed(text: str) -> Any:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        return text
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,247 @@
+"""The stages of the pocket recipe: VAE, latents, UNet with text encoder. Each leaves files for the next."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from calotype.core.errors import InputError
+from calotype.core.files import replacing
+from calotype.training.checkpoint import Position
+from calotype.training.loop import LoopSettings, fit
+from calotype.training.pace import Pace
+from calotype.training.recipes.pocket.data import (
+    LatentBatches,
+    LatentSet,
+    PictureBatches,
+    chunk_scenes,
+    corpus,
+    make_latents,
+    picture_renderer,
+    render_pool,
+)
+from calotype.training.recipes.pocket.networks import (
+    build_scheduler,
+    build_text_encoder,
+    build_unet,
+    build_vae,
+    latent_shape,
+)
+from calotype.training.recipes.pocket.run import Run
+from calotype.training.recipes.pocket.settings import PROMPTS, PocketSettings
+from calotype.training.sheets import write_sheet
+from calotype.training.text_to_image import TextToImageObjective, sample_latents
+from calotype.training.tokenizer import Encoder, train_tokenizer
+from calotype.training.vae import AutoencoderObjective, psnr, standardise_latents
+
+_EXPORT_RESERVE = 25.0
+"""Seconds kept at the end of a limited run for exporting and sampling."""
+
+
+def train_vae(settings: PocketSettings, run: Run) -> None:
+    """Stage ``vae``: leaves ``work/vae`` (float16) and in ``out`` the same, a sheet and the log."""
+    chosen, device = settings.vae, run.device
+    left = run.seconds_left
+    render = picture_renderer(settings, device, run.say)
+    pool = render_pool(settings, render, device, 0.2 * left if left is not None else 600.0, run.say)
+    torch.manual_seed(settings.seed)
+    vae = build_vae(settings).to(device)
+    if device.type == "cuda":
+        vae.to(memory_format=torch.channels_last)
+    run.say(f"VAE: {sum(p.numel() for p in vae.parameters()):,} parameters")
+    fresh = render(chunk_scenes(settings, "validation", 0, min(256, settings.data.validation))) * 2 - 1
+
+    def inspect(position: Position) -> Mapping[str, float]:
+        pictures = fresh[:8]
+        decoded = vae.decode(vae.encode(pictures).latent_dist.mean).sample
+        pairs = torch.stack([pictures, decoded], dim=1).flatten(0, 1)
+        captions = ["rendered", "decoded"] * len(pictures)
+        write_sheet(run.out / "vae.png", (pairs + 1) / 2, captions)
+        return {"validation_psnr": sum(psnr(vae, part) for part in fresh.split(32)) / len(fresh.split(32))}
+
+    minutes = None if chosen.steps is not None else run.minutes_for(0.85 if left is not None else 1, 10.0)
+    loop = LoopSettings(
+        pace=Pace(chosen.learning_rate, _steps(chosen.steps, minutes), minutes, chosen.warmup),
+        ema_decay=0.999,
+        autocast=torch.bfloat16 if device.type == "cuda" else None,
+        compile=run.compile,
+        inspect_every=60.0,
+    )
+    outcome = fit(
+        AutoencoderObjective(vae, chosen.sharpness, chosen.kl),
+        PictureBatches(pool, settings),
+        loop,
+        folder=run.work / "vae-training",
+        samples_per_batch=chosen.batch,
+        identity={"vae": repr(chosen), "images": len(pool), "seed": settings.seed},
+        resume=run.resume,
+        inspect=inspect,
+        say=run.say,
+    )
+    vae.eval()
+    with outcome.ema.applied(), torch.no_grad():
+        before = psnr(vae, fresh[:32])
+        factor = standardise_latents(vae, fresh.split(64))
+        run.say(
+            f"latents standardised, scaling factor {factor}, PSNR {before:.2f} then {psnr(vae, fresh[:32]):.2f} dB"
+        )
+        half = vae.to(torch.float16).to(memory_format=torch.contiguous_format)
+        half.save_pretrained(run.work / "vae")
+    shutil.copytree(run.work / "vae", run.out / "vae", dirs_exist_ok=True)
+    _keep_log(run, "vae")
+
+
+def make_data(settings: PocketSettings, run: Run) -> None:
+    """Stage ``latents``: leaves ``work/tokenizer`` and ``work/latents.pt``."""
+    size = train_tokenizer(
+        run.work / "tokenizer", corpus(settings), settings.text.merges, settings.text.length
+    )
+    run.say(f"tokenizer of {size} tokens")
+    vae = load_vae(settings, run)
+    render = picture_renderer(settings, run.device, run.say)
+    sets = {}
+    for purpose, total, share in (
+        ("validation", settings.data.validation, 0.05),
+        ("latents", settings.data.scenes, 0.15),
+    ):
+        left = run.seconds_left
+        sets[purpose] = make_latents(
+            settings, vae, run.work / "tokenizer", render, run.device,
+            purpose=purpose, total=total, seconds=3600.0 if left is None else share * left,
+            workers=run.workers if total > 10_000 else 0, say=run.say,
+        )  # fmt: skip
+    with replacing(run.work / "latents.pt") as temporary:
+        torch.save(
+            {purpose: (kept.latents.cpu(), kept.ids.cpu()) for purpose, kept in sets.items()}, temporary
+        )
+
+
+def load_vae(settings: PocketSettings, run: Run) -> Any:
+    """The VAE of an earlier stage in float32, from ``work/vae``."""
+    from calotype import AutoencoderKL
+
+    folder = run.work / "vae"
+    if not (folder / "config.json").exists():
+        raise InputError(
+            f"There is no VAE in {folder}: run the stage vae first, or name its folder with --vae."
+        )
+    return AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).to(run.device).eval()
+
+
+def load_data(run: Run) -> dict[str, LatentSet]:
+    """``work/latents.pt`` on the device."""
+    path = run.work / "latents.pt"
+    if not path.exists():
+        raise InputError(f"There is no {path}: run the stage latents first.")
+    stored = torch.load(path, weights_only=True)
+    return {name: LatentSet(a.to(run.device), b.to(run.device)) for name, (a, b) in stored.items()}
+
+
+def build_objective(settings: PocketSettings, run: Run) -> TextToImageObjective:
+    """UNet, text encoder and their loss, with the random weights of the recipe's seed."""
+    torch.manual_seed(settings.seed + 1)
+    vocabulary = len(Encoder(run.work / "tokenizer").ids)
+    unet, text_encoder = build_unet(settings), build_text_encoder(settings, vocabulary)
+    return TextToImageObjective(
+        unet,
+        text_encoder,
+        build_scheduler(settings).alphas_cumprod,
+        settings.unet.prediction,
+        settings.unet.min_snr_gamma,
+    ).to(run.device)
+
+
+def unet_identity(settings: PocketSettings) -> dict[str, Any]:
+    """What a checkpoint of this stage must agree in to be continued."""
+    return {"unet": repr(settings.unet), "text": repr(settings.text), "seed": settings.seed}
+
+
+def train_unet(settings: PocketSettings, run: Run) -> None:
+    """Stage ``unet``: leaves ``work/unet-training/training.pt``, and sheets and the log in ``out``."""
+    chosen, device = settings.unet, run.device
+    data, vae = load_data(run), load_vae(settings, run)
+    objective = build_objective(settings, run)
+    if device.type == "cuda":
+        objective.unet.to(memory_format=torch.channels_last)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in objective.named_children()}
+    run.say(f"parameters: {counts}; {len(data['latents']):,} pictures")
+    encoder = Encoder(run.work / "tokenizer")
+
+    def ids(texts: tuple[str, ...]) -> torch.Tensor:
+        rows = [encoder.encode(text, settings.text.length) for text in texts]
+        return torch.tensor(rows, dtype=torch.int16, device=device)
+
+    empty = ids(("",))
+    inspection = _Inspection(settings, run, objective, vae, data["validation"], ids(PROMPTS).long(), empty)
+    minutes = None if chosen.steps is not None else run.minutes_for(1.0, _EXPORT_RESERVE)
+    autocast = torch.bfloat16 if device.type == "cuda" else None
+    fit(
+        objective,
+        LatentBatches(data["latents"], empty[0], settings),
+        LoopSettings(
+            pace=Pace(chosen.learning_rate, _steps(chosen.steps, minutes), minutes, chosen.warmup),
+            ema_decay=chosen.ema_decay,
+            autocast=autocast,
+            compile=run.compile,
+        ),
+        folder=run.work / "unet-training",
+        samples_per_batch=chosen.batch,
+        identity={**unet_identity(settings), "pictures": len(data["latents"])},
+        resume=run.resume,
+        inspect=inspection,
+        say=run.say,
+    )
+    _keep_log(run, "unet")
+
+
+class _Inspection:
+    """Validation loss on held-out scenes and a sheet of the fixed prompts, at the averaged weights."""
+
+    def __init__(
+        self,
+        settings: PocketSettings,
+        run: Run,
+        objective: TextToImageObjective,
+        vae: Any,
+        validation: LatentSet,
+        prompts: torch.Tensor,
+        empty: torch.Tensor,
+    ) -> None:
+        self._settings, self._run, self._objective, self._vae = settings, run, objective, vae
+        self._prompts, self._empty = prompts, empty.long()
+        self._batches = LatentBatches(validation, empty[0], settings)
+
+    def __call__(self, position: Position) -> Mapping[str, float]:
+        device = self._run.device
+        losses = []
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+            for number in range(max(1, min(4, len(self._batches.data) // self._settings.unet.batch))):
+                losses.append(self._objective(self._batches(number))["loss"])
+            latents = sample_latents(
+                self._objective.unet,
+                self._objective.text_encoder,
+                build_scheduler(self._settings),
+                self._prompts,
+                self._empty,
+                latent_shape(self._settings),
+                steps=self._settings.sampling_steps,
+                guidance=self._settings.guidance,
+                generator=torch.Generator().manual_seed(self._settings.seed),
+            )
+        pictures = self._vae.decode(latents.float() / self._vae.config.scaling_factor).sample
+        write_sheet(self._run.out / "unet.png", (pictures + 1) / 2, PROMPTS)
+        return {"validation_loss": torch.stack(losses).mean().item()}
+
+
+def _steps(steps: int | None, minutes: float | None) -> int | None:
+    if steps is None and minutes is None:
+        raise InputError("This preset has no number of steps: say how long to train with --max-minutes.")
+    return steps
+
+
+def _keep_log(run: Run, stage: str) -> None:
+    shutil.copyfile(run.work / f"{stage}-training" / "log.jsonl", run.out / f"{stage}-log.jsonl")

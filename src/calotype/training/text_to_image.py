@@ -1,0 +1,86 @@
+"""The objective of a latent text-to-image model whose text encoder is trained together with its denoiser."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from calotype.training.objectives import (
+    Prediction,
+    denoising_loss,
+    diffuse,
+    min_snr_weight,
+    prediction_target,
+)
+
+
+class TextToImageObjective(nn.Module):
+    """Denoising loss of a UNet that reads a text encoder's last hidden states.
+
+    ``alphas_cumprod`` [T] is the noise table of the scheduler that the model is made for. ``min_snr_gamma`` weighs
+    the noise levels; ``None`` leaves them alike.
+    """
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        text_encoder: nn.Module,
+        alphas_cumprod: torch.Tensor,
+        prediction: Prediction = "v_prediction",
+        min_snr_gamma: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.unet = unet
+        self.text_encoder = text_encoder
+        self.prediction = prediction
+        self.min_snr_gamma = min_snr_gamma
+        self.register_buffer("alphas_cumprod", alphas_cumprod.float(), persistent=False)
+        self.alphas_cumprod: torch.Tensor
+
+    def forward(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """``latents`` and ``noise`` [B, C, H, W], ``timesteps`` [B], ``input_ids`` [B, L]."""
+        latents, noise, timesteps = batch["latents"], batch["noise"], batch["timesteps"]
+        level = self.alphas_cumprod[timesteps]
+        states = self.text_encoder(input_ids=batch["input_ids"]).last_hidden_state
+        noisy = diffuse(latents, noise, level)
+        predicted = self.unet(noisy, timesteps, states, return_dict=False)[0]
+        target = prediction_target(latents, noise, level, self.prediction)
+        weight = (
+            None if self.min_snr_gamma is None else min_snr_weight(level, self.min_snr_gamma, self.prediction)
+        )
+        return {"loss": denoising_loss(predicted, target, weight)}
+
+
+@torch.no_grad()
+def sample_latents(
+    unet: Any,
+    text_encoder: Any,
+    scheduler: Any,
+    input_ids: torch.Tensor,
+    empty_ids: torch.Tensor,
+    shape: Sequence[int],
+    *,
+    steps: int,
+    guidance: float,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Latents for tokenised prompts [B, L] by classifier-free guidance, to look at a model while it trains.
+
+    ``scheduler`` is any with ``set_timesteps``, ``scale_model_input`` and ``step``; ``empty_ids`` [1, L] is the
+    empty prompt.
+    """
+    device = input_ids.device
+    both = torch.cat([empty_ids.expand_as(input_ids), input_ids])
+    states = text_encoder(input_ids=both).last_hidden_state
+    scheduler.set_timesteps(steps, device=device)
+    noise = torch.randn((len(input_ids), *shape), generator=generator, device=generator.device).to(device)
+    latents = noise * scheduler.init_noise_sigma
+    for timestep in scheduler.timesteps:
+        scaled = scheduler.scale_model_input(torch.cat([latents, latents]), timestep)
+        without, with_prompt = unet(scaled, timestep, states, return_dict=False)[0].float().chunk(2)
+        guided = without + guidance * (with_prompt - without)
+        latents = scheduler.step(guided, timestep, latents).prev_sample
+    return latents
