@@ -152,7 +152,6 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         inner = num_attention_heads * attention_head_dim
         self.use_linear_projection = use_linear_projection
-        self.gradient_checkpointing = False
         self.norm = nn.GroupNorm(norm_num_groups, in_channels, eps=1e-6)
         self.proj_in: nn.Module = (
             nn.Linear(in_channels, inner) if use_linear_projection else nn.Conv2d(in_channels, inner, 1)

@@ -1,0 +1,69 @@
+"""Down and up through the stages of a U-Net: features kept on one way and read on the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import cast
+
+import torch
+from torch import nn
+
+from calotype.core.errors import InputError
+from calotype.nn.stage import Conditioning, DownStage, UpStage
+
+
+def down_path(
+    blocks: Iterable[nn.Module],
+    h: torch.Tensor,
+    given: Conditioning,
+    residuals: Sequence[torch.Tensor] = (),
+) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+    """From the features after ``conv_in`` to the lowest resolution.
+
+    ``residuals`` (a T2I-Adapter's) are added to the stages' outputs, one each: before the change of resolution in
+    stages that read the context, after it in the others. Returns the output, all that is kept for the way
+    up, and the residuals left over.
+    """
+    kept, left = [h], list(residuals)
+    for block in blocks:
+        stage = cast(DownStage, block)
+        inside = left.pop(0) if left and stage.has_cross_attention else None
+        h, features = stage(h, given, inside)
+        if left and not stage.has_cross_attention:
+            residual = left.pop(0)
+            if features and features[-1] is h:
+                features[-1] = h + residual
+            h = h + residual
+        kept += features
+    return h, kept, left
+
+
+def up_path(
+    blocks: Sequence[nn.Module],
+    h: torch.Tensor,
+    kept: Sequence[torch.Tensor],
+    given: Conditioning,
+) -> torch.Tensor:
+    """From the lowest resolution to that of the input, reading what was kept on the way down.
+
+    Each stage grows to the size of what the next one reads, so inputs need not be divisible by a power of two.
+    """
+    left = list(kept)
+    for block in blocks:
+        stage = cast(UpStage, block)
+        count = len(stage.resnets)
+        taken, left = left[-count:], left[:-count]
+        size = left[-1].shape[2:] if left else None
+        grown = size is not None and (size[0] != 2 * h.shape[2] or size[1] != 2 * h.shape[3])
+        h = stage(h, taken, given, size if grown else None)
+    return h
+
+
+def add_residuals(kept: Sequence[torch.Tensor], residuals: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """What was kept on the way down plus a ControlNet's residuals, one for each."""
+    if len(kept) != len(residuals):
+        raise InputError(
+            f"down_block_additional_residuals has {len(residuals)} tensors and the way down keeps {len(kept)}: the "
+            f"ControlNet belongs to another architecture."
+        )
+    return [feature + residual for feature, residual in zip(kept, residuals, strict=True)]

@@ -1,0 +1,225 @@
+"""The stages of a U-Net: layers of one resolution, then a change of resolution.
+
+A stage is a zip of lanes, ``resnets`` and ``attentions``, followed by the lane that resamples. The lanes' names
+are the keys of checkpoints. Which modules stand in the lanes is decided in :mod:`calotype.nn.stage_table`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from calotype.core.errors import InputError
+from calotype.nn.attention import Attention
+from calotype.nn.freeu import apply_freeu
+from calotype.nn.resampling import Upsample2D
+from calotype.nn.resnet import ResnetBlock2D
+
+
+class Conditioning(NamedTuple):
+    """What every layer of a U-Net is told besides its input.
+
+    ``temb`` (batch, temb_channels) embeds the time and what was added to it; ``context`` (batch, tokens,
+    channels) is attended to; the masks (batch, 1, n) are added to the scores of attention to the pixels
+    and to the context; ``kwargs`` reach the attention processors.
+    """
+
+    temb: torch.Tensor | None = None
+    context: Any = None
+    self_mask: torch.Tensor | None = None
+    context_mask: torch.Tensor | None = None
+    kwargs: dict[str, Any] | None = None
+
+
+Attend = Callable[[nn.Module, torch.Tensor, Conditioning], torch.Tensor]
+"""How a module of the attention lane is called."""
+
+
+def attend_pixels(module: nn.Module, h: torch.Tensor, given: Conditioning) -> torch.Tensor:
+    """Self-attention among the pixels."""
+    if isinstance(module, Attention) and module.spatial_norm is not None:
+        return module(h, temb=given.temb)
+    return module(h, **(given.kwargs or {}))
+
+
+def attend_transformer(module: nn.Module, h: torch.Tensor, given: Conditioning) -> torch.Tensor:
+    """A transformer over the pixels that reads the context."""
+    return module(h, given.context, given.self_mask, given.context_mask, given.kwargs)
+
+
+def attend_added_kv(module: nn.Module, h: torch.Tensor, given: Conditioning) -> torch.Tensor:
+    """Attention to the context's and the pixels' keys at once; a mask of the pixels comes first."""
+    mask = given.self_mask
+    if mask is None and given.context is not None:
+        mask = given.context_mask
+    return module(h, encoder_hidden_states=given.context, attention_mask=mask, **(given.kwargs or {}))
+
+
+def attend_k(module: nn.Module, h: torch.Tensor, given: Conditioning) -> torch.Tensor:
+    """Attention whose norms read the time embedding."""
+    return module(h, given.context, given.temb, given.self_mask, given.context_mask, given.kwargs)
+
+
+class _Stage(nn.Module):
+    """The lanes, and how one layer runs; the subclasses say in which order."""
+
+    def __init__(self, resnets: Sequence[nn.Module], attentions: Sequence[nn.Module], attend: Attend) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(resnets)
+        if attentions:
+            self.attentions = nn.ModuleList(attentions)
+        self.has_attention = bool(attentions)
+        self.has_cross_attention = bool(attentions) and attend is not attend_pixels
+        self._attend = attend
+        self.gradient_checkpointing = False
+        self._gradient_checkpointing_func: Callable[..., torch.Tensor] = _recompute
+
+    def layer(self, index: int, h: torch.Tensor, given: Conditioning) -> torch.Tensor:
+        """One residual block and the attention after it."""
+
+        def run(h: torch.Tensor) -> torch.Tensor:
+            h = self.resnets[index](h, given.temb)
+            return self._attend(self.attentions[index], h, given) if self.has_attention else h
+
+        return self.run(run, h)
+
+    def run(self, function: Callable[[torch.Tensor], torch.Tensor], h: torch.Tensor) -> torch.Tensor:
+        """``function(h)``, forgetting what is inside until the gradient needs it if checkpointing is on."""
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return self._gradient_checkpointing_func(function, h)
+        return function(h)
+
+
+class DownStage(_Stage):
+    """Layers at one resolution, then half of it; the output of each is kept for the way up."""
+
+    def __init__(
+        self,
+        resnets: Sequence[nn.Module],
+        attentions: Sequence[nn.Module] = (),
+        attend: Attend = attend_pixels,
+        downsampler: nn.Module | None = None,
+        keep_downsampled: bool = True,
+    ) -> None:
+        super().__init__(resnets, attentions, attend)
+        self.downsamplers = None if downsampler is None else nn.ModuleList([downsampler])
+        self.keep_downsampled = keep_downsampled
+
+    def forward(
+        self,
+        h: torch.Tensor,
+        given: Conditioning = Conditioning(),  # noqa: B008 (immutable)
+        residual: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """(batch, channels, height, width) -> the stage's output and the features for the way up.
+
+        ``residual`` is added after the last layer, before the resolution changes.
+        """
+        kept: list[torch.Tensor] = []
+        for index in range(len(self.resnets)):
+            h = self.layer(index, h, given)
+            kept.append(h)
+        if residual is not None:
+            h = kept[-1] = h + residual
+        if self.downsamplers is not None:
+            h = resample(self.downsamplers[0], h, given)
+            if self.keep_downsampled:
+                kept.append(h)
+        return h, kept
+
+
+class UpStage(_Stage):
+    """Layers that read the features kept on the way down, then twice the resolution.
+
+    The features are joined before each layer, or with ``joins_once`` the last of them before the first layer.
+    ``freeu`` holds the (skip, backbone) factors of FreeU, None without it.
+    """
+
+    def __init__(
+        self,
+        resnets: Sequence[nn.Module],
+        attentions: Sequence[nn.Module] = (),
+        attend: Attend = attend_pixels,
+        upsampler: nn.Module | None = None,
+        joins_once: bool = False,
+        takes_freeu: bool = False,
+    ) -> None:
+        super().__init__(resnets, attentions, attend)
+        self.upsamplers = None if upsampler is None else nn.ModuleList([upsampler])
+        self.joins_once = joins_once
+        self.takes_freeu = takes_freeu
+        self.freeu: tuple[float, float] | None = None
+
+    def forward(
+        self,
+        h: torch.Tensor,
+        kept: Sequence[torch.Tensor] | None = None,
+        given: Conditioning = Conditioning(),  # noqa: B008 (immutable)
+        upsample_size: Sequence[int] | None = None,
+    ) -> torch.Tensor:
+        """(batch, channels, height, width) -> the stage's output, of ``upsample_size`` where 2x is not it.
+
+        ``kept`` are as many features of the way down as the stage has layers, the last to be read first; None for
+        an autoencoder, which has no way down.
+        """
+        if kept is not None and self.joins_once:
+            h = torch.cat([h, kept[-1]], dim=1)
+        for index in range(len(self.resnets)):
+            if kept is not None and not self.joins_once:
+                h = self._join(h, kept[-1 - index])
+            h = self.layer(index, h, given)
+        if self.upsamplers is not None:
+            h = resample(self.upsamplers[0], h, given, upsample_size)
+        return h
+
+    def _join(self, h: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        if h.shape[2:] != skip.shape[2:]:
+            raise InputError(
+                f"The way up arrived at {tuple(h.shape[2:])} pixels where the way down left "
+                f"{tuple(skip.shape[2:])}: give an input whose height and width can be halved that often."
+            )
+        if self.freeu is not None:
+            h, skip = apply_freeu(h, skip, self.freeu)
+        return torch.cat([h, skip], dim=1)
+
+
+class MidStage(_Stage):
+    """A residual block, then pairs of attention and residual block."""
+
+    def forward(
+        self,
+        h: torch.Tensor,
+        given: Conditioning = Conditioning(),  # noqa: B008 (immutable)
+    ) -> torch.Tensor:
+        """(batch, channels, height, width) -> the same shape."""
+        h = self.resnets[0](h, given.temb)
+        for index in range(1, len(self.resnets)):
+            h = self._pair(index, h, given)
+        return h
+
+    def _pair(self, index: int, h: torch.Tensor, given: Conditioning) -> torch.Tensor:
+        def run(h: torch.Tensor) -> torch.Tensor:
+            if self.has_attention:
+                h = self._attend(self.attentions[index - 1], h, given)
+            return self.resnets[index](h, given.temb)
+
+        return self.run(run, h)
+
+
+def resample(
+    module: nn.Module, h: torch.Tensor, given: Conditioning, size: Sequence[int] | None = None
+) -> torch.Tensor:
+    """Run the module at a stage's end: a residual block is told the time, an upsampler the size."""
+    if isinstance(module, ResnetBlock2D):
+        return module(h, given.temb)
+    if isinstance(module, Upsample2D):
+        return module(h, size)
+    return module(h)
+
+
+def _recompute(function: Callable[[torch.Tensor], torch.Tensor], h: torch.Tensor) -> torch.Tensor:
+    return checkpoint(function, h, use_reentrant=False)
