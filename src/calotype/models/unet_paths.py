@@ -53,10 +53,16 @@ def up_path(
         stage = cast(UpStage, block)
         count = len(stage.resnets)
         taken, left = left[-count:], left[:-count]
-        size = left[-1].shape[2:] if left else None
-        grown = size is not None and (size[0] != 2 * h.shape[2] or size[1] != 2 * h.shape[3])
-        h = stage(h, taken, given, size if grown else None)
+        h = stage(h, taken, given, odd_size(h, left))
     return h
+
+
+def odd_size(h: torch.Tensor, left: Sequence[torch.Tensor]) -> torch.Size | None:
+    """The size of what the next stage reads, if it is not twice that of ``h``."""
+    if not left:
+        return None
+    size = left[-1].shape[2:]
+    return None if size == (2 * h.shape[2], 2 * h.shape[3]) else size
 
 
 def add_residuals(kept: Sequence[torch.Tensor], residuals: Sequence[torch.Tensor]) -> list[torch.Tensor]:
