@@ -106,8 +106,9 @@ def save_text_encoder(text_encoder: Any, folder: Path) -> None:
         for key, value in text_encoder.config.to_dict().items()
         if not key.startswith("_") and key not in ("dtype", "torch_dtype", "transformers_version")
     }
-    # the older name of the entry is understood by newer releases too
-    config |= {"architectures": ["CLIPTextModel"], "torch_dtype": "float16"}
+    # transformers loads in the type that stands here, the other parts load in float32 unless told otherwise; the
+    # older name of the entry is understood by newer releases too
+    config |= {"architectures": ["CLIPTextModel"], "torch_dtype": "float32"}
     write_text(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
     with replacing(folder / "model.safetensors") as temporary:
         save_file(weights, str(temporary), metadata={"format": "pt"})
