@@ -27,7 +27,9 @@ def fetch(
     Components named in ``passed`` are not downloaded. When the Hub cannot be reached, what an earlier download left in
     the cache is used. Raises ``ModelFilesError`` with what to do.
     """
-    if options.local_files_only or hub.is_offline():
+    from huggingface_hub import constants
+
+    if options.local_files_only or constants.HF_HUB_OFFLINE:
         return hub.snapshot(repository, None, options)
     try:
         files, commit = hub.list_files(repository, options)

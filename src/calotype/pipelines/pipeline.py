@@ -143,8 +143,8 @@ class DiffusionPipeline(ConfigFile):
         ``variant``; ``use_safetensors`` (``False`` allows pickles); ``device_map``, one device; and the Hub's
         ``revision``, ``token``, ``cache_dir``, ``local_files_only``, ``force_download``.
 
-        Raises ``ModelFilesError`` for files that are missing or damaged, ``UnknownClassError`` for a class that calotype
-        does not have and ``InputError`` for arguments without meaning.
+        Raises ``ModelFilesError`` for files that are missing or damaged, ``UnknownClassError`` for a class that
+        calotype does not have and ``InputError`` for arguments without meaning.
         """
         for name, why in _REFUSED.items():
             if kwargs.pop(name, None):
@@ -180,8 +180,8 @@ class DiffusionPipeline(ConfigFile):
         name = index.get("_class_name")
         if not isinstance(name, str):
             raise UnknownClassError(
-                f"{Path(folder) / INDEX} names no pipeline class of this library (its _class_name is {name!r}); load it "
-                f"with the from_pretrained of the pipeline class that you want."
+                f"{Path(folder) / INDEX} names no pipeline class of this library (its _class_name is {name!r}); load "
+                f"it with the from_pretrained of the pipeline class that you want."
             )
         try:
             found = public_class(name)
@@ -261,7 +261,7 @@ class DiffusionPipeline(ConfigFile):
         push_to_hub: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Save every component in its own subfolder, and ``model_index.json`` last, so that it marks a whole checkpoint.
+        """Save every component in its own subfolder, and ``model_index.json`` last: it marks a whole checkpoint.
 
         Files larger than ``max_shard_size`` are split. ``push_to_hub`` uploads the folder afterwards, with ``repo_id``,
         ``token``, ``private``, ``commit_message``, ``create_pr`` from ``kwargs``.
@@ -302,7 +302,7 @@ class DiffusionPipeline(ConfigFile):
                 f"{cls.__name__} needs {', '.join(lacking)}, which {type(pipeline).__name__} does not have; pass "
                 f"{lacking[0]}=…."
             )
-        pipe = cls(**values, **dict.fromkeys(missing))  # type: ignore[arg-type]
+        pipe = cls(**values, **dict.fromkeys(missing))
         return pipe if dtype is None else pipe.to(dtype)
 
     # -- progress ----------------------------------------------------------------------------------------------
