@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MAX_HEADER = 100_000_000
 """The longest header that the safetensors format allows, in bytes."""
 
-_WINDOW = 256 * 2**20  # bytes converted through one mapping before it is dropped
+_WINDOW = 128 * 2**20  # bytes converted through one mapping before it is dropped
 
 
 class TensorInfo(NamedTuple):
@@ -112,7 +112,7 @@ def read_tensors(
     """The named tensors of a file, each passed through ``convert(name, tensor)``.
 
     A tensor that ``convert`` returns unchanged stays a view of the mapped file, which costs no memory until it is
-    used. The pages behind those that it copies are let go every 256 MiB, so that the peak is what is kept.
+    used. The pages behind those that it copies are let go every 128 MiB, so that the peak is what is kept.
     """
     if path.suffix == ".safetensors":
         yield from _read_safetensors(path, names, convert)
