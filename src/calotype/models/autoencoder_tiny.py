@@ -194,7 +194,10 @@ class AutoencoderTiny(ModelMixin, AutoencoderMixin):
         return self.decode(self.unscale_latents(stored), return_dict=return_dict)
 
     def _tiled(self, function: TileFunction, tile: int, scale: Fraction) -> TileFunction:
-        step = tile - int(tile * self.tile_overlap_factor)
+        # a tile that starts between two cells of the result would be shifted by a fraction of one
+        cell = scale.denominator
+        tile = max(tile // cell, 2) * cell
+        step = max((tile - int(tile * self.tile_overlap_factor)) // cell, 1) * cell
         return lambda x: painted_tiles(function, x, tile=tile, step=step, scale=scale)
 
     def _check(self, x: torch.Tensor, channels: int, method: str) -> None:
