@@ -158,6 +158,10 @@ def up_stage(
     incoming = [previous] + [width] * (num_layers - 1)
     skips = [width] * (num_layers - 1) + [above] if above else [0] * num_layers
     resnets = [_resnet(row, settings, n + skip, width) for n, skip in zip(incoming, skips, strict=True)]
+    if row.resampler == "skip" and row.attention is not None:
+        # these blocks count the groups of their first norms in another way; checkpoints were trained with it
+        for resnet, n, skip in zip(resnets, incoming, skips, strict=True):
+            resnet.norm1 = nn.GroupNorm(min(n + skip // 4, 32), n + skip, eps=settings.eps)
     if row.resampler == "skip":
         one = _attention(row, settings, width, 1)
         up = _resnet(row, settings, width, width, up=True) if resamples else None
