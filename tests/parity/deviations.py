@@ -8,7 +8,21 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
-DEVIATIONS: dict[str, str] = {}
+DEVIATIONS: dict[str, str] = {
+    # schedulers: after the case's name stand facts that the test computes (`;trailing-extra-point`)
+    "schedulers/*;trailing-extra-point*": "the reference's trailing grid has N+1 points for 62 values of N, the last "
+    "at timestep -1; here it has N",
+    "schedulers/*;repeated-start*": "where rounding repeats the first timestep the reference begins at the second and "
+    "fails at the end of the run",
+    "schedulers/DPMSolverMultistepScheduler/*;third-order-sde*": "third-order SDE-DPM-Solver++ has a sign error in the "
+    "reference (its curvature weight tends to -1 instead of 0 with the step), and sde-dpmsolver no branch at all",
+    "schedulers/DDPMScheduler/*variance_type=fixed_large_log*;nan-in-reference*": "the reference takes the root of a "
+    "logarithm",
+    "schedulers/DDIMScheduler/*rescale_betas_zero_snr=True*/eta=1.0*;nan-in-reference*": "with all noise replaced, "
+    "rounding makes the reference take the root of a negative number",
+    "schedulers/DPMSolverMultistepScheduler/*prediction_type=flow_prediction*": "refused without use_flow_sigmas; the "
+    "reference takes κ for the flow's σ",
+}
 
 
 def deviation(case: str) -> str | None:

@@ -1,0 +1,24 @@
+"""What a scheduler's ``step`` returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from calotype.core.outputs import BaseOutput
+
+
+@dataclass
+class SchedulerOutput(BaseOutput):
+    """``prev_sample``: the sample at the next, less noisy level; what the next network call takes."""
+
+    prev_sample: torch.Tensor
+
+
+@dataclass
+class PredictionSchedulerOutput(BaseOutput):
+    """``prev_sample`` and the clean sample predicted at this step, ``pred_original_sample``."""
+
+    prev_sample: torch.Tensor
+    pred_original_sample: torch.Tensor | None = None

@@ -1,0 +1,97 @@
+"""From what a network predicts to the clean sample x̂0 and the noise ε̂, and what may be done to x̂0.
+
+With x = α·x0 + σ·ε every parametrisation is linear in the sample and the output, so it is a pair of coefficients.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from calotype.schedulers.affine import affine
+
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+
+
+class Linear(NamedTuple):
+    """y = (x·sample + m·output)/divisor.
+
+    The division comes last: x̂0 of an ε-prediction is a small difference of large terms divided by a small α, and
+    where α = 0 (zero terminal SNR) it is infinite, which a clip brings back.
+    """
+
+    x: float
+    m: float
+    divisor: float = 1.0
+
+    def of(self, sample: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """Evaluate."""
+        y = affine((self.x, sample), (self.m, output))
+        return y if self.divisor == 1.0 else y.div_(self.divisor)
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        """The weights of the sample and the output."""
+        return divide(self.x, self.divisor), divide(self.m, self.divisor)
+
+
+def divide(a: float, b: float) -> float:
+    """a/b with IEEE's infinities in the place of an error."""
+    return a / b if b else a * math.inf
+
+
+def clean(kind: str, alpha: float, sigma: float) -> Linear:
+    """x̂0: ε-prediction (DDPM), x0-prediction, v-prediction (Salimans & Ho, arXiv:2202.00512), flow (velocity)."""
+    if kind == "epsilon":
+        return Linear(1.0, -sigma, alpha)
+    if kind == "v_prediction":
+        return Linear(alpha, -sigma)
+    if kind == "flow_prediction":
+        return Linear(1.0, -sigma)
+    return Linear(0.0, 1.0)
+
+
+def noise(kind: str, alpha: float, sigma: float) -> Linear:
+    """ε̂ of the same four parametrisations."""
+    if kind == "epsilon":
+        return Linear(0.0, 1.0)
+    if kind == "v_prediction":
+        return Linear(sigma, alpha)
+    if kind == "flow_prediction":
+        return Linear(1.0, 1.0 - sigma)
+    return noise_from_clean(alpha, sigma)
+
+
+def noise_from_clean(alpha: float, sigma: float) -> Linear:
+    """ε̂ = (x − α·x̂0)/σ, with x̂0 in the place of the output."""
+    return Linear(1.0, -alpha, sigma)
+
+
+def threshold(x0: torch.Tensor, ratio: float, largest: float) -> torch.Tensor:
+    """Dynamic thresholding (Imagen, arXiv:2205.11487, section 2.3): clip each item at its quantile s and divide by s."""
+    flat = x0.reshape(len(x0), -1)
+    if flat.dtype not in (torch.float32, torch.float64):
+        flat = flat.float()
+    s = torch.quantile(flat.abs(), ratio, dim=1, keepdim=True).clamp(min=1, max=largest)
+    return (flat.clamp(-s, s) / s).reshape(x0.shape).to(x0.dtype)
+
+
+class Limits(NamedTuple):
+    """What is done to x̂0 after prediction: nothing, a clip to ±``clip``, or dynamic thresholding."""
+
+    clip: float | None = None
+    ratio: float | None = None
+    largest: float = 1.0
+
+    @property
+    def active(self) -> bool:
+        """Whether x̂0 is changed at all."""
+        return self.clip is not None or self.ratio is not None
+
+    def apply(self, x0: torch.Tensor) -> torch.Tensor:
+        """x̂0 within its limits."""
+        if self.ratio is not None:
+            return threshold(x0, self.ratio, self.largest)
+        return x0 if self.clip is None else x0.clamp(-self.clip, self.clip)

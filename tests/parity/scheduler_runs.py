@@ -1,0 +1,138 @@
+"""Running a scheduler over a toy denoiser, the same way for the reference and for calotype."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+
+SHAPE = (1, 4, 8, 8)
+PATTERN = torch.linspace(-2, 2, 256, dtype=torch.float64).reshape(SHAPE)
+START = torch.randn(SHAPE, generator=torch.Generator().manual_seed(7))
+MEAN = torch.randn(SHAPE, generator=torch.Generator().manual_seed(8))
+
+
+def denoiser(x: torch.Tensor, t: Any, channels: int) -> torch.Tensor:
+    """A smooth, bounded, deterministic function of the input and the time; with twice the channels if asked."""
+    phase = float(t) / 300.0
+    pattern = (PATTERN + phase).cos().to(x.dtype)
+    out = torch.tanh(0.8 * x) * 0.9 + 0.2 * pattern
+    return torch.cat([out, pattern.abs() * 0.5], dim=1) if channels == 2 else out
+
+
+def run(
+    scheduler: Any,
+    steps: int,
+    call: dict[str, Any] | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    begin: int | None = None,
+    setup: dict[str, Any] | None = None,
+    jitter: int | None = None,
+) -> dict[str, Any]:
+    """The whole trajectory: timesteps, samples, predicted clean samples and a draw that shows the generator's state.
+
+    With ``jitter`` the sample is disturbed before each step by as much as rounding to float32 does.
+    """
+    scheduler.set_timesteps(**(setup or {"num_inference_steps": steps}))
+    generator = torch.Generator().manual_seed(3)
+    timesteps = scheduler.timesteps
+    if begin is not None:
+        timesteps = timesteps[begin * scheduler.order :]
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(begin * scheduler.order)
+        x = scheduler.add_noise(MEAN.to(dtype), START.to(dtype), timesteps[:1])
+    else:
+        x = START.to(dtype) * scheduler.init_noise_sigma
+    takes = inspect.signature(scheduler.step).parameters
+    extra = dict(call or {}) | ({"generator": generator} if "generator" in takes else {})
+    channels = 2 if str(scheduler.config.get("variance_type") or "").startswith("learned") else 1
+    samples, clean = [x], []
+    shake = torch.Generator().manual_seed(jitter or 0)
+    for t in timesteps:
+        if jitter is not None:
+            x = x * (1 + 6e-8 * torch.randn(x.shape, generator=shake)).to(x.dtype)
+        out = scheduler.step(denoiser(scheduler.scale_model_input(x, t), t, channels), t, x, **extra)
+        x = out.prev_sample
+        samples.append(x)
+        clean.append(out.get("pred_original_sample"))
+    return {
+        "timesteps": scheduler.timesteps,
+        "sigmas": getattr(scheduler, "sigmas", None),
+        "samples": samples,
+        "clean": clean,
+        "draw": torch.randn(3, generator=generator),
+    }
+
+
+def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """The largest difference relative to the largest value; 0 where both are NaN."""
+    ours, theirs = ours.double(), theirs.double()
+    if torch.equal(ours.isnan(), theirs.isnan()):
+        ours, theirs = ours.nan_to_num(), theirs.nan_to_num()
+    scale = float(theirs.abs().max()) or 1.0
+    return float((ours - theirs).abs().max()) / scale
+
+
+def spread(runs: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """How far runs of one scheduler are apart at each step, relative: its own sensitivity to rounding."""
+    first, *others = runs
+    return {
+        key: [
+            max(difference(other[key][i], value) if value is not None else 0.0 for other in others)
+            for i, value in enumerate(first[key])
+        ]
+        for key in ("samples", "clean")
+    }
+
+
+def _rounding(samples: list[torch.Tensor]) -> list[float]:
+    """What one float32 rounding of the sample before amounts to, relative to the sample after: a step that takes a
+    small difference of large terms (κ = 4096 and more) cannot be nearer than that. It stays for the later steps."""
+    worst, found = 0.0, []
+    for before, after in zip(samples[:1] + samples[:-1], samples, strict=True):
+        worst = max(worst, 2.4e-7 * float(before.abs().max()) / (float(after.abs().max()) or 1.0))
+        found.append(worst)
+    return found
+
+
+def compare(
+    ours: dict[str, Any],
+    theirs: dict[str, Any],
+    tolerance: float,
+    sensitivity: dict[str, list[float]] | None = None,
+) -> list[str]:
+    """What differs between two runs; an empty list if nothing does.
+
+    ``sensitivity`` (of :func:`spread`) raises the tolerance of a step where the oracle itself moves by more than
+    that when its samples are disturbed by rounding.
+    """
+
+    rounding = _rounding(theirs["samples"]) if sensitivity else []
+
+    def allowed(key: str, i: int) -> float:
+        if not sensitivity:
+            return tolerance
+        return max(tolerance, 5 * sensitivity[key][i], rounding[i])
+
+    wrong = []
+    a, b = ours["timesteps"], theirs["timesteps"]
+    if a.shape != b.shape or a.dtype != b.dtype or difference(a, b) > (1e-6 if a.is_floating_point() else 0):
+        wrong.append(f"timesteps {a.dtype} {a.tolist()[:8]} against {b.dtype} {b.tolist()[:8]}")
+        return wrong
+    if ours["sigmas"] is not None and difference(ours["sigmas"], theirs["sigmas"]) > 1e-6:
+        wrong.append(f"sigmas {ours['sigmas'].tolist()[:6]} against {theirs['sigmas'].tolist()[:6]}")
+    for i, (x, y) in enumerate(zip(ours["samples"], theirs["samples"], strict=True)):
+        if x.dtype != y.dtype or not difference(x, y) <= allowed("samples", i):
+            wrong.append(f"sample {i} {x.dtype}/{y.dtype} off by {difference(x, y):.2e}")
+            break
+    for i, (x, y) in enumerate(zip(ours["clean"], theirs["clean"], strict=True)):
+        if (x is None) != (y is None) or (x is not None and not difference(x, y) <= allowed("clean", i)):
+            wrong.append(
+                f"clean {i} off by {difference(x, y) if x is not None and y is not None else 'a None'}"
+            )
+            break
+    if not torch.equal(ours["draw"], theirs["draw"]):
+        wrong.append("other random draws")
+    return wrong

@@ -1,0 +1,168 @@
+"""Every scheduler against the reference: the whole trajectory over a toy denoiser, for every option."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+import calotype
+from tests.parity.deviations import deviation
+from tests.parity.scheduler_cases import OPTIONS, STEPS, calls, configurations, label
+from tests.parity.scheduler_runs import compare, run, spread
+
+TOLERANCE = 1e-5
+METHODS = (
+    "__init__",
+    "set_timesteps",
+    "step",
+    "add_noise",
+    "get_velocity",
+    "scale_model_input",
+    "index_for_timestep",
+    "set_begin_index",
+    "previous_timestep",
+)
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Any:
+    logging.disable(logging.WARNING)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def attempt(
+    module: Any, name: str, config: dict[str, Any], steps: int, call: dict[str, Any], **how: Any
+) -> Any:
+    """A run, or the exception that it ends in."""
+    try:
+        return run(getattr(module, name)(**config), steps, call, **how)
+    except Exception as error:
+        return error
+
+
+def facts(name: str, config: dict[str, Any], steps: int, ours: Any, theirs: Any) -> str:
+    """What is special about a case beside its options; deviations are stated in these terms."""
+    found = []
+    known = inspect.signature(getattr(calotype, name).__init__).parameters
+    if "timestep_spacing" in known:
+        spacing = config.get("timestep_spacing", known["timestep_spacing"].default)
+        replaced = any(config.get(f"use_{c}_sigmas") for c in ("karras", "exponential", "beta"))
+        ignored = replaced and ("sigma_min" in config or "sigma_min" not in known)
+        if spacing == "trailing" and not ignored and len(np.arange(1000, 0, -1000 / steps)) > steps:
+            found.append("trailing-extra-point")
+    if str(config.get("algorithm_type")).startswith("sde") and config.get("solver_order") == 3 and steps >= 5:
+        found.append("third-order-sde")
+    if isinstance(ours, dict) and len(ours["timesteps"]) > 1 and ours["timesteps"][0] == ours["timesteps"][1]:
+        found.append("repeated-start")
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        nan = [any(bool(x.isnan().any()) for x in side["samples"]) for side in (theirs, ours)]
+        if nan == [True, False]:
+            found.append("nan-in-reference")
+    return "".join(f";{fact}" for fact in found)
+
+
+def differences(
+    name: str, config: dict[str, Any], steps: int, call: dict[str, Any], **how: Any
+) -> tuple[str, list[str]]:
+    """A case's name and what differs."""
+    theirs = attempt(diffusers, name, config, steps, call, **how)
+    ours = attempt(calotype, name, config, steps, call, **how)
+    case = f"schedulers/{name}/{label(config)}/{label(call)}/steps={steps}{facts(name, config, steps, ours, theirs)}"
+    if isinstance(theirs, Exception) and isinstance(ours, ValueError):
+        return case, []
+    if isinstance(theirs, Exception) or isinstance(ours, Exception):
+        return case, [f"reference: {theirs!r:.150}, calotype: {ours!r:.150}"]
+    tolerance = how.pop("tolerance", TOLERANCE)
+    wrong = compare(ours, theirs, tolerance)
+    if wrong:
+        shaken = [attempt(diffusers, name, config, steps, call, jitter=seed, **how) for seed in (1, 2, 3)]
+        wrong = compare(ours, theirs, tolerance, spread([theirs, *shaken]))
+    return case, wrong
+
+
+def judge(case: str, wrong: list[str], problems: list[str]) -> None:
+    """Record a difference that is not listed, and a listed one that is not there."""
+    reason = deviation(case)
+    if wrong and reason is None:
+        problems.append(f"{case}: {'; '.join(wrong)}")
+    if not wrong and reason is not None:
+        problems.append(f"{case}: listed as a deviation ({reason}) but equal")
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_trajectories(name: str) -> None:
+    problems: list[str] = []
+    for config in configurations(name):
+        for call in calls(name):
+            for steps in STEPS:
+                judge(*differences(name, config, steps, call), problems)
+    assert not problems, "\n".join(problems)
+
+
+def test_there_are_enough_cases() -> None:
+    assert sum(len(configurations(name)) * len(calls(name)) * len(STEPS) for name in OPTIONS) >= 2000
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_signatures(name: str) -> None:
+    """Same parameters, order and defaults; a method of ours may take more, all of it optional."""
+    ours, theirs = getattr(calotype, name), getattr(diffusers, name)
+    for method in METHODS:
+        if not hasattr(theirs, method):
+            continue
+        expected = list(inspect.signature(getattr(theirs, method)).parameters.values())
+        actual = list(inspect.signature(getattr(ours, method)).parameters.values())
+        named = [p for p in expected if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        assert [p.name for p in actual[: len(named)]] == [p.name for p in named], method
+        for a, e in zip(actual, named, strict=False):
+            assert a.default == e.default or e.default is e.empty, f"{method}({e.name})"
+        if method in ("__init__", "step"):
+            assert len(actual) == len(expected), method
+    assert set(ours._compatibles) == set(theirs._compatibles)
+    assert ours.order == theirs.order
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_attributes_before_a_run(name: str) -> None:
+    ours, theirs = getattr(calotype, name)(), getattr(diffusers, name)()
+    assert {k: v for k, v in ours.config.items() if not k.startswith("_")} == {
+        k: v for k, v in theirs.config.items() if not k.startswith("_")
+    }
+    assert len(ours) == len(theirs)
+    for attribute in ("timesteps", "sigmas", "betas", "alphas", "alphas_cumprod", "final_alpha_cumprod"):
+        value = getattr(theirs, attribute, None)
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(getattr(ours, attribute), value, rtol=1e-6, atol=0, msg=attribute)
+    assert float(ours.init_noise_sigma) == pytest.approx(float(theirs.init_noise_sigma), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_low_precision(name: str, dtype: torch.dtype) -> None:
+    """Dtypes as the reference's; values within a few roundings of the sample's dtype."""
+    for config in [{}, {"prediction_type": "v_prediction"}]:
+        for call in calls(name):
+            theirs = attempt(diffusers, name, config, 5, call, dtype=dtype)
+            ours = attempt(calotype, name, config, 5, call, dtype=dtype)
+            if isinstance(theirs, Exception):
+                continue
+            wrong = compare(ours, theirs, 12 * torch.finfo(dtype).eps)
+            assert not wrong, f"{config} {call} {wrong}"
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_image_to_image(name: str) -> None:
+    """Starting in the middle: add_noise at the first timestep, set_begin_index, and the rest of the run."""
+    problems: list[str] = []
+    for config in configurations(name)[:40]:
+        for begin in (1, 3):
+            case, wrong = differences(name, config, 5, {}, begin=begin)
+            judge(f"{case};begin={begin}", wrong, problems)
+    assert not problems, "\n".join(problems)
