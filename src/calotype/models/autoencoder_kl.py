@@ -9,13 +9,14 @@ from torch import nn
 
 from calotype.core.errors import InputError
 from calotype.core.random import Generators
+from calotype.models.attention_access import AttentionAccess
 from calotype.models.gaussian import AutoencoderKLOutput, DiagonalGaussianDistribution
 from calotype.models.modeling import ModelMixin
 from calotype.models.tiling import AutoencoderMixin, faded_tiles
 from calotype.models.vae import Decoder, DecoderOutput, Encoder
 
 
-class AutoencoderKL(ModelMixin, AutoencoderMixin):
+class AutoencoderKL(ModelMixin, AutoencoderMixin, AttentionAccess):
     """Pictures in [-1, 1] to a distribution over latents, and latents to pictures.
 
     A picture (batch, in_channels, h, w) becomes latents (batch, latent_channels, h/f, w/f) with ``f`` doubling for
