@@ -141,7 +141,7 @@ class UNet2DModel(ModelMixin):
         if drawn is not None:
             h = h + drawn
         if self.config.time_embedding_type == "fourier":
-            h = h / times.reshape(-1, 1, 1, 1)  # a score's size is the inverse of the noise level
+            h = h / times.reshape(-1, 1, 1, 1).to(h.dtype)  # a score's size is the inverse of the noise level
         return UNet2DOutput(sample=h) if return_dict else (h,)
 
     def _stages(self, sample: torch.Tensor, temb: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:

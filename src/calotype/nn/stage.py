@@ -7,7 +7,7 @@ are the keys of checkpoints. Which modules stand in the lanes is decided in :mod
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -135,7 +135,7 @@ class DownStage(_Stage):
 class UpStage(_Stage):
     """Layers that read the features kept on the way down, then twice the resolution.
 
-    The features are joined before each layer, or with ``joins_once`` the last of them before the first layer.
+    The features are joined before each layer, or the last of them once before the first layer, or never (``joins``).
     ``freeu`` holds the (skip, backbone) factors of FreeU, None without it.
     """
 
@@ -145,12 +145,12 @@ class UpStage(_Stage):
         attentions: Sequence[nn.Module] = (),
         attend: Attend = attend_pixels,
         upsampler: nn.Module | None = None,
-        joins_once: bool = False,
+        joins: Literal["each", "once", "never"] = "each",
         takes_freeu: bool = False,
     ) -> None:
         super().__init__(resnets, attentions, attend)
         self.upsamplers = None if upsampler is None else nn.ModuleList([upsampler])
-        self.joins_once = joins_once
+        self.joins = joins
         self.takes_freeu = takes_freeu
         self.freeu: tuple[float, float] | None = None
 
@@ -166,10 +166,10 @@ class UpStage(_Stage):
         ``kept`` are as many features of the way down as the stage has layers, the last to be read first; None for
         an autoencoder, which has no way down.
         """
-        if kept is not None and self.joins_once:
-            h = torch.cat([h, kept[-1]], dim=1)
+        if kept is not None and self.joins == "once":
+            h = self._join(h, kept[-1])
         for index in range(len(self.resnets)):
-            if kept is not None and not self.joins_once:
+            if kept is not None and self.joins == "each":
                 h = self._join(h, kept[-1 - index])
             h = self.layer(index, h, given)
         if self.upsamplers is not None:

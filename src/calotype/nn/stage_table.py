@@ -202,14 +202,17 @@ def mid_stage(
 def _k_up_stage(
     row: Row, settings: StageSettings, channels: tuple[int, int, int], num_layers: int, resamples: bool
 ) -> UpStage:
-    """k-diffusion's way up: one skip, joined at the start; the last layer changes the number of channels."""
+    """k-diffusion's way up: one skip, joined at the start; the last layer changes the number of channels.
+
+    The stage at the lowest resolution, told by its width, has self-attention and reads no skip.
+    """
     _, width, above = channels
-    is_first = above == width == settings.temb_channels
+    is_first = row.attention == "k" and above == width == settings.temb_channels
     is_middle = above != width
     resnets, lane = [], []
     for index, depth in enumerate(_per_layer(settings, num_layers)):
         is_last = index == num_layers - 1
-        incoming = 2 * width if index == 0 and not (row.attention == "k" and is_first) else width
+        incoming = 2 * width if index == 0 and not is_first else width
         if row.attention is None:
             resnets.append(_resnet(row, settings, incoming, above if is_last else width))
             continue
@@ -219,7 +222,7 @@ def _k_up_stage(
         assert attention is not None
         lane.append(attention)
     upsampler = FirUpsample("reflect") if resamples else None
-    return UpStage(resnets, lane, _ATTEND[row.attention], upsampler, joins_once=True)
+    return UpStage(resnets, lane, _ATTEND[row.attention], upsampler, joins="never" if is_first else "once")
 
 
 def _per_layer(settings: StageSettings, num_layers: int) -> Iterable[int]:
