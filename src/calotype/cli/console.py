@@ -6,12 +6,14 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
 
+from calotype.core import progress
 from calotype.core.errors import CalotypeError, InputError
 
 P = ParamSpec("P")
@@ -23,6 +25,22 @@ USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 def stderr() -> Console:
     """The console for everything that is not a result; without colours where they are not wanted."""
     return Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+
+def redraws(console: Console) -> bool:
+    """Whether a line on this console can be drawn again, as progress bars do."""
+    return console.is_terminal and not console.is_dumb_terminal
+
+
+@contextmanager
+def bars_on_terminals() -> Iterator[None]:
+    """Within the block the library's own progress bars are drawn only where a line can be drawn again."""
+    before = progress.shown()
+    progress.show(before and redraws(stderr()))
+    try:
+        yield
+    finally:
+        progress.show(before)
 
 
 def say(text: str) -> None:

@@ -33,7 +33,7 @@ def check_png(output: str, option: str) -> Path:
     path = Path(output)
     if path.suffix.lower() != ".png":
         raise InputError(
-            f"{option} {output!r}: pictures are written as PNG, so the name must end in .png, or in a slash for a folder."
+            f"{option} {output!r}: pictures are written as PNG, so the name ends in .png, or in a slash for a folder."
         )
     return path
 

@@ -22,66 +22,67 @@ from calotype.utils.metadata import Settings
 if TYPE_CHECKING:
     import PIL.Image
 
+
+def _option(*names: str, help: str, metavar: str) -> Any:
+    """An option whose default stands in its help: ``None`` means that it was not given."""
+    return typer.Option(*names, help=help, metavar=metavar, show_default=False)
+
+
 Prompts = Annotated[
-    list[str] | None, typer.Argument(metavar="PROMPT...", help="What to show.", show_default=False)
+    list[str] | None, typer.Argument(metavar="PROMPT", help="What to show.", show_default=False)
 ]
 Model = Annotated[
     str | None,
-    typer.Option("--model", "-m", help="A folder, a Hub repository, or 'pocket'.", show_default="pocket"),
+    _option("--model", "-m", metavar="NAME", help="A folder, a Hub repository, or pocket (the default)."),
 ]
 Output = Annotated[
     str | None,
-    typer.Option(
-        "--output",
-        "-o",
-        metavar="FILE|DIR",
-        help="A .png file, or a folder.",
-        show_default="PROMPT-SEED.png here",
-    ),
+    _option("--output", "-o", metavar="FILE|DIR", help="A .png file or a folder; by default, this folder."),
 ]
-Negative = Annotated[
-    str | None, typer.Option("--negative", help="What to steer away from.", show_default=False)
-]
+Negative = Annotated[str | None, _option("--negative", metavar="TEXT", help="What to steer away from.")]
 Steps = Annotated[
-    int | None, typer.Option("--steps", help="Denoising steps.", show_default=str(request.DEFAULT_STEPS))
+    int | None, _option("--steps", metavar="N", help=f"Denoising steps; by default {request.DEFAULT_STEPS}.")
 ]
 Guidance = Annotated[
     float | None,
-    typer.Option("--guidance", help="How strongly to follow the prompt.", show_default="the model's"),
+    _option("--guidance", metavar="X", help="How strongly to follow the prompt; 1 turns it off."),
 ]
 Seed = Annotated[
     int | None,
-    typer.Option(
-        "--seed", help="Where the noise starts; picture i of --count has seed + i.", show_default="random"
+    _option(
+        "--seed", metavar="N", help="Of the noise; random by default. Picture i of --count has seed + i."
     ),
 ]
-Width = Annotated[int | None, typer.Option("--width", help="Pixels.", show_default="the model's")]
-Height = Annotated[int | None, typer.Option("--height", help="Pixels.", show_default="the model's")]
+Width = Annotated[int | None, _option("--width", metavar="N", help="In pixels; by default the model's.")]
+Height = Annotated[int | None, _option("--height", metavar="N", help="In pixels; by default the model's.")]
 Count = Annotated[
-    int | None, typer.Option("--count", "-n", help="Pictures of each prompt.", show_default="1")
+    int | None, _option("--count", "-n", metavar="N", help="Pictures of each prompt; 1 by default.")
 ]
 Scheduler = Annotated[
     str | None,
-    typer.Option("--scheduler", help="Such as 'Euler a' or DDIMScheduler.", show_default="the model's"),
+    _option(
+        "--scheduler", metavar="NAME", help="Such as 'Euler a' or DDIMScheduler; by default the model's."
+    ),
 ]
 Device = Annotated[
-    str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps.", show_default="the best there is")
+    str | None,
+    _option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; by default the best there is."),
 ]
 Dtype = Annotated[
     str | None,
-    typer.Option(
-        "--dtype", help="float32, float16 or bfloat16.", show_default="float32 on the CPU, float16 elsewhere"
+    _option(
+        "--dtype",
+        metavar="NAME",
+        help="float32, float16 or bfloat16; by default float32 on the CPU, float16 elsewhere.",
     ),
 ]
 Like = Annotated[
     Path | None,
-    typer.Option("--like", metavar="FILE.png", help="Make this picture again; other options change it."),
+    _option("--like", metavar="FILE.png", help="Make this picture again; other options change it."),
 ]
 Sheet = Annotated[
     str | None,
-    typer.Option(
-        "--sheet", metavar="FILE.png", help="Also write all pictures on one sheet, with their prompts."
-    ),
+    _option("--sheet", metavar="FILE.png", help="Also write all pictures on one sheet, with their prompts."),
 ]
 NoMetadata = Annotated[bool, typer.Option("--no-metadata", help="Leave the settings out of the PNG.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
@@ -109,10 +110,10 @@ def generate(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Make pictures from prompts.
+    """Make pictures from prompts, and print the names of their files.
 
-    Prints the names of the files that it writes. Each PNG carries its settings: `calotype show FILE.png` prints them,
-    and `calotype generate --like FILE.png` makes the same picture again.
+    Each PNG carries its settings: `calotype show FILE.png` prints them, and
+    `calotype generate --like FILE.png` makes the same picture again.
     """
     given = {
         "prompts": tuple(prompts) if prompts else None,
@@ -211,7 +212,8 @@ def _prepare(asked: Request) -> tuple[Any, dict[str, Any]]:
     named = models.choose_scheduler(asked.scheduler) if isinstance(asked.scheduler, str) else None
     console.say(f"Loading {asked.model} on {device}.")
     at = {"revision": asked.revision} if asked.revision else {}
-    pipe = calotype.load(asked.model, device=device, torch_dtype=dtype, **at)
+    with console.bars_on_terminals():
+        pipe = calotype.load(asked.model, device=device, torch_dtype=dtype, **at)
     if "prompt" not in inspect.signature(pipe.__call__).parameters:
         raise InputError(
             f"{asked.model} is a {type(pipe).__name__}, which takes no prompt; generate needs a model that does."

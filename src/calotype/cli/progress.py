@@ -19,6 +19,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from calotype.cli.console import redraws
+
 
 class Reporter(ABC):
     """Told when a picture begins and when a step of it is done; a context manager."""
@@ -139,6 +141,6 @@ def duration(seconds: float) -> str:
 
 def reporter(pictures: int, steps: int, console: Console) -> Reporter:
     """A bar if the console can redraw a line, plain lines on standard error otherwise."""
-    if console.is_terminal and not console.is_dumb_terminal:
+    if redraws(console):
         return Bar(pictures, steps, console)
     return Lines(pictures, sys.stderr)
