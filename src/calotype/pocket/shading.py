@@ -14,7 +14,7 @@ from calotype.pocket.vocabulary import COLOR_SRGB, COLORS, MATERIALS, linear_rgb
 MATERIAL_FORMS = {
     "matte": (1.0, 0.0, 0.0, 0.04, 8.0),
     "shiny": (1.0, 0.07, 0.0, 0.85, 160.0),
-    "metal": (0.42, 0.85, 0.9, 0.75, 70.0),
+    "metal": (0.45, 0.85, 0.97, 0.6, 70.0),
 }
 _OCCLUSION_TAPS = ((0.07, 0.35), (0.20, 0.30), (0.45, 0.20), (0.90, 0.15))
 _HAZE_DISTANCE = 52.0
@@ -116,7 +116,7 @@ def surface_color(
         mirror * (0.35 + 0.65 * occlusion),
     )
     lobe = highlight(direction, normal, around.light, sharpness) * gleam * shadow * (lit > 0)
-    return body + (mix(white, tinted, 0.5) * around.key).scale(lobe)
+    return body + (mix(white, tinted, 0.8) * around.key).scale(lobe)
 
 
 def _times(a: Vec3, b: Vec3) -> tuple[Tensor, Tensor, Tensor]:

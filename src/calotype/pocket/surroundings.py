@@ -48,12 +48,12 @@ SKY_FORMS = {
     "sunset": SkyForm(
         zenith="#3a3f86", middle="#d9698a", horizon="#ffbf6b", glow="#ffe08a", disc=0.045, glow_strength=1.0,
         cloud="#ff9a76", cloud_amount=0.45, stars=0.0,
-        key=(1.22, 0.84, 0.56), fill=(0.36, 0.32, 0.38), sharpness=8.0,
+        key=(1.20, 0.89, 0.67), fill=(0.37, 0.35, 0.42), sharpness=8.0,
     ),
     "night": SkyForm(
         zenith="#060a20", middle="#101b40", horizon="#2b3f70", glow="#cfe0ff", disc=0.040, glow_strength=0.35,
         cloud="#1d2c5c", cloud_amount=0.0, stars=1.0,
-        key=(0.44, 0.47, 0.55), fill=(0.13, 0.15, 0.215), sharpness=8.0,
+        key=(0.62, 0.63, 0.68), fill=(0.17, 0.18, 0.24), sharpness=8.0,
     ),
     "overcast": SkyForm(
         zenith="#7f8994", middle="#a7b0b8", horizon="#d3d8db", glow="#ffffff", disc=0.0, glow_strength=0.0,
