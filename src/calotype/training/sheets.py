@@ -19,7 +19,7 @@ def write_sheet(path: Path, images: torch.Tensor, captions: Sequence[str], colum
     pixels = (images.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     count, height, width, _ = pixels.shape
     font = ImageFont.load_default()
-    letters = max(8, width // 6)
+    letters = max(8, width // 7)
     texts = [_wrapped(caption, letters) for caption in captions]
     strip = _LINE * max((len(lines) for lines in texts), default=0) + 4
     rows = -(-count // columns)

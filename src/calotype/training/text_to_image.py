@@ -24,6 +24,10 @@ class TextToImageObjective(nn.Module):
     the noise levels; ``None`` leaves them alike.
     """
 
+    unet: Any
+    text_encoder: Any
+    alphas_cumprod: torch.Tensor
+
     def __init__(
         self,
         unet: nn.Module,
@@ -38,7 +42,6 @@ class TextToImageObjective(nn.Module):
         self.prediction = prediction
         self.min_snr_gamma = min_snr_gamma
         self.register_buffer("alphas_cumprod", alphas_cumprod.float(), persistent=False)
-        self.alphas_cumprod: torch.Tensor
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """``latents`` and ``noise`` [B, C, H, W], ``timesteps`` [B], ``input_ids`` [B, L]."""

@@ -32,6 +32,8 @@ def kl_to_standard_normal(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Ten
 class AutoencoderObjective(nn.Module):
     """L1 + ``sharpness`` x multi-scale gradient error + ``kl`` x KL per latent element, on images in [-1, 1]."""
 
+    vae: Any
+
     def __init__(self, vae: nn.Module, sharpness: float = 1.0, kl: float = 1e-4) -> None:
         super().__init__()
         self.vae = vae

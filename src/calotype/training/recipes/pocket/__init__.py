@@ -64,6 +64,7 @@ def train_pocket(
         device=where,
         work=work or Path(tempfile.gettempdir()) / f"calotype-pocket-{preset}",
         out=out,
+        stages=tuple(stages),
         max_minutes=max_minutes,
         resume=resume,
         workers=data.caption_workers() if workers is None else workers,

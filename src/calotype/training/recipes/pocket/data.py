@@ -105,10 +105,13 @@ def render_pool(
     size, began = settings.pixels, time.monotonic()
     pool = torch.empty((settings.vae.images, 3, size, size), dtype=torch.uint8, device=device)
     made = 0
-    for chunk, count in chunks_of(len(pool), settings.data.chunk):
-        pictures = render(chunk_scenes(settings, "images", chunk, count))
-        pool[made : made + count] = (pictures * 255).round().byte()
+    chunks = chunks_of(len(pool), settings.data.chunk)
+    upcoming = chunk_scenes(settings, "images", *chunks[0])
+    for index, (_, count) in enumerate(chunks):
+        pool[made : made + count] = (render(upcoming) * 255).round().byte()
         made += count
+        if index + 1 < len(chunks):  # drawn while the device renders
+            upcoming = chunk_scenes(settings, "images", *chunks[index + 1])
         _wait(device)
         if time.monotonic() - began > seconds:
             break
@@ -162,7 +165,7 @@ class LatentBatches:
         """The batch of this number, drawn on the device; the same number gives the same batch."""
         chosen, device = self.settings.unet, self.data.latents.device
         generator = torch.Generator(device).manual_seed(self.settings.seed + number)
-        options = {"generator": generator, "device": device}
+        options: dict[str, Any] = {"generator": generator, "device": device}
         index = torch.randint(len(self.data), (chosen.batch,), **options)
         which = torch.randint(self.data.ids.shape[1], (chosen.batch,), **options)
         dropped = torch.rand((chosen.batch, 1), **options) < chosen.caption_dropout
@@ -229,18 +232,20 @@ def make_latents(
             [executor.submit(chunk_ids, settings, tokenizer, purpose, *c) for c in chunks] if workers else []
         )
         ids: list[Future[torch.Tensor]] = []
+        upcoming = chunk_scenes(settings, purpose, *chunks[0])
         for index, (chunk, count) in enumerate(chunks):
-            pictures = render(chunk_scenes(settings, purpose, chunk, count))
+            pictures = render(upcoming)
             for part in torch.arange(count, device=device).chunk(_PARTS):
                 with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
                     mean = vae.encode(pictures[part] * 2 - 1).latent_dist.mean
                 latents[made + part] = (mean.float() * factor).half()
             made += count
-            ids.append(
-                ahead[index]
-                if workers
-                else executor.submit(chunk_ids, settings, tokenizer, purpose, chunk, count)
-            )
+            if workers:
+                ids.append(ahead[index])
+            else:
+                ids.append(executor.submit(chunk_ids, settings, tokenizer, purpose, chunk, count))
+            if index + 1 < len(chunks):  # drawn while the device renders
+                upcoming = chunk_scenes(settings, purpose, *chunks[index + 1])
             _wait(device)
             now = time.monotonic()
             if now - said > 10 or now - began > seconds:

@@ -10,6 +10,12 @@ import torch
 
 from calotype.core.errors import InputError
 
+STAGE_WEIGHTS = {"vae": 4.0, "latents": 2.0, "unet": 12.0, "export": 0.4}
+"""The stages in their order, and how the time of a run is shared among those that it has."""
+_ORDER = tuple(STAGE_WEIGHTS)
+_RESERVE = 8.0
+"""Seconds kept for writing files."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -18,6 +24,7 @@ class Run:
     device: torch.device
     work: Path
     out: Path
+    stages: tuple[str, ...]
     max_minutes: float | None = None
     resume: bool = False
     workers: int = 0
@@ -35,10 +42,14 @@ class Run:
             return None
         return 60 * self.max_minutes - (time.monotonic() - self.started)
 
-    def minutes_for(self, share: float, reserve: float) -> float | None:
-        """Minutes for the next stage: a share of what is left after ``reserve`` seconds for what follows."""
+    def minutes_for(self, stage: str) -> float | None:
+        """Minutes for a stage: its share, by the weights, of what is left for it and the stages after it."""
         left = self.seconds_left
-        return None if left is None else max(0.05, share * (left - reserve) / 60)
+        if left is None:
+            return None
+        following = [name for name in self.stages if _ORDER.index(name) >= _ORDER.index(stage)]
+        share = STAGE_WEIGHTS[stage] / sum(STAGE_WEIGHTS[name] for name in following)
+        return max(0.05, share * (left - _RESERVE) / 60)
 
     def say(self, text: str) -> None:
         """A line of progress, with the run's clock, shown at once."""

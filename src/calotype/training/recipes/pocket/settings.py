@@ -144,8 +144,9 @@ def changed(settings: PocketSettings, changes: Sequence[str]) -> PocketSettings:
     for change in changes:
         path, equals, text = change.partition("=")
         group, _, name = path.rpartition(".")
-        target = getattr(settings, group, None) if group else settings
-        if not equals or not is_dataclass(target) or name not in {f.name for f in fields(target)}:
+        target: Any = getattr(settings, group, None) if group else settings
+        names = {f.name for f in fields(target)} if is_dataclass(target) else set()
+        if not equals or name not in names:
             raise InputError(f"There is no setting {change!r}; write for instance unet.batch=256 or seed=1.")
         old, value = getattr(target, name), _parsed(text)
         fits = (
@@ -156,10 +157,11 @@ def changed(settings: PocketSettings, changes: Sequence[str]) -> PocketSettings:
         )
         if is_dataclass(old) or not fits:
             raise InputError(f"The setting {path} cannot be {text!r}; at present it is {old!r}.")
-        target = replace(
-            target, **{name: float(value) if type(old) is float and value is not None else value}
-        )  # type: ignore[type-var]
-        settings = replace(settings, **{group: target}) if group else target  # type: ignore[assignment]
+        if type(old) is float and value is not None:
+            value = float(value)
+        target = replace(target, **{name: value})
+        whole: Any = {group: target}
+        settings = replace(settings, **whole) if group else target
     return settings
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping
 from typing import Any
@@ -37,16 +38,15 @@ from calotype.training.text_to_image import TextToImageObjective, sample_latents
 from calotype.training.tokenizer import Encoder, train_tokenizer
 from calotype.training.vae import AutoencoderObjective, psnr, standardise_latents
 
-_EXPORT_RESERVE = 25.0
-"""Seconds kept at the end of a limited run for exporting and sampling."""
+_POOL_SHARE = 0.2
+"""Of the VAE's time, at most this much goes into rendering its pictures."""
 
 
 def train_vae(settings: PocketSettings, run: Run) -> None:
     """Stage ``vae``: leaves ``work/vae`` (float16) and in ``out`` the same, a sheet and the log."""
     chosen, device = settings.vae, run.device
-    left = run.seconds_left
     render = picture_renderer(settings, device, run.say)
-    pool = render_pool(settings, render, device, 0.2 * left if left is not None else 600.0, run.say)
+    pool = render_pool(settings, render, device, _POOL_SHARE * _seconds(run, "vae"), run.say)
     torch.manual_seed(settings.seed)
     vae = build_vae(settings).to(device)
     if device.type == "cuda":
@@ -62,7 +62,7 @@ def train_vae(settings: PocketSettings, run: Run) -> None:
         write_sheet(run.out / "vae.png", (pairs + 1) / 2, captions)
         return {"validation_psnr": sum(psnr(vae, part) for part in fresh.split(32)) / len(fresh.split(32))}
 
-    minutes = None if chosen.steps is not None else run.minutes_for(0.85 if left is not None else 1, 10.0)
+    minutes = None if chosen.steps is not None else run.minutes_for("vae")
     loop = LoopSettings(
         pace=Pace(chosen.learning_rate, _steps(chosen.steps, minutes), minutes, chosen.warmup),
         ema_decay=0.999,
@@ -103,14 +103,10 @@ def make_data(settings: PocketSettings, run: Run) -> None:
     vae = load_vae(settings, run)
     render = picture_renderer(settings, run.device, run.say)
     sets = {}
-    for purpose, total, share in (
-        ("validation", settings.data.validation, 0.05),
-        ("latents", settings.data.scenes, 0.15),
-    ):
-        left = run.seconds_left
+    for purpose, total in (("validation", settings.data.validation), ("latents", settings.data.scenes)):
         sets[purpose] = make_latents(
             settings, vae, run.work / "tokenizer", render, run.device,
-            purpose=purpose, total=total, seconds=3600.0 if left is None else share * left,
+            purpose=purpose, total=total, seconds=_seconds(run, "latents"),
             workers=run.workers if total > 10_000 else 0, say=run.say,
         )  # fmt: skip
     with replacing(run.work / "latents.pt") as temporary:
@@ -177,7 +173,7 @@ def train_unet(settings: PocketSettings, run: Run) -> None:
 
     empty = ids(("",))
     inspection = _Inspection(settings, run, objective, vae, data["validation"], ids(PROMPTS).long(), empty)
-    minutes = None if chosen.steps is not None else run.minutes_for(1.0, _EXPORT_RESERVE)
+    minutes = None if chosen.steps is not None else run.minutes_for("unet")
     autocast = torch.bfloat16 if device.type == "cuda" else None
     fit(
         objective,
@@ -241,6 +237,12 @@ def _steps(steps: int | None, minutes: float | None) -> int | None:
     if steps is None and minutes is None:
         raise InputError("This preset has no number of steps: say how long to train with --max-minutes.")
     return steps
+
+
+def _seconds(run: Run, stage: str) -> float:
+    """Seconds for a stage; without a limit, as many as it needs."""
+    minutes = run.minutes_for(stage)
+    return math.inf if minutes is None else 60 * minutes
 
 
 def _keep_log(run: Run, stage: str) -> None:

@@ -1,0 +1,60 @@
+"""``calotype train``: models by the recipes that this package was made with."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_STAGES = "vae,latents,unet,export"
+
+
+class Recipe(StrEnum):
+    """What can be trained."""
+
+    pocket = "pocket"
+
+
+class Preset(StrEnum):
+    """How much of it."""
+
+    full = "full"
+    tiny = "tiny"
+
+
+def train(
+    recipe: Annotated[Recipe, typer.Argument(help="What to train.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")],
+    stage: Annotated[str, typer.Option(help="Stages to run, separated by commas.")] = _STAGES,
+    preset: Annotated[Preset, typer.Option(help="tiny is a dry run of seconds.")] = Preset.full,
+    work: Annotated[Path | None, typer.Option(help="Folder for checkpoints and data between stages.")] = None,
+    vae: Annotated[
+        Path | None, typer.Option(help="Folder of a trained VAE, in place of the stage vae.")
+    ] = None,
+    max_minutes: Annotated[float | None, typer.Option(help="Time for all stages together.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    seed: Annotated[int | None, typer.Option(help="In place of the recipe's.")] = None,
+    compile: Annotated[bool | None, typer.Option("--compile/--no-compile", help="Use torch.compile.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the checkpoints in --work.")] = False,
+    workers: Annotated[int | None, typer.Option(help="Processes that write captions.")] = None,
+    set: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="As in unet.batch=256.")] = None,
+) -> None:
+    """Train a model from scratch. The real recipes need a GPU and --max-minutes."""
+    from calotype.training.recipes.pocket import train_pocket
+
+    train_pocket(
+        out,
+        stages=stage.split(","),
+        preset=preset.value,
+        work=work,
+        vae=vae,
+        max_minutes=max_minutes,
+        device=device,
+        seed=seed,
+        compile=compile,
+        resume=resume,
+        workers=workers,
+        changes=set or [],
+    )
