@@ -141,6 +141,7 @@ class ModelMixin(ConfigMixin, nn.Module):
         variant: str | None = None,
         max_shard_size: int | str = "10GB",
         push_to_hub: bool = False,
+        use_flashpack: bool = False,
         **kwargs: Any,
     ) -> None:
         """Write ``config.json`` and the weights into a folder, which is made; each file appears whole.
@@ -151,6 +152,8 @@ class ModelMixin(ConfigMixin, nn.Module):
         folder = Path(save_directory)
         if folder.is_file():
             raise ModelFilesError(f"{folder} is a file; save_pretrained needs a folder.")
+        if use_flashpack:
+            raise InputError("save_pretrained does not write FlashPack files; leave use_flashpack out.")
         if kwargs and not push_to_hub:
             raise InputError(f"save_pretrained has no argument {', '.join(kwargs)} unless push_to_hub=True.")
         if meta := [name for name, tensor in self.state_dict().items() if tensor.is_meta]:

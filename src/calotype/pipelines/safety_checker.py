@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,8 +30,8 @@ class StableDiffusionSafetyChecker(PreTrainedModel):
 
     config_class = CLIPConfig
     main_input_name = "clip_input"
-    _no_split_modules: ClassVar[list[str]] = ["CLIPEncoderLayer"]
-    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"position_ids"]
+    _no_split_modules = ["CLIPEncoderLayer"]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = [r"position_ids"]  # noqa: RUF012
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
