@@ -24,11 +24,13 @@ from calotype.pocket.surroundings import floor_color, pack_surroundings, sky_col
 from calotype.pocket.vec3 import Vec3, along, normalize, reflect, where
 
 FIND_STEPS, SHADOW_STEPS, MIRROR_STEPS = 32, 22, 16
-_STRIDE = 8
-"""Marching steps in one compiled call (16 and 32 are multiples; the shadow takes two of 11)."""
+_STRIDE = 2
+"""Marching steps in one compiled call: more make larger kernels that take minutes to compile, for no speed."""
 _SURFACE = 0.012
 """A ray has hit when it is nearer than this to a surface: half a subpixel at the objects' distance."""
 SKY_DEPTH = 100.0
+REACH = 300.0
+"""Rays end here, so that no coordinate grows beyond what float32 resolves."""
 RAYS_AT_A_TIME = 1 << 23
 """Rays in flight on a GPU; about 200 bytes each."""
 RAYS_AT_A_TIME_CPU = 1 << 17
@@ -51,7 +53,8 @@ class Rendering:
     """[B, 1, H, W], 1 on outlines and creases of objects, else 0"""
 
 
-def _directions(camera: Tensor, columns: Tensor, rows: Tensor) -> Vec3:
+def camera_rays(camera: Tensor, columns: Tensor, rows: Tensor) -> Vec3:
+    """Unit directions [B, rays] through points of the picture; ``camera`` as from :func:`_pack_camera`."""
     right, up, forward, zoom = camera[:, 0:3], camera[:, 3:6], camera[:, 6:9], camera[:, 9:10]
 
     def component(i: int) -> Tensor:
@@ -60,146 +63,22 @@ def _directions(camera: Tensor, columns: Tensor, rows: Tensor) -> Vec3:
     return normalize(Vec3(component(0), component(1), component(2)))
 
 
-def _origin(camera: Tensor) -> Vec3:
-    return Vec3(camera[:, 10:11], camera[:, 11:12], camera[:, 12:13])
-
-
-def _start(camera: Tensor, columns: Tensor, rows: Tensor, packed: Tensor) -> tuple[Tensor, Tensor]:
-    """Ray parameters at which the objects' bounding spheres are entered and left."""
-    return sdf.hull(_origin(camera), _directions(camera, columns, rows), sdf.unpack_bodies(packed))
-
-
-def _advance(camera: Tensor, columns: Tensor, rows: Tensor, t: Tensor, packed: Tensor) -> Tensor:
-    """Some steps along the rays from the camera."""
-    direction = _directions(camera, columns, rows)
-    return sdf.march(_origin(camera), direction, t, sdf.unpack_bodies(packed), _STRIDE)
-
-
-def _meet(
-    camera: Tensor, columns: Tensor, rows: Tensor, t: Tensor, leave: Tensor, packed: Tensor, around: Tensor
-) -> tuple[Tensor, ...]:
-    """What the rays from the camera met.
-
-    Returns:
-        Ray parameter, id (slot + 1; 0 floor; -1 sky), normal x, y, z, ambient occlusion, and where a ray to the lamp
-        enters the objects' (widened) bounding spheres and leaves them.
-    """
-    objects, origin = sdf.unpack_bodies(packed), _origin(camera)
-    direction = _directions(camera, columns, rows)
-    p = along(origin, direction, t)
-    on_object = (sdf.scene_distance(p, objects) < _SURFACE) & (t < leave + 0.05)
-    t_floor = torch.where(direction.y < -1e-4, origin.y / (-direction.y).clamp_min(1e-4), sdf.FAR)
-    on_object = on_object & (t < t_floor)
-    t_hit = torch.where(on_object, t, t_floor)
-    p = along(origin, direction, t_hit.clamp_max(300.0))
-    slot = sdf.nearest_object(p, objects)
-    identity = torch.where(on_object, slot + 1, torch.where(t_floor < sdf.FAR, 0, -1)).to(torch.int8)
-    up = Vec3(torch.zeros_like(t), torch.ones_like(t), torch.zeros_like(t))
-    normal = where(on_object, sdf.surface_normal(p, objects), up)
-    occlusion = shading.ambient_occlusion(p, normal, objects)
-    light = unpack_surroundings(around).light
-    enter, leave_light = sdf.hull(along(p, normal, 0.02), light, objects, margin=1.35)
-    return t_hit, identity, normal.x, normal.y, normal.z, occlusion, enter, leave_light
-
-
-def _surface_point(camera: Tensor, columns: Tensor, rows: Tensor, t: Tensor, lift: float, n: Vec3) -> Vec3:
-    p = along(_origin(camera), _directions(camera, columns, rows), t.clamp_max(300.0))
-    return along(p, n, lift)
-
-
-def _advance_shadow(
-    camera: Tensor, columns: Tensor, rows: Tensor, t_hit: Tensor, nx: Tensor, ny: Tensor, nz: Tensor, t: Tensor,
-    light: Tensor, packed: Tensor, around: Tensor,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Half of the steps from the surface towards the lamp."""
-    places = unpack_surroundings(around)
-    p = _surface_point(camera, columns, rows, t_hit, 0.02, Vec3(nx, ny, nz))
-    return sdf.march_shadow(
-        p, places.light, t, light, places.sharpness, sdf.unpack_bodies(packed), SHADOW_STEPS // 2
-    )
-
-
-def _mirror_start(
-    camera: Tensor,
-    columns: Tensor,
-    rows: Tensor,
-    t_hit: Tensor,
-    nx: Tensor,
-    ny: Tensor,
-    nz: Tensor,
-    packed: Tensor,
-) -> tuple[Tensor, Tensor]:
-    n = Vec3(nx, ny, nz)
-    p = _surface_point(camera, columns, rows, t_hit, 0.03, n)
-    mirrored = reflect(_directions(camera, columns, rows), n)
-    return sdf.hull(p, mirrored, sdf.unpack_bodies(packed))
-
-
-def _mirror_advance(
-    camera: Tensor, columns: Tensor, rows: Tensor, t_hit: Tensor, nx: Tensor, ny: Tensor, nz: Tensor, t: Tensor,
-    packed: Tensor,
-) -> Tensor:  # fmt: skip
-    """Some steps along the mirrored rays."""
-    n = Vec3(nx, ny, nz)
-    p = _surface_point(camera, columns, rows, t_hit, 0.03, n)
-    mirrored = reflect(_directions(camera, columns, rows), n)
-    return sdf.march(p, mirrored, t, sdf.unpack_bodies(packed), _STRIDE)
-
-
-def _shade(
-    camera: Tensor, columns: Tensor, rows: Tensor, t_hit: Tensor, identity: Tensor, nx: Tensor, ny: Tensor, nz: Tensor,
-    occlusion: Tensor, light: Tensor, t_light_end: Tensor, t_mirror: Tensor, mirror_leave: Tensor,
-    packed: Tensor, around: Tensor, materials: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Display values of the rays from all that was found out about them."""
-    objects, places, n = sdf.unpack_bodies(packed), unpack_surroundings(around), Vec3(nx, ny, nz)
-    direction = _directions(camera, columns, rows)
-    p = _surface_point(camera, columns, rows, t_hit, 0.0, n)
-
-    start = _surface_point(camera, columns, rows, t_hit, 0.03, n)
-    mirrored = reflect(direction, n)
-    q = along(start, mirrored, t_mirror.clamp_max(300.0))
-    seen = (sdf.scene_distance(q, objects) < 2.5 * _SURFACE) & (t_mirror < mirror_leave + 0.05) & (q.y > 0.0)
-    reflection = shading.reflected_light(
-        start,
-        mirrored,
-        seen,
-        sdf.surface_normal(q, objects),
-        sdf.nearest_object(q, objects),
-        materials,
-        places,
-    )
-
-    on_object = identity > 0
-    *albedo, diffuse, head_on, tint, gleam, sharpness = shading.material_at(identity - 1, materials)
-    ground = floor_color(p, t_hit, -direction.y, places)
-    surface = where(on_object, Vec3(*albedo), ground)
-    form = [
-        torch.where(on_object, diffuse, 1.0),
-        torch.where(on_object, head_on, places.gloss),
-        torch.where(on_object, tint, 0.0),
-        torch.where(on_object, gleam, places.gloss * 4.0),
-        torch.where(on_object, sharpness, 60.0),
-    ]
-    shadow = light.clamp(0.0, 1.0)
-    shadow = shadow * shadow * (3.0 - 2.0 * shadow)
-    color = shading.surface_color(direction, n, surface, form, shadow, occlusion, reflection, places)
-    color = shading.haze(color, t_hit, places)
-    color = where(identity >= 0, color, sky_color(direction, places))
-    return shading.tone_curve(color.x), shading.tone_curve(color.y), shading.tone_curve(color.z)
-
-
 @dataclass(frozen=True)
 class _Stages:
-    """The elementwise functions of which a rendering is made; plain or compiled."""
+    """The elementwise functions of which a rendering is made; plain or each compiled once and used in many places."""
 
-    start: Callable[..., tuple[Tensor, Tensor]] = _start
-    advance: Callable[..., Tensor] = _advance
-    meet: Callable[..., tuple[Tensor, ...]] = _meet
-    advance_shadow: Callable[..., tuple[Tensor, Tensor]] = _advance_shadow
-    mirror_start: Callable[..., tuple[Tensor, Tensor]] = _mirror_start
-    mirror_advance: Callable[..., Tensor] = _mirror_advance
-    shade: Callable[..., tuple[Tensor, Tensor, Tensor]] = _shade
+    directions: Callable[..., Vec3] = camera_rays
+    hull: Callable[..., tuple[Tensor, Tensor]] = sdf.hull
+    advance: Callable[..., Tensor] = sdf.march
+    advance_shadow: Callable[..., tuple[Tensor, Tensor]] = sdf.march_shadow
+    nearest: Callable[..., tuple[Tensor, Tensor]] = sdf.nearest_object
+    normal: Callable[..., Vec3] = sdf.surface_normal
+    occlusion: Callable[..., Tensor] = shading.ambient_occlusion
+    sky: Callable[..., Vec3] = sky_color
+    floor: Callable[..., Vec3] = floor_color
+    reflection: Callable[..., Vec3] = shading.reflected_light
+    shade: Callable[..., Vec3] = shading.surface_color
+    develop: Callable[..., Vec3] = shading.develop
 
     def compiled(self) -> _Stages:
         return _Stages(
@@ -211,44 +90,75 @@ class _Stages:
 class _Traced:
     """Per ray [B, rays]: display colour, ray parameter, id and normal."""
 
-    red: Tensor
-    green: Tensor
-    blue: Tensor
+    color: Vec3
     t: Tensor
     identity: Tensor
+    """0 floor, k + 1 the object in slot k, -1 sky"""
     normal: Vec3
 
 
 def _trace(scenes: SceneBatch, columns: Tensor, rows: Tensor, stages: _Stages) -> _Traced:
-    camera = _pack_camera(scenes)
-    packed = sdf.pack_bodies(scenes.shape, scenes.position, scenes.scale, scenes.yaw, scenes.present)
+    objects = sdf.pack_bodies(scenes.shape, scenes.position, scenes.scale, scenes.yaw, scenes.present)
     around = pack_surroundings(scenes.floor, scenes.sky, scenes.light, scenes.texture_offset)
     materials = shading.pack_materials(scenes.color, scenes.material)
-    view = (camera, columns, rows)
-    t, leave = stages.start(*view, packed)
+    direction = stages.directions(_pack_camera(scenes), columns, rows)
+
+    def spread(
+        v: Tensor,
+    ) -> Vec3:  # one vector a scene -> one a ray, so that all rays look alike to the compiler
+        return Vec3(*(v[:, i : i + 1].expand(direction.x.shape).contiguous() for i in range(3)))
+
+    # what the rays meet
+    origin = spread(scenes.eye)
+    t, leave = stages.hull(origin, direction, objects, 1.0)
     for _ in range(FIND_STEPS // _STRIDE):
-        t = stages.advance(*view, t, packed)
-    t_hit, identity, nx, ny, nz, occlusion, enter, leave_light = stages.meet(*view, t, leave, packed, around)
-    found = (*view, t_hit, nx, ny, nz)
-    light = torch.ones_like(t_hit)
-    t_light = enter.clamp(0.02, 300.0)
-    for _ in range(2):
-        t_light, light = stages.advance_shadow(*found, t_light, light, packed, around)
-    t_mirror, mirror_leave = stages.mirror_start(*found, packed)
+        t = stages.advance(origin, direction, t, objects, _STRIDE)
+    t = t.clamp_max(REACH)
+    distance, slot = stages.nearest(along(origin, direction, t), objects)
+    t_floor = torch.where(direction.y < -1e-4, origin.y / (-direction.y).clamp_min(1e-4), sdf.FAR)
+    on_object = (distance < _SURFACE) & (t < leave + 0.05) & (t < t_floor)
+    t_hit = torch.where(on_object, t, t_floor)
+    identity = torch.where(on_object, slot + 1, torch.where(t_floor < sdf.FAR, 0, -1))
+    p = along(origin, direction, t_hit.clamp_max(REACH))
+    up = Vec3(torch.zeros_like(t), torch.ones_like(t), torch.zeros_like(t))
+    normal = where(on_object, stages.normal(p, objects), up)
+
+    # what light reaches them
+    occlusion = stages.occlusion(p, normal, objects)
+    outside, lamp = along(p, normal, 0.03), spread(scenes.light)
+    t_light = stages.hull(outside, lamp, objects, 1.35)[0].clamp(0.02, REACH)
+    light, sharpness = torch.ones_like(t), unpack_surroundings(around).sharpness.contiguous()
+    for _ in range(SHADOW_STEPS // _STRIDE):
+        t_light, light = stages.advance_shadow(outside, lamp, t_light, light, sharpness, objects, _STRIDE)
+
+    # what they mirror
+    mirrored = reflect(direction, normal)
+    t_mirror, leave = stages.hull(outside, mirrored, objects, 1.0)
     for _ in range(MIRROR_STEPS // _STRIDE):
-        t_mirror = stages.mirror_advance(*found, t_mirror, packed)
-    red, green, blue = stages.shade(
-        *view, t_hit, identity, nx, ny, nz, occlusion, light, leave_light, t_mirror, mirror_leave,
-        packed, around, materials,
-    )  # fmt: skip
-    return _Traced(red, green, blue, t_hit, identity, Vec3(nx, ny, nz))
+        t_mirror = stages.advance(outside, mirrored, t_mirror, objects, _STRIDE)
+    q = along(outside, mirrored, t_mirror.clamp_max(REACH))
+    distance, mirrored_slot = stages.nearest(q, objects)
+    seen = (distance < 2.5 * _SURFACE) & (t_mirror < leave + 0.05) & (q.y > 0.0)
+    above = Vec3(mirrored.x, mirrored.y.clamp_min(0.0), mirrored.z)
+    mirror_sky = stages.sky(above, around, torch.zeros_like(t[:1, :1]))
+    reflection = stages.reflection(
+        outside, mirrored, mirror_sky, seen, stages.normal(q, objects), mirrored_slot, materials, around
+    )
+
+    ground = stages.floor(p, t_hit, -direction.y, around)
+    surface = stages.shade(
+        direction, normal, on_object, slot, ground, light, occlusion, reflection, materials, around
+    )
+    sky = stages.sky(direction, around, torch.ones_like(t[:1, :1]))
+    color = stages.develop(surface, sky, t_hit, identity, around)
+    return _Traced(color, t_hit, identity, normal)
 
 
 def _pack_camera(scenes: SceneBatch) -> Tensor:
-    """[B, 13]: right, up, forward, tangent of half the field of view, eye."""
+    """[B, 10]: right, up, forward, tangent of half the field of view."""
     right, up, forward = camera_axes(scenes.eye, scenes.target)
     zoom = torch.tan(scenes.fov * (math.pi / 360))[:, None]
-    return torch.cat((right, up, forward, zoom, scenes.eye), dim=1).float()
+    return torch.cat((right, up, forward, zoom), dim=1).float()
 
 
 def _ray_grid(size: int, supersample: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -287,7 +197,7 @@ def _assemble(
     def pictures(values: Tensor) -> Tensor:
         return values.view(batch, -1, size, size)
 
-    rgb = torch.stack([grouped(c).mean(-1) for c in (traced.red, traced.green, traced.blue)], dim=1)
+    rgb = torch.stack([grouped(c).mean(-1) for c in (traced.color.x, traced.color.y, traced.color.z)], dim=1)
     nearest = grouped(traced.t).argmin(-1, keepdim=True)
 
     def at_nearest(values: Tensor) -> Tensor:

@@ -200,33 +200,48 @@ def body_distance(p: Vec3, body: Body) -> Tensor:
     return torch.where(body.absent > 0.5, FAR, distance)
 
 
-def scene_distance(p: Vec3, objects: list[Body]) -> Tensor:
-    """Signed distance to the nearest object (the floor is not in it: a ray meets it in closed form)."""
-    nearest = body_distance(p, objects[0])
-    for body in objects[1:]:
+def scene_distance(p: Vec3, objects: Tensor) -> Tensor:
+    """Signed distance to the nearest object (the floor is not in it: a ray meets it in closed form).
+
+    ``objects`` here and below is what :func:`pack_bodies` returns.
+    """
+    first, *others = unpack_bodies(objects)
+    nearest = body_distance(p, first)
+    for body in others:
         nearest = torch.minimum(nearest, body_distance(p, body))
     return nearest
 
 
-def hull(origin: Vec3, direction: Vec3, objects: list[Body], margin: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Where a ray enters and leaves the bounding spheres of all objects; (FAR, -FAR) when it meets none."""
-    enter, leave = None, None
-    for body in objects:
+def nearest_object(p: Vec3, objects: Tensor) -> tuple[Tensor, Tensor]:
+    """Signed distance to the nearest object and its slot (0, 1, 2; int64)."""
+    first, *others = unpack_bodies(objects)
+    best, slot = body_distance(p, first), torch.zeros_like(p.x, dtype=torch.int64)
+    for k, body in enumerate(others, start=1):
+        distance = body_distance(p, body)
+        slot = torch.where(distance < best, k, slot)
+        best = torch.minimum(best, distance)
+    return best, slot
+
+
+def hull(origin: Vec3, direction: Vec3, objects: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+    """Where a ray enters and leaves the bounding spheres of all objects, ``margin`` times as large.
+
+    (FAR, -FAR) when it meets none.
+    """
+    enter, leave = torch.full_like(origin.x, FAR), torch.full_like(origin.x, -FAR)
+    for body in unpack_bodies(objects):
         to_center = Vec3(body.x, body.y, body.z) - origin
         middle = dot(to_center, direction)
         radius = body.bound * margin
         chord = radius * radius - (dot(to_center, to_center) - middle * middle)
         half = torch.sqrt(chord.clamp_min(0.0))
         meets = (chord > 0) & (middle + half > 0) & (body.absent < 0.5)
-        first = torch.where(meets, (middle - half).clamp_min(0.0), FAR)
-        last = torch.where(meets, middle + half, -FAR)
-        enter = first if enter is None else torch.minimum(enter, first)
-        leave = last if leave is None else torch.maximum(leave, last)
-    assert enter is not None and leave is not None
+        enter = torch.minimum(enter, torch.where(meets, (middle - half).clamp_min(0.0), FAR))
+        leave = torch.maximum(leave, torch.where(meets, middle + half, -FAR))
     return enter, leave
 
 
-def march(origin: Vec3, direction: Vec3, t: Tensor, objects: list[Body], steps: int) -> Tensor:
+def march(origin: Vec3, direction: Vec3, t: Tensor, objects: Tensor, steps: int) -> Tensor:
     """Sphere tracing: ``steps`` safe steps from ``t`` along the ray; the ray parameter reached."""
     for _ in range(steps):
         t = t + scene_distance(along(origin, direction, t), objects)
@@ -234,15 +249,9 @@ def march(origin: Vec3, direction: Vec3, t: Tensor, objects: list[Body], steps: 
 
 
 def march_shadow(
-    origin: Vec3,
-    direction: Vec3,
-    t: Tensor,
-    light: Tensor,
-    sharpness: Tensor,
-    objects: list[Body],
-    steps: int,
+    origin: Vec3, direction: Vec3, t: Tensor, light: Tensor, sharpness: Tensor, objects: Tensor, steps: int
 ) -> tuple[Tensor, Tensor]:
-    """Like :func:`march`, towards a light; also the least ``sharpness * distance / t`` met: the penumbra."""
+    """Like :func:`march`, towards a lamp; also the least ``sharpness * distance / t`` met: the penumbra."""
     for _ in range(steps):
         distance = scene_distance(along(origin, direction, t), objects)
         light = torch.minimum(light, sharpness * distance / t.clamp_min(1e-3))
@@ -253,24 +262,10 @@ def march_shadow(
 _TETRAHEDRON = ((1.0, -1.0, -1.0), (-1.0, -1.0, 1.0), (-1.0, 1.0, -1.0), (1.0, 1.0, 1.0))
 
 
-def surface_normal(p: Vec3, objects: list[Body], width: float = 0.012) -> Vec3:
+def surface_normal(p: Vec3, objects: Tensor, width: float = 0.012) -> Vec3:
     """Unit gradient of the distance by differences at the four corners of a tetrahedron."""
-    total: Vec3 | None = None
-    for corner in _TETRAHEDRON:
-        tap = Vec3(p.x + corner[0] * width, p.y + corner[1] * width, p.z + corner[2] * width)
-        d = scene_distance(tap, objects)
-        term = Vec3(d * corner[0], d * corner[1], d * corner[2])
-        total = term if total is None else total + term
-    assert total is not None
+    total = Vec3(torch.zeros_like(p.x), torch.zeros_like(p.x), torch.zeros_like(p.x))
+    for x, y, z in _TETRAHEDRON:
+        d = scene_distance(Vec3(p.x + x * width, p.y + y * width, p.z + z * width), objects)
+        total = Vec3(total.x + d * x, total.y + d * y, total.z + d * z)
     return normalize(total)
-
-
-def nearest_object(p: Vec3, objects: list[Body]) -> Tensor:
-    """Slot (0, 1, 2) of the object nearest to each point, int64."""
-    best, slot = body_distance(p, objects[0]), torch.zeros_like(p.x, dtype=torch.int64)
-    for k, body in enumerate(objects[1:], start=1):
-        distance = body_distance(p, body)
-        closer = distance < best
-        best = torch.where(closer, distance, best)
-        slot = torch.where(closer, k, slot)
-    return slot

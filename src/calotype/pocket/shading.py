@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from calotype.pocket.sdf import Body, scene_distance
-from calotype.pocket.surroundings import Surroundings, sky_color, smoothstep
-from calotype.pocket.vec3 import Vec3, along, dot, mix, reflect
+from calotype.pocket.sdf import scene_distance
+from calotype.pocket.surroundings import Surroundings, smoothstep, unpack_surroundings
+from calotype.pocket.vec3 import Vec3, along, dot, mix, where
 from calotype.pocket.vocabulary import COLOR_SRGB, COLORS, MATERIALS, linear_rgb
 
 # diffuse share, mirror reflectance head-on, tint of the mirror, strength and sharpness of highlights
@@ -35,7 +35,7 @@ def material_at(slot: Tensor, packed: Tensor) -> list[Tensor]:
     return chosen
 
 
-def ambient_occlusion(p: Vec3, normal: Vec3, objects: list[Body]) -> Tensor:
+def ambient_occlusion(p: Vec3, normal: Vec3, objects: Tensor) -> Tensor:
     """Share of the sky that is open above a point: how much nearer things are than free space along the normal."""
     hidden = torch.zeros_like(p.x)
     for reach, weight in _OCCLUSION_TAPS:
@@ -70,9 +70,17 @@ def fresnel(facing: Tensor, head_on: Tensor) -> Tensor:
 
 
 def reflected_light(
-    p: Vec3, mirrored: Vec3, hit: Tensor, normal: Vec3, slot: Tensor, materials: Tensor, around: Surroundings
+    p: Vec3,
+    mirrored: Vec3,
+    sky: Vec3,
+    hit: Tensor,
+    normal: Vec3,
+    slot: Tensor,
+    materials: Tensor,
+    packed: Tensor,
 ) -> Vec3:
-    """What a mirror ray from ``p`` sees: an object (without its own shadows), the floor's mean colour or the sky."""
+    """What a mirror ray from ``p`` sees: an object (``hit``; without its own shadows), the floor's mean or the sky."""
+    around = unpack_surroundings(packed)
     red, green, blue, *_ = material_at(slot, materials)
     lit = dot(normal, around.light).clamp_min(0.0)
     open_sky = 0.5 + 0.5 * normal.y
@@ -82,46 +90,51 @@ def reflected_light(
     ground = mix(around.base, around.other, 0.4) * falling
     t_ground = p.y / (-mirrored.y).clamp_min(1e-3)
     ground = mix(around.horizon, ground, torch.exp(-(t_ground + 7.0) / _HAZE_DISTANCE))
-    sky = sky_color(Vec3(mirrored.x, mirrored.y.clamp_min(0.0), mirrored.z), around, details=0.0)
     outside = mix(ground, sky, smoothstep(-0.02, 0.02, mirrored.y))
-    seen = hit.to(p.x.dtype)
-    return mix(outside, thing, seen)
+    return where(hit, thing, outside)
 
 
 def surface_color(
     direction: Vec3,
     normal: Vec3,
-    albedo: Vec3,
-    form: list[Tensor],
-    shadow: Tensor,
+    on_object: Tensor,
+    slot: Tensor,
+    ground: Vec3,
+    light: Tensor,
     occlusion: Tensor,
     reflection: Vec3,
-    around: Surroundings,
+    materials: Tensor,
+    packed: Tensor,
 ) -> Vec3:
-    """Radiance that a surface sends to the viewer; ``form`` holds the five numbers of the material."""
-    diffuse, head_on, tint, gleam, sharpness = form
+    """Radiance that a surface (object in ``slot``, else floor of albedo ``ground``) sends back along the ray."""
+    around = unpack_surroundings(packed)
+    *color, diffuse, head_on, tint, gleam, sharpness = material_at(slot, materials)
+    albedo = where(on_object, Vec3(*color), ground)
+    diffuse = torch.where(on_object, diffuse, 1.0)
+    head_on = torch.where(on_object, head_on, around.gloss)
+    tint = torch.where(on_object, tint, 0.0)
+    gleam = torch.where(on_object, gleam, around.gloss * 4.0)
+    sharpness = torch.where(on_object, sharpness, 60.0)
+
+    shadow = smoothstep(0.0, 1.0, light)
     lit = dot(normal, around.light).clamp_min(0.0) * shadow
-    light = ambient_light(normal, occlusion, around) + around.key.scale(lit)
-    body = (albedo * light).scale(diffuse)
-    facing = (-dot(direction, normal)).clamp(0.0, 1.0)
-    mirror = fresnel(facing, head_on)
-    white = Vec3(torch.ones_like(tint), torch.ones_like(tint), torch.ones_like(tint))
-    tinted = mix(white, albedo, tint)
+    body = (albedo * along(ambient_light(normal, occlusion, around), around.key, lit)).scale(diffuse)
+    mirror = fresnel((-dot(direction, normal)).clamp(0.0, 1.0), head_on)
+    one = torch.ones_like(tint)
+    tinted = mix(Vec3(one, one, one), albedo, tint)
     # a metal keeps its own colour whatever it mirrors: the mirrored colour loses half of its saturation
     gray = 0.30 * reflection.x + 0.55 * reflection.y + 0.15 * reflection.z
     reflection = mix(reflection, Vec3(gray, gray, gray), tint * 0.55)
-    body = along(
-        body.scale(1.0 - mirror * (1.0 - tint)),
-        Vec3(*_times(tinted, reflection)),
-        mirror * (0.35 + 0.65 * occlusion),
-    )
+    body = body.scale(1.0 - mirror * (1.0 - tint))
+    body = along(body, tinted * reflection, mirror * (0.35 + 0.65 * occlusion))
     lobe = highlight(direction, normal, around.light, sharpness) * gleam * shadow * (lit > 0)
-    return body + (mix(white, tinted, 0.8) * around.key).scale(lobe)
+    return along(body, mix(Vec3(one, one, one), tinted, 0.8) * around.key, lobe)
 
 
-def _times(a: Vec3, b: Vec3) -> tuple[Tensor, Tensor, Tensor]:
-    product = a * b
-    return product.x, product.y, product.z
+def develop(surface: Vec3, sky: Vec3, distance: Tensor, identity: Tensor, packed: Tensor) -> Vec3:
+    """Display values of the rays: surfaces behind their haze, or sky where ``identity`` is negative."""
+    color = where(identity >= 0, haze(surface, distance, unpack_surroundings(packed)), sky)
+    return Vec3(tone_curve(color.x), tone_curve(color.y), tone_curve(color.z))
 
 
 def haze(color: Vec3, distance: Tensor, around: Surroundings) -> Vec3:
@@ -136,9 +149,3 @@ def tone_curve(value: Tensor) -> Tensor:
     square = value * value
     rolled = value * torch.rsqrt(torch.sqrt(1.0 + square * square))
     return torch.pow(rolled.clamp_min(1e-6), 1.0 / 2.2)
-
-
-__all__ = [
-    "ambient_light", "ambient_occlusion", "fresnel", "haze", "highlight", "material_at", "pack_materials",
-    "reflect", "reflected_light", "surface_color", "tone_curve",
-]  # fmt: skip

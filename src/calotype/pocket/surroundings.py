@@ -218,8 +218,9 @@ def sky_gradient(height: Tensor, around: Surroundings) -> Vec3:
     return mix(mix(around.horizon, around.middle, low), around.zenith, smoothstep(0.10, 0.55, height))
 
 
-def sky_color(direction: Vec3, around: Surroundings, details: float = 1.0) -> Vec3:
-    """Linear colour of the sky with lamp, clouds, stars and hills; ``details`` = 0: neither disc nor stars."""
+def sky_color(direction: Vec3, packed: Tensor, details: Tensor) -> Vec3:
+    """Linear colour of the sky with lamp, clouds, stars and hills; where ``details`` is 0 without disc and stars."""
+    around = unpack_surroundings(packed)
     height = direction.y.clamp_min(0.0)
     color = sky_gradient(height, around)
 
@@ -263,11 +264,12 @@ def _xyz(v: Vec3) -> tuple[Tensor, Tensor, Tensor]:
     return v.x, v.y, v.z
 
 
-def floor_color(p: Vec3, distance: Tensor, slope: Tensor, around: Surroundings) -> Vec3:
+def floor_color(p: Vec3, distance: Tensor, slope: Tensor, packed: Tensor) -> Vec3:
     """Linear albedo of the floor at points ``p``, seen from ``distance`` at the sine ``slope`` of the ray's fall.
 
     Detail finer than a pixel's footprint fades into its mean instead of flickering.
     """
+    around = unpack_surroundings(packed)
     footprint = distance * 0.0045 / slope.clamp_min(0.02)
     x, z = p.x + around.offset_x, p.z + around.offset_z
 
