@@ -1,4 +1,4 @@
-"""Coordinates: what a level of a run's ``sigmas`` means, and so how samples are started, noised and fed to a network."""
+"""Coordinates: what a level of a run's ``sigmas`` means, and so how samples are noised and fed to a network."""
 
 from __future__ import annotations
 

@@ -14,7 +14,8 @@ from calotype.schedulers.affine import affine
 from calotype.schedulers.checks import step_count
 from calotype.schedulers.grid import spaced
 from calotype.schedulers.outputs import PredictionSchedulerOutput as DDIMSchedulerOutput
-from calotype.schedulers.scheduler import SIGNAL_NOISE_FAMILY, TableScheduler
+from calotype.schedulers.scheduler import SIGNAL_NOISE_FAMILY
+from calotype.schedulers.table import TableScheduler
 from calotype.schedulers.transfer import fresh_noise, transfer
 
 

@@ -1,4 +1,4 @@
-"""DDPM: ancestral sampling along the trained chain (Ho et al., arXiv:2006.11239; learned variances arXiv:2102.09672)."""
+"""DDPM: ancestral sampling along the trained chain (Ho et al., arXiv:2006.11239; Nichol & Dhariwal 2102.09672)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from calotype.schedulers.affine import affine
 from calotype.schedulers.checks import exactly_one, one_of, step_count
 from calotype.schedulers.grid import spaced
 from calotype.schedulers.outputs import PredictionSchedulerOutput as DDPMSchedulerOutput
-from calotype.schedulers.scheduler import SIGNAL_NOISE_FAMILY, TableScheduler
+from calotype.schedulers.scheduler import SIGNAL_NOISE_FAMILY
+from calotype.schedulers.table import TableScheduler
 from calotype.schedulers.transfer import posterior
 
 VARIANCE_TYPES = (
@@ -71,7 +72,8 @@ class DDPMScheduler(TableScheduler):
             given = np.asarray(timesteps, dtype=np.int64)
             if len(given) == 0 or given[0] >= total or np.any(np.diff(given) >= 0) or given[-1] < 0:
                 raise InputError(
-                    f"timesteps must descend from below {total} (num_train_timesteps) and not under 0; got {list(timesteps)}."
+                    f"timesteps must descend, from below {total} (num_train_timesteps) to 0 at the lowest; "
+                    f"got {list(timesteps)}."
                 )
             self._begin_table(given, device, len(given))
             return
@@ -136,8 +138,8 @@ class DDPMScheduler(TableScheduler):
         if kind in ("learned", "learned_range"):
             if learned is None:
                 raise InputError(
-                    f"variance_type={kind!r} needs a network with twice the sample's channels; its output has as many as "
-                    f"the sample. Use variance_type='fixed_small'."
+                    f"variance_type={kind!r} needs a network with twice the sample's channels in its output; it has "
+                    f"as many as the sample. Use variance_type='fixed_small'."
                 )
             if kind == "learned":
                 return learned**0.5

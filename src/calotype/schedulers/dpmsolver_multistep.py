@@ -14,8 +14,9 @@ from calotype.schedulers.affine import affine
 from calotype.schedulers.checks import conversion, exactly_one, one_of, step_count
 from calotype.schedulers.exponential import Update, exponential_update
 from calotype.schedulers.outputs import SchedulerOutput
+from calotype.schedulers.preserving import PreservingScheduler
 from calotype.schedulers.run import Plan
-from calotype.schedulers.scheduler import SIGNAL_NOISE_FAMILY, PreservingScheduler
+from calotype.schedulers.scheduler import SIGNAL_NOISE_FAMILY
 
 ALGORITHMS = ("dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++")
 

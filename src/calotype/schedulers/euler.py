@@ -1,4 +1,4 @@
-"""Euler's method on the probability-flow ODE in κ, with optional churn (Karras et al., arXiv:2206.00364, algorithm 2)."""
+"""Euler's method on the probability-flow ODE in κ, with churn (Karras et al., arXiv:2206.00364, algorithm 2)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from calotype.core.random import Generators, randn_tensor
 from calotype.schedulers import grid, prediction
 from calotype.schedulers.affine import affine
 from calotype.schedulers.checks import conversion, exactly_one, one_of, step_count
+from calotype.schedulers.exploding import ExplodingScheduler
 from calotype.schedulers.noise import sigma_to_t
 from calotype.schedulers.outputs import PredictionSchedulerOutput as EulerDiscreteSchedulerOutput
-from calotype.schedulers.scheduler import SIGNAL_NOISE_FAMILY, ExplodingScheduler
+from calotype.schedulers.scheduler import SIGNAL_NOISE_FAMILY
 
 logger = logging.getLogger(__name__)
 
@@ -80,31 +81,11 @@ class EulerDiscreteScheduler(ExplodingScheduler):
                     "use_exponential_sigmas, use_beta_sigmas) or continuous timesteps: give num_inference_steps."
                 )
             steps = step_count(num_inference_steps if timesteps is None else len(timesteps))
-            t, levels = self._spaced(steps, timesteps)
+            t, levels = self._ladder(steps, timesteps)
         t = t.astype(np.float32)
         if self._continuous:
             t = 0.25 * np.log(levels[:steps])
         self._begin_grid(grid.Grid(t, levels), device, steps, torch.float32)
-
-    def _spaced(self, steps: int, timesteps: Sequence[int] | None) -> tuple[np.ndarray, np.ndarray]:
-        """Training steps and noise levels (with the final one) of a run."""
-        config, kappa = self.config, self._table.kappa
-        if timesteps is not None:
-            t = np.asarray(timesteps, dtype=np.float64)
-        else:
-            t = grid.spaced(config.timestep_spacing, steps, config.num_train_timesteps, config.steps_offset)
-            t = t.astype(np.float32).astype(np.float64)
-        if config.interpolation_type == "linear":
-            levels = np.interp(t, np.arange(len(kappa)), kappa)
-        else:
-            levels = grid.exponential(float(kappa[0]), float(kappa[-1]), steps + 1)
-        if self._conversion:
-            low = levels[-1] if config.sigma_min is None else config.sigma_min
-            high = levels[0] if config.sigma_max is None else config.sigma_max
-            levels = grid.converted(self._conversion, low, high, steps)
-            t = sigma_to_t(levels, self._table.log_kappa)
-        final = 0.0 if config.final_sigmas_type == "zero" else kappa[0]
-        return t, np.append(levels, final).astype(np.float32)
 
     def step(
         self,

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 
 from calotype.core.random import Generators, randn_tensor
-from calotype.schedulers import grid
 from calotype.schedulers.affine import affine
 from calotype.schedulers.checks import step_count
+from calotype.schedulers.exploding import ExplodingScheduler
+from calotype.schedulers.grid import Grid
 from calotype.schedulers.outputs import PredictionSchedulerOutput as EulerAncestralDiscreteSchedulerOutput
-from calotype.schedulers.scheduler import SIGNAL_NOISE_FAMILY, ExplodingScheduler
+from calotype.schedulers.scheduler import SIGNAL_NOISE_FAMILY
 from calotype.schedulers.transfer import fresh_noise, transfer
 
 
@@ -39,12 +40,8 @@ class EulerAncestralDiscreteScheduler(ExplodingScheduler):
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
         """Begin a run of so many steps."""
-        config, kappa = self.config, self._table.kappa
         steps = step_count(num_inference_steps)
-        t = grid.spaced(config.timestep_spacing, steps, config.num_train_timesteps, config.steps_offset)
-        t = t.astype(np.float32)
-        levels = np.append(np.interp(t, np.arange(len(kappa)), kappa), 0.0)
-        self._begin_grid(grid.Grid(t, levels), device, steps)
+        self._begin_grid(Grid(*self._ladder(steps)), device, steps, torch.float32)
 
     def step(
         self,

@@ -21,7 +21,7 @@ from calotype.schedulers.transfer import Level
 RULES = ("exact", "midpoint", "linear", "halved")
 """How the first and second moment of the integral are taken.
 
-``exact``: as they are. ``midpoint``: the slope is weighted with half of the zeroth moment (DPM-Solver's `midpoint`, bh2).
+``exact``: as they are. ``midpoint``: the slope has half of the zeroth moment (DPM-Solver's `midpoint`, UniPC's bh2).
 ``linear``: with half of the step (bh1). ``halved``: exact, but the curvature's weight is halved (DPM-Solver's third
 order)."""
 

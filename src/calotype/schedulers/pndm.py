@@ -15,7 +15,8 @@ from calotype.schedulers.checks import step_count
 from calotype.schedulers.grid import spaced
 from calotype.schedulers.outputs import SchedulerOutput
 from calotype.schedulers.run import Run
-from calotype.schedulers.scheduler import SIGNAL_NOISE_FAMILY, TableScheduler
+from calotype.schedulers.scheduler import SIGNAL_NOISE_FAMILY
+from calotype.schedulers.table import TableScheduler
 from calotype.schedulers.transfer import transfer
 
 ADAMS_BASHFORTH = (

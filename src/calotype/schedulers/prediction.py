@@ -70,7 +70,7 @@ def noise_from_clean(alpha: float, sigma: float) -> Linear:
 
 
 def threshold(x0: torch.Tensor, ratio: float, largest: float) -> torch.Tensor:
-    """Dynamic thresholding (Imagen, arXiv:2205.11487, section 2.3): clip each item at its quantile s and divide by s."""
+    """Dynamic thresholding (Imagen, arXiv:2205.11487, section 2.3): clip each item at its quantile s, divide by s."""
     flat = x0.reshape(len(x0), -1)
     if flat.dtype not in (torch.float32, torch.float64):
         flat = flat.float()

@@ -1,0 +1,100 @@
+"""Schedulers whose samples are x0 + κ·ε along the levels of a noise table: Euler, Heun, and their relatives."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from calotype.core.errors import InputError
+from calotype.schedulers import grid
+from calotype.schedulers.checks import conversion
+from calotype.schedulers.coordinates import VarianceExploding
+from calotype.schedulers.grid import Grid
+from calotype.schedulers.noise import sigma_to_t
+from calotype.schedulers.prediction import Linear, clean
+from calotype.schedulers.run import Run
+from calotype.schedulers.sigmas import SigmaScheduler
+from calotype.schedulers.table import Tabled
+
+logger = logging.getLogger(__name__)
+
+
+class ExplodingScheduler(Tabled, SigmaScheduler):
+    """Base of the methods whose samples are x0 + κ·ε (Euler, Heun, …)."""
+
+    _coordinates = VarianceExploding()
+
+    def _begin_training_grid(self, dtype: torch.dtype) -> None:
+        """Every training step and its level: what stands there before a number of steps is chosen."""
+        kappa = self._table.kappa[::-1]
+        steps = Grid(np.arange(len(kappa))[::-1], np.append(kappa, 0.0))
+        self._begin_grid(steps, None, None, dtype)
+
+    def _ladder(
+        self, steps: int, timesteps: Sequence[int] | None = None, total: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Training steps and κ of a run: spaced over the table (of which ``total`` steps count), then converted.
+
+        The final level, zero or the table's lowest, is appended to κ; both are float64 with float32 steps.
+        """
+        config, kappa = self.config, self._table.kappa
+        if timesteps is not None:
+            t = np.asarray(timesteps, dtype=np.float64)
+        else:
+            total = config.num_train_timesteps if total is None else total
+            t = grid.spaced(config.timestep_spacing, steps, total, config.steps_offset)
+            t = t.astype(np.float32).astype(np.float64)
+        if config.get("interpolation_type", "linear") == "linear":
+            levels = np.interp(t, np.arange(len(kappa)), kappa)
+        else:
+            levels = grid.exponential(float(kappa[0]), float(kappa[-1]), steps + 1)
+        kind = conversion(config)
+        if kind:
+            ends = config.get("sigma_min"), config.get("sigma_max")
+            low, high = (levels[at] if end is None else end for at, end in zip((-1, 0), ends, strict=True))
+            levels = grid.converted(kind, low, high, steps)
+            t = sigma_to_t(levels, self._table.log_kappa)
+        final = kappa[0] if config.get("final_sigmas_type") == "sigma_min" else 0.0
+        return t, np.append(levels, final)
+
+    @property
+    def init_noise_sigma(self) -> torch.Tensor:
+        """What standard normal noise is multiplied with to become the first sample."""
+        largest = self.sigmas.max()
+        if self.config.timestep_spacing in ("linspace", "trailing"):
+            return largest
+        return (largest**2 + 1) ** 0.5
+
+    @property
+    def is_scale_input_called(self) -> bool:
+        """Whether this run has used ``scale_model_input``."""
+        return self._run.scaled
+
+    def _clean(self, kind: str, kappa: float) -> Linear:
+        """x̂0 as a line in the (exploding) sample and the network's output."""
+        level = self._coordinates.preserving(kappa)
+        along, across = clean(kind, *level).weights
+        return Linear(along * level.alpha, across)
+
+    def _refuse_index(self, timestep: Any) -> None:
+        """Raise ``InputError`` for whole numbers, which are more likely a loop's counter than a timestep."""
+        if isinstance(timestep, int) or (
+            isinstance(timestep, torch.Tensor) and not timestep.is_floating_point()
+        ):
+            raise InputError(
+                f"{type(self).__name__} takes the elements of `scheduler.timesteps`, which are not integers; "
+                f"did you pass the loop's counter?"
+            )
+
+    def _warn_unscaled(self, run: Run) -> None:
+        if not run.scaled:
+            run.scaled = True
+            logger.warning(
+                "%s.step was called without `scale_model_input` before it: the network's input has to be scaled "
+                "for the result to be right.",
+                type(self).__name__,
+            )
