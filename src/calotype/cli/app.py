@@ -6,9 +6,11 @@ from typing import Annotated
 
 import typer
 
+from calotype.cli.console import plainly
 from calotype.cli.generate import generate
 from calotype.cli.info import info
 from calotype.cli.show import show
+from calotype.cli.train import train
 from calotype.core.version import __version__
 
 app = typer.Typer(
@@ -22,6 +24,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(info)
 app.command()(show)
+app.command()(plainly(train))
 
 
 def _version(wanted: bool) -> None:

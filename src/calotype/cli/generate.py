@@ -265,8 +265,8 @@ def _picture(pipe: Any, asked: Request, prompt: str, seed: int, progress: Report
     import torch
 
     def step_done(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        progress.step(step + 1, max(asked.steps, step + 1))
-        return tensors
+        progress.step(step + 1, pipe.num_timesteps)
+        return {}
 
     arguments = {
         "negative_prompt": asked.negative,
@@ -279,6 +279,7 @@ def _picture(pipe: Any, asked: Request, prompt: str, seed: int, progress: Report
         num_inference_steps=asked.steps,
         generator=torch.Generator("cpu").manual_seed(seed),
         callback_on_step_end=step_done,
+        callback_on_step_end_tensor_inputs=[],
         **{name: value for name, value in arguments.items() if value is not None},
     ).images[0]
     return image

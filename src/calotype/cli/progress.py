@@ -85,7 +85,7 @@ class Bar(Reporter):
 
 
 class Lines(Reporter):
-    """A line now and then: at most one in ``every`` seconds."""
+    """A line now and then: the first after ``every`` seconds, then ever more rarely, up to one a minute."""
 
     def __init__(
         self,
@@ -109,6 +109,7 @@ class Lines(Reporter):
         if now - self._said < self._every:
             return
         self._said = now
+        self._every = min(2 * self._every, 60.0)
         finished = (self._number - 1) * steps + done
         left = (now - self._start) / finished * (self._pictures * steps - finished)
         print(
