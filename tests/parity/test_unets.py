@@ -159,6 +159,13 @@ CONDITIONAL: dict[str, dict[str, Any]] = {
         addition_embed_type="image_hint", encoder_hid_dim=20, encoder_hid_dim_type="image_proj", in_channels=8
     ),
     "k_upscaler": k_unet(),
+    "k_plain": k_unet(
+        block_out_channels=(32, 64, 64),
+        down_block_types=("KDownBlock2D", "KDownBlock2D", "KCrossAttnDownBlock2D"),
+        up_block_types=("KCrossAttnUpBlock2D", "KUpBlock2D", "KUpBlock2D"),
+        only_cross_attention=False,
+        layers_per_block=2,
+    ),
     "old_names": unet(down_block_types=("UNetResCrossAttnDownBlock2D", "UNetResDownBlock2D")),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import nn
@@ -15,11 +16,11 @@ from calotype.models.unet_conditioning import as_times, embed_class
 from calotype.models.unet_paths import odd_size
 from calotype.nn.embeddings import GaussianFourierProjection, TimestepEmbedding, Timesteps
 from calotype.nn.skip_stage import SkipDownStage, SkipUpStage
-from calotype.nn.stage import Conditioning
+from calotype.nn.stage import Conditioning, UpStage
+from calotype.nn.stage_parts import StageSettings
 from calotype.nn.stage_table import (
     DOWN,
     UP,
-    StageSettings,
     down_stage,
     lookup,
     mid_stage,
@@ -160,7 +161,7 @@ class UNet2DModel(ModelMixin):
             h = self.mid_block(h, given)
         drawn: torch.Tensor | None = None
         for stage in self.up_blocks:
-            count = len(stage.resnets)
+            count = len(cast(UpStage, stage).resnets)
             taken, kept = kept[-count:], kept[:-count]
             if isinstance(stage, SkipUpStage):
                 h, drawn = stage(h, taken, drawn, temb)

@@ -16,8 +16,8 @@ from calotype.core.config import Config
 from calotype.core.errors import InputError
 from calotype.nn.activations import activation
 from calotype.nn.embeddings import GaussianFourierProjection, TimestepEmbedding, Timesteps
+from calotype.nn.grounding import GroundingProjection
 from calotype.nn.projections import (
-    GroundingProjection,
     ImageHintTimeEmbedding,
     ImageTimeEmbedding,
     TextImageProjection,
@@ -31,7 +31,7 @@ _ADDITIONS = ("text", "text_image", "text_time", "image", "image_hint")
 _CLASS_TYPES = ("timestep", "identity", "projection", "simple_projection")
 
 
-def add_conditioning(model: nn.Module, config: Config) -> int:
+def add_conditioning(model: Any, config: Config) -> int:
     """Give ``model`` the modules that ``config`` names; return the width of the embedding that the blocks read."""
     time_dim, input_dim = _time_dims(config)
     flip, shift = config.flip_sin_to_cos, config.freq_shift

@@ -13,7 +13,8 @@ from torch import nn
 from calotype.core.config import Config
 from calotype.core.errors import InputError
 from calotype.nn.stage import DownStage, MidStage, UpStage
-from calotype.nn.stage_table import StageSettings, down_stage, mid_stage, up_stage
+from calotype.nn.stage_parts import StageSettings
+from calotype.nn.stage_table import down_stage, mid_stage, up_stage
 
 
 def per_stage(config: Config, name: str, default: Any = None) -> tuple[Any, ...]:

@@ -39,7 +39,7 @@ def down_path(
 
 
 def up_path(
-    blocks: Sequence[nn.Module],
+    blocks: Iterable[nn.Module],
     h: torch.Tensor,
     kept: Sequence[torch.Tensor],
     given: Conditioning,

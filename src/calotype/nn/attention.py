@@ -98,6 +98,8 @@ class Attention(nn.Module):
             self.add_k_proj = nn.Linear(added_kv_proj_dim, inner_dim)
             self.add_v_proj = nn.Linear(added_kv_proj_dim, inner_dim)
         self.to_out = nn.ModuleList([nn.Linear(inner_dim, out_dim, bias=out_bias), nn.Dropout(dropout)])
+        self.fused_weight: torch.Tensor | None
+        self.fused_bias: torch.Tensor | None
         self.register_buffer("fused_weight", None, persistent=False)
         self.register_buffer("fused_bias", None, persistent=False)
         self.set_processor(processor or self.default_processor())

@@ -14,7 +14,6 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from calotype.core.errors import InputError
-from calotype.nn.attention import Attention
 from calotype.nn.freeu import apply_freeu
 from calotype.nn.resampling import Upsample2D
 from calotype.nn.resnet import ResnetBlock2D
@@ -41,8 +40,6 @@ Attend = Callable[[nn.Module, torch.Tensor, Conditioning], torch.Tensor]
 
 def attend_pixels(module: nn.Module, h: torch.Tensor, given: Conditioning) -> torch.Tensor:
     """Self-attention among the pixels."""
-    if isinstance(module, Attention) and module.spatial_norm is not None:
-        return module(h, temb=given.temb)
     return module(h, **(given.kwargs or {}))
 
 
@@ -157,19 +154,18 @@ class UpStage(_Stage):
     def forward(
         self,
         h: torch.Tensor,
-        kept: Sequence[torch.Tensor] | None = None,
+        kept: Sequence[torch.Tensor],
         given: Conditioning = Conditioning(),  # noqa: B008 (immutable)
         upsample_size: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """(batch, channels, height, width) -> the stage's output, of ``upsample_size`` where 2x is not it.
 
-        ``kept`` are as many features of the way down as the stage has layers, the last to be read first; None for
-        an autoencoder, which has no way down.
+        ``kept`` are as many features of the way down as the stage has layers, the last to be read first.
         """
-        if kept is not None and self.joins == "once":
+        if self.joins == "once":
             h = self._join(h, kept[-1])
         for index in range(len(self.resnets)):
-            if kept is not None and self.joins == "each":
+            if self.joins == "each":
                 h = self._join(h, kept[-1 - index])
             h = self.layer(index, h, given)
         if self.upsamplers is not None:

@@ -10,31 +10,9 @@ from torch import nn
 from calotype.core.errors import InputError
 from calotype.nn.attention import Attention
 from calotype.nn.feed_forward import FeedForward
+from calotype.nn.grounding import GatedSelfAttention
 
 _GATED = ("gated", "gated-text-image")
-
-
-class GatedSelfAttentionDense(nn.Module):
-    """Attention among the pixels and grounding tokens, switched in by learned gates (https://arxiv.org/abs/2301.07093)."""
-
-    def __init__(self, query_dim: int, context_dim: int, n_heads: int, d_head: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(context_dim, query_dim)
-        self.attn = Attention(query_dim=query_dim, heads=n_heads, dim_head=d_head)
-        self.ff = FeedForward(query_dim, activation_fn="geglu")
-        self.norm1 = nn.LayerNorm(query_dim)
-        self.norm2 = nn.LayerNorm(query_dim)
-        self.alpha_attn = nn.Parameter(torch.tensor(0.0))
-        self.alpha_dense = nn.Parameter(torch.tensor(0.0))
-        self.enabled = True
-
-    def forward(self, x: torch.Tensor, objs: torch.Tensor) -> torch.Tensor:
-        if not self.enabled:
-            return x
-        n = x.shape[1]
-        together = self.norm1(torch.cat([x, self.linear(objs)], dim=1))
-        x = x + self.alpha_attn.tanh() * self.attn(together)[:, :n]
-        return x + self.alpha_dense.tanh() * self.ff(self.norm2(x))
 
 
 class BasicTransformerBlock(nn.Module):
@@ -93,9 +71,7 @@ class BasicTransformerBlock(nn.Module):
         self.ff = FeedForward(dim, dropout=dropout, activation_fn=activation_fn, final_dropout=final_dropout)
         if attention_type in _GATED:
             assert cross_attention_dim is not None
-            self.fuser = GatedSelfAttentionDense(
-                dim, cross_attention_dim, num_attention_heads, attention_head_dim
-            )
+            self.fuser = GatedSelfAttention(dim, cross_attention_dim, num_attention_heads, attention_head_dim)
 
     def forward(
         self,
