@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,13 +60,11 @@ def train(folder: Path, steps: int, total: int = 40, **options: object) -> tuple
         checkpoint_every=0.0, inspect_every=None,
     )  # fmt: skip
     outcome = Outcome(Position(), None)  # type: ignore[arg-type]
-    try:
+    with contextlib.suppress(Stop):
         outcome = fit(
             module, limited, settings, folder=folder, samples_per_batch=8, identity={"name": "test"},
             say=lines.append, **options,
         )  # type: ignore[arg-type]  # fmt: skip
-    except Stop:
-        pass
     return outcome, module
 
 

@@ -80,7 +80,7 @@ def test_weighted_loss_is_the_mean_of_weighted_samples() -> None:
 
 
 def test_unknown_prediction_is_named() -> None:
-    with pytest.raises(InputError, match="'flow'.*v_prediction"):
+    with pytest.raises(InputError, match=r"'flow'.*v_prediction"):
         prediction_target(torch.zeros(1, 1), torch.zeros(1, 1), torch.ones(1), "flow")  # type: ignore[arg-type]
 
 
@@ -141,7 +141,7 @@ def test_pace_ends_by_steps_or_by_time_whichever_is_first() -> None:
 
 @pytest.mark.parametrize("bad", [{}, {"steps": 0}, {"minutes": -1.0}, {"minutes": float("nan")}])
 def test_pace_refuses_what_never_ends_or_never_starts(bad: dict[str, float]) -> None:
-    with pytest.raises(InputError, match="end|positive"):
+    with pytest.raises(InputError, match=r"end|positive"):
         Pace(1e-3, **bad)  # type: ignore[arg-type]
 
 
