@@ -6,7 +6,7 @@ A module is made on the meta device, where it costs nothing, and filled by assig
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,14 +122,14 @@ def fill(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
-    rename: Callable[[str], str] = lambda key: key,
+    rename: Callable[[str, Container[str]], str] | None = None,
     ignore: Sequence[str] = (),
     keep_in_fp32: Sequence[str] = (),
     lenient: bool = False,
 ) -> LoadingReport:
     """Assign the tensors of ``files`` to the parameters and persistent buffers of ``module``.
 
-    ``rename`` maps a key of the file to one of the module; keys that match a pattern of ``ignore`` may be left over.
+    ``rename(key, expected)`` maps a key of the file to one of the module's; keys that match a pattern of ``ignore`` may be left over.
     Floating-point tensors become ``dtype``, or what the module was made with if that is ``None``; those with a
     name part in ``keep_in_fp32`` stay float32 when ``dtype`` is smaller. Tensors that need no change stay views of
     the mapped file.
@@ -138,8 +138,9 @@ def fill(
     ``lenient`` the missing and misshapen ones keep what the module has, which therefore must not be on meta.
     """
     infos = {path: tensor_infos(path) for path in files.paths}
-    found = {rename(key): info for contents in infos.values() for key, info in contents.items()}
     expected = dict(_named_tensors(module))
+    names = {key: rename(key, expected) if rename else key for contents in infos.values() for key in contents}
+    found = {names[key]: info for contents in infos.values() for key, info in contents.items()}
     report = compare(expected, found, ignore)
     strict = LoadingReport(unexpected_keys=report.unexpected_keys) if lenient else report
     if problem := describe(strict, type(module).__name__, files.origin):
@@ -158,9 +159,9 @@ def fill(
 
     places = _places(module)
     for path, contents in infos.items():
-        names = [key for key in contents if rename(key) in wanted]
-        for key, tensor in read_tensors(path, names, lambda key, stored: convert(rename(key), stored)):
-            old = expected[rename(key)]
+        present = [key for key in contents if names[key] in wanted]
+        for key, tensor in read_tensors(path, present, lambda key, stored: convert(names[key], stored)):
+            old = expected[names[key]]
             new = _like(old, tensor)
             for table, name in places.pop(id(old), ()):  # none: it came under another of its names
                 table[name] = new

@@ -6,8 +6,7 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -120,7 +119,7 @@ class ModelMixin(ConfigMixin, nn.Module):
             files,
             dtype=dtype,
             device=device,
-            rename=partial(_modern_key, expected=frozenset(model.state_dict())),
+            rename=_modern_key,
             ignore=cls._keys_to_ignore_on_load_unexpected,
             keep_in_fp32=cls._keep_in_fp32_modules,
             lenient=lenient,
@@ -295,7 +294,7 @@ def _check_class(cls: type, config: Mapping[str, Any], origin: str | os.PathLike
         )
 
 
-def _modern_key(key: str, expected: frozenset[str]) -> str:
+def _modern_key(key: str, expected: Container[str]) -> str:
     """The name of today for a key of an old attention layer, if the model has that and not the old one."""
     match = re.fullmatch(r"(.*\.)(query|key|value|proj_attn)\.(weight|bias)", key)
     if match is None or key in expected:
