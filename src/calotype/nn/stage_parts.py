@@ -59,6 +59,11 @@ class StageSettings:
     resample_type: str = "conv"
 
 
+def k_groups(channels: int) -> int:
+    """The groups of a norm in k-diffusion's blocks."""
+    return max(1, channels // _K_GROUP_SIZE)
+
+
 def make_resnet(
     row: Row,
     settings: StageSettings,
@@ -68,8 +73,9 @@ def make_resnet(
     down: bool = False,
     final_channels: int | None = None,
     groups: int | None = None,
+    groups_out: int | None = None,
 ) -> ResnetBlock2D:
-    """A residual block; ``final_channels`` narrows its output, ``groups`` are those of its first norm if given."""
+    """A residual block; ``final_channels`` narrows its output, the norms' groups follow from the row if not given."""
     common = {
         "in_channels": in_channels,
         "out_channels": out_channels,
@@ -83,8 +89,8 @@ def make_resnet(
     if row.resampler == "k":
         return ResnetBlock2D(
             **common,  # type: ignore[arg-type]
-            groups=max(1, in_channels // _K_GROUP_SIZE),
-            groups_out=max(1, out_channels // _K_GROUP_SIZE),
+            groups=groups or k_groups(in_channels),
+            groups_out=groups_out or k_groups(out_channels),
             time_embedding_norm="ada_group",
             conv_shortcut_bias=False,
             conv_2d_out_channels=final_channels,
@@ -93,7 +99,7 @@ def make_resnet(
         return ResnetBlock2D(
             **common,  # type: ignore[arg-type]
             groups=groups or min(in_channels // 4, 32),
-            groups_out=min(out_channels // 4, 32),
+            groups_out=groups_out or min(out_channels // 4, 32),
             time_embedding_norm=settings.time_norm,
             output_scale_factor=math.sqrt(2.0),
             use_in_shortcut=True if up or down else None,

@@ -20,6 +20,7 @@ from calotype.nn.stage import DownStage, MidStage, UpStage
 from calotype.nn.stage_parts import (
     Row,
     StageSettings,
+    k_groups,
     make_attention,
     make_downsampler,
     make_resnet,
@@ -154,7 +155,8 @@ def _k_up_stage(
         is_last = index == num_layers - 1
         incoming = 2 * width if index == 0 and not innermost else width
         if row.attention is None:
-            resnets.append(make_resnet(row, settings, incoming, above if is_last else width))
+            out = above if is_last else width
+            resnets.append(make_resnet(row, settings, incoming, out, groups_out=k_groups(width)))
             continue
         narrowed = above if is_last and above != width else None
         resnets.append(make_resnet(row, settings, incoming, width, final_channels=narrowed))
