@@ -72,8 +72,7 @@ class _Stages:
     advance: Callable[..., Tensor] = sdf.march
     advance_shadow: Callable[..., tuple[Tensor, Tensor]] = sdf.march_shadow
     nearest: Callable[..., tuple[Tensor, Tensor]] = sdf.nearest_object
-    normal: Callable[..., Vec3] = sdf.surface_normal
-    occlusion: Callable[..., Tensor] = shading.ambient_occlusion
+    distance: Callable[..., Tensor] = sdf.scene_distance
     sky: Callable[..., Vec3] = sky_color
     floor: Callable[..., Vec3] = floor_color
     reflection: Callable[..., Vec3] = shading.reflected_light
@@ -108,6 +107,9 @@ def _trace(scenes: SceneBatch, columns: Tensor, rows: Tensor, stages: _Stages) -
     ) -> Vec3:  # one vector a scene -> one a ray, so that all rays look alike to the compiler
         return Vec3(*(v[:, i : i + 1].expand(direction.x.shape).contiguous() for i in range(3)))
 
+    def distance_to(p: Vec3) -> Tensor:
+        return stages.distance(p, objects)
+
     # what the rays meet
     origin = spread(scenes.eye)
     t, leave = stages.hull(origin, direction, objects, 1.0)
@@ -121,10 +123,10 @@ def _trace(scenes: SceneBatch, columns: Tensor, rows: Tensor, stages: _Stages) -
     identity = torch.where(on_object, slot + 1, torch.where(t_floor < sdf.FAR, 0, -1))
     p = along(origin, direction, t_hit.clamp_max(REACH))
     up = Vec3(torch.zeros_like(t), torch.ones_like(t), torch.zeros_like(t))
-    normal = where(on_object, stages.normal(p, objects), up)
+    normal = where(on_object, sdf.surface_normal(p, distance_to), up)
 
     # what light reaches them
-    occlusion = stages.occlusion(p, normal, objects)
+    occlusion = shading.ambient_occlusion(p, normal, distance_to)
     outside, lamp = along(p, normal, 0.03), spread(scenes.light)
     t_light = stages.hull(outside, lamp, objects, 1.35)[0].clamp(0.02, REACH)
     light, sharpness = torch.ones_like(t), unpack_surroundings(around).sharpness.contiguous()
@@ -142,7 +144,14 @@ def _trace(scenes: SceneBatch, columns: Tensor, rows: Tensor, stages: _Stages) -
     above = Vec3(mirrored.x, mirrored.y.clamp_min(0.0), mirrored.z)
     mirror_sky = stages.sky(above, around, torch.zeros_like(t[:1, :1]))
     reflection = stages.reflection(
-        outside, mirrored, mirror_sky, seen, stages.normal(q, objects), mirrored_slot, materials, around
+        outside,
+        mirrored,
+        mirror_sky,
+        seen,
+        sdf.surface_normal(q, distance_to),
+        mirrored_slot,
+        materials,
+        around,
     )
 
     ground = stages.floor(p, t_hit, -direction.y, around)

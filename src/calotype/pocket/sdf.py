@@ -9,6 +9,7 @@ the value never exceeds the true distance and sphere tracing (Hart 1996) cannot 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
@@ -262,10 +263,10 @@ def march_shadow(
 _TETRAHEDRON = ((1.0, -1.0, -1.0), (-1.0, -1.0, 1.0), (-1.0, 1.0, -1.0), (1.0, 1.0, 1.0))
 
 
-def surface_normal(p: Vec3, objects: Tensor, width: float = 0.012) -> Vec3:
-    """Unit gradient of the distance by differences at the four corners of a tetrahedron."""
+def surface_normal(p: Vec3, distance: Callable[[Vec3], Tensor], width: float = 0.012) -> Vec3:
+    """Unit gradient of ``distance`` by differences at the four corners of a tetrahedron."""
     total = Vec3(torch.zeros_like(p.x), torch.zeros_like(p.x), torch.zeros_like(p.x))
     for x, y, z in _TETRAHEDRON:
-        d = scene_distance(Vec3(p.x + x * width, p.y + y * width, p.z + z * width), objects)
+        d = distance(Vec3(p.x + x * width, p.y + y * width, p.z + z * width))
         total = Vec3(total.x + d * x, total.y + d * y, total.z + d * z)
     return normalize(total)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from calotype.pocket.sdf import scene_distance
 from calotype.pocket.surroundings import Surroundings, smoothstep, unpack_surroundings
 from calotype.pocket.vec3 import Vec3, along, dot, mix, where
 from calotype.pocket.vocabulary import COLOR_SRGB, COLORS, MATERIALS, linear_rgb
@@ -35,12 +36,12 @@ def material_at(slot: Tensor, packed: Tensor) -> list[Tensor]:
     return chosen
 
 
-def ambient_occlusion(p: Vec3, normal: Vec3, objects: Tensor) -> Tensor:
+def ambient_occlusion(p: Vec3, normal: Vec3, distance: Callable[[Vec3], Tensor]) -> Tensor:
     """Share of the sky that is open above a point: how much nearer things are than free space along the normal."""
     hidden = torch.zeros_like(p.x)
     for reach, weight in _OCCLUSION_TAPS:
         tap = along(p, normal, reach)
-        clear = torch.minimum(scene_distance(tap, objects), tap.y)
+        clear = torch.minimum(distance(tap), tap.y)
         hidden = hidden + weight * ((reach - clear) / reach).clamp(0.0, 1.0)
     return (1.0 - 0.85 * hidden).clamp(0.0, 1.0)
 
