@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from calotype.core.errors import InputError, ModelFilesError, WeightsError
+from calotype.core.errors import InputError, ModelFilesError, UnknownClassError, WeightsError
 from calotype.models.modeling import ModelMixin
 
 
@@ -202,6 +202,13 @@ def test_old_attention_names(tmp_path: Path) -> None:
     assert _same(model, Small.from_pretrained(tmp_path))
 
 
+def test_a_tensor_under_its_old_and_its_new_name(tmp_path: Path) -> None:
+    _filled().save_pretrained(tmp_path)
+    _rewrite(tmp_path, lambda s: s.update({"attention.query.weight": torch.zeros(4, 4)}))
+    with pytest.raises(WeightsError, match=r"attention\.query\.weight is not part of the model"):
+        Small.from_pretrained(tmp_path)
+
+
 def test_tied_tensors_stay_tied(tmp_path: Path) -> None:
     model = _filled(tied=True)
     model.save_pretrained(tmp_path)
@@ -232,6 +239,15 @@ def test_config_overrides_and_unknown_arguments(tmp_path: Path) -> None:
         Small.from_pretrained(tmp_path, torch_dtpye=torch.float16)
     with pytest.raises(InputError, match=r"not a torch\.dtype"):
         Small.from_pretrained(tmp_path, torch_dtype="half-ish")
+
+
+def test_folders_of_other_kinds(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "clip_text_model"}')
+    with pytest.raises(UnknownClassError, match=r"Transformers model \(clip_text_model\), not a Small"):
+        Small.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"width": 4, "quantization_config": {"quant_method": "gguf"}}')
+    with pytest.raises(ModelFilesError, match="quantised"):
+        Small.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("place", ["cpu", torch.device("cpu"), {"": "cpu"}])

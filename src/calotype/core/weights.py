@@ -129,17 +129,20 @@ def fill(
 ) -> LoadingReport:
     """Assign the tensors of ``files`` to the parameters and persistent buffers of ``module``.
 
-    ``rename(key, expected)`` maps a key of the file to one of the module's; keys that match a pattern of ``ignore`` may be left over.
-    Floating-point tensors become ``dtype``, or what the module was made with if that is ``None``; those with a
-    name part in ``keep_in_fp32`` stay float32 when ``dtype`` is smaller. Tensors that need no change stay views of
-    the mapped file.
+    ``rename(key, expected)`` maps a key of the file to one of the module's; keys that match a pattern of
+    ``ignore`` may be left over. Floating-point tensors become ``dtype``, or what the module was made with if that is
+    ``None``; those with a name part in ``keep_in_fp32`` become float32 if a ``dtype`` is given. Tensors that need no
+    change stay views of the mapped file.
 
     Raises ``WeightsError`` before anything is assigned if a key is missing, left over or has another shape. With
     ``lenient`` the missing and misshapen ones keep what the module has, which therefore must not be on meta.
     """
     infos = {path: tensor_infos(path) for path in files.paths}
     expected = dict(_named_tensors(module))
-    names = {key: rename(key, expected) if rename else key for contents in infos.values() for key in contents}
+    names = {key: key for contents in infos.values() for key in contents}
+    if rename is not None:
+        renamed = {key: rename(key, expected) for key in names}
+        names = {key: key if new in names else new for key, new in renamed.items()}
     found = {names[key]: info for contents in infos.values() for key, info in contents.items()}
     report = compare(expected, found, ignore)
     strict = LoadingReport(unexpected_keys=report.unexpected_keys) if lenient else report

@@ -286,9 +286,8 @@ def _device(device_map: Any) -> torch.device | None:
 
 
 def _check_class(cls: type, config: Mapping[str, Any], origin: str | os.PathLike[str]) -> None:
-    """A configuration of another class would be read with most of its entries unknown; better said at once."""
-    written_by = config.get("_class_name")
-    if written_by is None and "model_type" in config:
+    """Tells the folder of a Transformers model, which also has a config.json, from one of ours."""
+    if "_class_name" not in config and "model_type" in config:
         raise UnknownClassError(
             f"{os.fspath(origin)} holds a Transformers model ({config['model_type']}), not a {cls.__name__}."
         )
