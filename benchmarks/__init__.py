@@ -1,0 +1,1 @@
+"""Measurements of calotype beside the reference: ``python -m benchmarks``."""

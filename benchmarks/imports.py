@@ -1,0 +1,54 @@
+"""How long importing takes: fresh processes, taken in turn, medians.
+
+    python -m benchmarks.imports [--rounds 7]
+
+The time is that of the import statement alone, after the interpreter has started; files are in the page cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from benchmarks._side_by_side import Row, in_turn, machine, median, print_table
+
+LINES = {
+    "import {}": "import {}",
+    "from {} import StableDiffusionPipeline": "from {} import StableDiffusionPipeline",
+    "from {} import EulerDiscreteScheduler": "from {} import EulerDiscreteScheduler",
+    "from {}.utils import load_image": "from {}.utils import load_image",
+}
+
+MEASURE = """
+import json, sys, time
+start = time.perf_counter()
+exec(sys.argv[1])
+print(json.dumps(time.perf_counter() - start))
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Time the import of calotype and of the reference.")
+    parser.add_argument("--rounds", type=int, default=7)
+    rounds = parser.parse_args().rounds
+    lines = [line.format(library) for line in LINES.values() for library in ("diffusers", "calotype")]
+    arguments = {line: [line] for line in ["import torch", *lines]}
+    in_turn(MEASURE, arguments, rounds=1)  # compiles bytecode and warms the page cache
+    seconds = {line: median(values) for line, values in in_turn(MEASURE, arguments, rounds).items()}
+    rows = [
+        Row(what.format("…"), seconds[line.format("diffusers")], seconds[line.format("calotype")])
+        for what, line in LINES.items()
+    ]
+    torch_alone = seconds["import torch"]
+    above = seconds[LINES["from {} import StableDiffusionPipeline"].format("calotype")] - torch_alone
+    print_table(
+        "imports",
+        rows,
+        [
+            f"median of {rounds} fresh processes; {machine(1)}",
+            f"import torch alone: {torch_alone:.3f} s; calotype's StableDiffusionPipeline adds {above:.3f} s",
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()
