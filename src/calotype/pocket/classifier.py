@@ -105,6 +105,7 @@ class AttributeClassifier(nn.Module):
         )
         self.place = nn.Conv2d(width, 1 + len(SHAPES) + len(COLORS), 1)
         self.whole = nn.Linear(width, len(FLOORS) + len(SKIES))
+        assert self.place.bias is not None
         nn.init.constant_(self.place.bias[:1], -4.0)  # few cells hold a centre
 
     def features(self, images: Tensor) -> Tensor:

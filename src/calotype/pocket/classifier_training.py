@@ -172,7 +172,8 @@ def train_classifier(
     pool = _Pool.empty(pool_size or (96 * 1024 if on_gpu else 2048), device)
     generator = torch.Generator(device).manual_seed(seed)
     torch.manual_seed(seed)
-    classifier = AttributeClassifier().to(device, memory_format=torch.channels_last)
+    classifier = AttributeClassifier().to(device)
+    classifier = classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     forward = torch.compile(classifier) if on_gpu else classifier
     optimizer = torch.optim.AdamW(
         classifier.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.02, fused=on_gpu

@@ -106,7 +106,7 @@ def place(
     device = shape.device
     alone = (present.sum(1) == 1).view(-1, 1, 1)
     reach_x = torch.where(alone, 1.3, 2.3)
-    near, back = torch.where(alone, 1.3, 1.6), torch.where(alone, -0.5, -1.9)
+    near, back = torch.where(alone, 1.3, 1.6), torch.where(alone, -0.5, -1.6)
     placed = torch.zeros(*shape.shape, 3, device=device)
     todo = torch.arange(len(shape), device=device)
     for _ in range(ROUNDS):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -202,9 +203,9 @@ def pack_surroundings(floor: Tensor, sky: Tensor, light: Tensor, texture_offset:
 def unpack_surroundings(packed: Tensor) -> Surroundings:
     """The reverse of :func:`pack_surroundings`: views."""
     column = [packed[:, i : i + 1] for i in range(packed.shape[1])]
-    vectors = {name: Vec3(*column[3 * i : 3 * i + 3]) for i, name in enumerate(_VECTORS)}
-    scalars = dict(zip(_SCALARS, column[3 * len(_VECTORS) :], strict=True))
-    return Surroundings(**vectors, **scalars)
+    values: dict[str, Any] = {name: Vec3(*column[3 * i : 3 * i + 3]) for i, name in enumerate(_VECTORS)}
+    values.update(zip(_SCALARS, column[3 * len(_VECTORS) :], strict=True))
+    return Surroundings(**values)
 
 
 def smoothstep(low: float | Tensor, high: float | Tensor, x: Tensor) -> Tensor:

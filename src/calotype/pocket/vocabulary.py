@@ -27,7 +27,7 @@ COLOR_SRGB = {
 }
 """The colour of a surface in white light, as an sRGB hex string."""
 
-SIZE_RADIUS = {"small": 0.50, "medium": 0.74, "big": 1.04}
+SIZE_RADIUS = {"small": 0.54, "medium": 0.74, "big": 1.04}
 """Scale of an object in world units; a shape's own measures (``sdf.py``) are multiplied by it."""
 
 HELD_OUT = frozenset((shape, COLORS[(3 * i + 1) % len(COLORS)]) for i, shape in enumerate(SHAPES))
