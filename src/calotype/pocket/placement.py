@@ -12,7 +12,7 @@ from calotype.pocket.vocabulary import MAX_OBJECTS
 
 CANDIDATES = 24
 """Arrangements tried at a time for one scene."""
-ROUNDS = 60
+ROUNDS = 200
 """Times that scenes without a good arrangement are tried again before giving up."""
 
 _PAIRS = tuple((i, j) for i in range(MAX_OBJECTS) for j in range(i + 1, MAX_OBJECTS))
@@ -106,7 +106,7 @@ def place(
     device = shape.device
     alone = (present.sum(1) == 1).view(-1, 1, 1)
     reach_x = torch.where(alone, 1.3, 2.3)
-    near, back = torch.where(alone, 1.3, 1.6), torch.where(alone, -0.5, -1.6)
+    near, back = torch.where(alone, 1.3, 1.6), torch.where(alone, -0.5, -1.9)
     placed = torch.zeros(*shape.shape, 3, device=device)
     todo = torch.arange(len(shape), device=device)
     for _ in range(ROUNDS):

@@ -253,8 +253,9 @@ def sample_scenes(n: int, generator: torch.Generator | None = None, split: str =
     share = draw.uniform(0, 1)
     count = 1 + (share > _COUNT_SHARES[0]).long() + (share > _COUNT_SHARES[0] + _COUNT_SHARES[1]).long()
     present = torch.arange(MAX_OBJECTS, device=device) < count[:, None]
-    # three large things do not fit: where there are three, only the main one may be big
-    size[:, 1:] = torch.where((count == 3)[:, None], size[:, 1:].clamp_max(1), size[:, 1:])
+    # three large things do not fit side by side: of three the last is small, and one at most is big
+    limit = torch.stack((size[:, 0], torch.where(size[:, 0] == 2, 0, 1), torch.zeros_like(count)), dim=1)
+    size = torch.where((count == 3)[:, None], torch.minimum(size, limit), size)
     size[:, 0] = torch.where(count == 1, size[:, 0].clamp_min(1), size[:, 0])
 
     support = torch.full_like(shape, -1)

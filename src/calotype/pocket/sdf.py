@@ -68,7 +68,7 @@ FORMS = {
     "cone": ShapeForm(base=0.98, top=0.98, bound=1.42, width=0.92, half=0.98, bottom_radius=0.95, bevel=0.07),
     "torus": ShapeForm(base=0.98, top=0.98, bound=0.99, width=0.9, upright=True, ring=0.68, tube=0.30),
     "pyramid": ShapeForm(
-        base=0.8, top=0.8, bound=1.58, width=1.08, section="square", half=0.8, bottom_radius=0.96, bevel=0.04
+        base=0.8, top=0.8, bound=1.54, width=1.0, section="square", half=0.8, bottom_radius=0.92, bevel=0.04
     ),
     "capsule": ShapeForm(base=1.12, top=1.12, bound=1.13, width=0.62, tube=0.62, half=0.5),
     "octahedron": ShapeForm(
