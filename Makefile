@@ -12,8 +12,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 
 DEMO_PROMPTS := \
 	"a big shiny red ball to the left of a small blue cube on grass at sunset" \
-	"a metal golden torus on a wooden floor" \
-	"a green cone next to a purple cylinder on snow"
+	"a shiny yellow torus on a wooden floor by day" \
+	"a green cone next to a purple cylinder on snow under a cloudy sky"
 
 .PHONY: help demo test lint format bench clean
 
