@@ -77,7 +77,7 @@ def _acceptable(
     top[..., 1] = top[..., 1] + heights(shape, scale).unsqueeze(1)
     sy_top = project(top, *camera)[1]
     sy_base = project(position, *camera)[1]
-    fits = (sx.abs() + half < 0.97) & (sy_top < 0.94) & (sy_base > -0.84)
+    fits = (sx.abs() + half < 0.97) & (sy_top < 0.96) & (sy_base > -0.84)
     good = (fits | ~present.unsqueeze(1)).all(-1)
     for i, j in _PAIRS:
         stacked = (support[:, i] == j) | (support[:, j] == i)
@@ -107,6 +107,7 @@ def place(
     alone = (present.sum(1) == 1).view(-1, 1, 1)
     reach_x = torch.where(alone, 1.3, 2.3)
     near, back = torch.where(alone, 1.3, 1.6), torch.where(alone, -0.5, -1.9)
+    back = torch.where((support >= 0).any(1).view(-1, 1, 1), -2.5, back)  # towers need distance to fit
     placed = torch.zeros(*shape.shape, 3, device=device)
     todo = torch.arange(len(shape), device=device)
     for _ in range(ROUNDS):

@@ -70,7 +70,7 @@ FORMS = {
     "pyramid": ShapeForm(
         base=0.8, top=0.8, bound=1.54, width=1.0, section="square", half=0.8, bottom_radius=0.92, bevel=0.04
     ),
-    "capsule": ShapeForm(base=1.12, top=1.12, bound=1.13, width=0.62, tube=0.62, half=0.5),
+    "capsule": ShapeForm(base=1.06, top=1.06, bound=1.07, width=0.62, tube=0.62, half=0.44),
     "octahedron": ShapeForm(
         base=1.1, top=1.1, bound=1.12, width=0.9, section="square", mirror=True, half=0.55, bottom_radius=0.72,
         bevel=0.04,
