@@ -176,6 +176,7 @@ def test_signatures() -> None:
     for method in (
         "from_pretrained",
         "save_pretrained",
+        "push_to_hub",
         "num_parameters",
         "get_memory_footprint",
         "enable_gradient_checkpointing",

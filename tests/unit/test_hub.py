@@ -6,9 +6,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
+from calotype import AutoencoderTiny
 from calotype.core.errors import ModelFilesError
 from calotype.core.hub import HubOptions, commit_of, find_file, upload_folder
 from tests.unit.hub_server import COMMIT, hub
@@ -62,6 +65,62 @@ def test_commit_of() -> None:
 def test_uploading_needs_a_folder(tmp_path: Path) -> None:
     with pytest.raises(ModelFilesError, match="is not a folder"):
         upload_folder(tmp_path / "none")
+
+
+class _Recorded:
+    """Stands in for huggingface_hub's client: keeps what it is asked to do."""
+
+    calls: ClassVar[list[tuple[str, dict]]] = []
+
+    def __init__(self, **kwargs) -> None:
+        self.calls.append(("client", kwargs))
+
+    def create_repo(self, name: str, **kwargs):
+        self.calls.append(("create", {"name": name, **kwargs}))
+        return SimpleNamespace(repo_id=f"me/{name}")
+
+    def upload_folder(self, folder_path: Path, **kwargs) -> str:
+        names = sorted(path.name for path in Path(folder_path).iterdir())
+        self.calls.append(("upload", {"names": names, **kwargs}))
+        return "https://hub/commit"
+
+
+def test_uploading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.HfApi", _Recorded)
+    monkeypatch.setattr(_Recorded, "calls", [])
+    model = AutoencoderTiny(
+        encoder_block_out_channels=(4,),
+        decoder_block_out_channels=(4,),
+        num_encoder_blocks=(1,),
+        num_decoder_blocks=(1,),
+    )
+    files = ["config.json", "diffusion_pytorch_model.safetensors"]
+    model.save_pretrained(tmp_path / "taesd", push_to_hub=True, token="t", private=True)
+    assert (
+        model.push_to_hub("other", variant="fp16", subfolder="vae", commit_message="Add")
+        == "https://hub/commit"
+    )
+    done = [values for kind, values in _Recorded.calls if kind != "client"]
+    common = {"create_pr": False}
+    assert done == [
+        {"name": "taesd", "private": True, "exist_ok": True},
+        {
+            "names": files,
+            "repo_id": "me/taesd",
+            "path_in_repo": None,
+            "commit_message": "Upload with calotype",
+            **common,
+        },
+        {"name": "other", "private": None, "exist_ok": True},
+        {
+            "names": [files[0], "diffusion_pytorch_model.fp16.safetensors"],
+            "repo_id": "me/other",
+            "path_in_repo": "vae",
+            "commit_message": "Add",
+            **common,
+        },
+    ]
+    assert _Recorded.calls[0] == ("client", {"token": "t", "library_name": "calotype"})
 
 
 # -- against a server ------------------------------------------------------------------------------------------

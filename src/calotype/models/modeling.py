@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from calotype.core import hub, saving, weights
 from calotype.core.config import ConfigMixin
 from calotype.core.errors import InputError, ModelFilesError, UnknownClassError
+from calotype.core.sharing import PushToHubMixin
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ _NO_EFFECT = ("max_memory", "offload_folder", "offload_state_dict", "disable_mma
 """Arguments of the reference's loader that only tune how it works inside."""
 
 
-class ModelMixin(ConfigMixin, nn.Module):
+class ModelMixin(ConfigMixin, PushToHubMixin, nn.Module):
     """A network with ``config``, ``dtype``, ``device``, ``from_pretrained`` and ``save_pretrained``.
 
     Subclasses are final; their attribute names are the keys of checkpoint files. They must not compute buffers
