@@ -247,3 +247,42 @@ def test_the_autoencoder_objective_learns(tmp_path: Path) -> None:
     )
     values = losses(tmp_path)
     assert values[-1] < 0.8 * values[0]
+
+
+@pytest.mark.parametrize("fails_in", ["nothing", "forward", "backward"])
+def test_compiling_changes_nothing_and_its_failure_is_said(
+    fails_in: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    class Failing(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: object, loss: torch.Tensor) -> torch.Tensor:
+            return loss.clone()
+
+        @staticmethod
+        def backward(ctx: object, gradient: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("no code for the backward pass")
+
+    def compiler(module: nn.Module, dynamic: bool) -> object:
+        def compiled(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            if fails_in == "forward":
+                raise RuntimeError("no code for the forward pass")
+            values = module(batch)
+            return {"loss": Failing.apply(values["loss"])} if fails_in == "backward" else values
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    weights = []
+    for compile in (False, True):
+        torch.manual_seed(0)
+        module = Regression()
+        module.dropout.p = 0.0
+        settings = LoopSettings(pace=Pace(0.05, steps=5), autocast=None, compile=compile)
+        folder = tmp_path / str(compile)
+        fit(module, batches, settings, folder=folder, samples_per_batch=8, say=said.append)
+        weights.append(module.layer.weight.detach())
+    assert torch.equal(*weights)
+    warnings = [line for line in said if line.startswith("WARNING")]
+    assert warnings == [] if fails_in == "nothing" else f"no code for the {fails_in} pass" in warnings[0]

@@ -168,7 +168,7 @@ def _precision(device: torch.device, dtype: torch.dtype | None) -> AbstractConte
 
 
 def _compiled(objective: nn.Module, say: Callable[[str], None]) -> Objective:
-    """The objective compiled; if the first call fails to compile, that is said and it runs as it is."""
+    """The objective compiled; if a trial forward and backward pass fails, that is said and it runs as it is."""
     compiled: Callable[[Batch], Mapping[str, torch.Tensor]] | None = torch.compile(objective, dynamic=False)
     proven = False
 
@@ -180,16 +180,16 @@ def _compiled(objective: nn.Module, say: Callable[[str], None]) -> Objective:
             return compiled(batch)
         began = time.monotonic()
         try:
-            values = compiled(batch)
-            say(f"compiled in {time.monotonic() - began:.0f} s (the backward pass follows)")
+            compiled(batch)["loss"].backward()
+            say(f"compiled in {time.monotonic() - began:.0f} s")
             proven = True
-            return values
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception as error:
             say(f"WARNING: compiling failed, training goes on uncompiled, more slowly: {error}"[:1500])
             compiled = None
-            return objective(batch)
+        objective.zero_grad(set_to_none=True)
+        return (compiled or objective)(batch)
 
     return compute
 

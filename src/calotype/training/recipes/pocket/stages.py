@@ -162,7 +162,6 @@ def train_unet(settings: PocketSettings, run: Run) -> None:
     objective = build_objective(settings, run)
     if device.type == "cuda":
         objective.unet.to(memory_format=torch.channels_last)
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in objective.named_children()}
     run.say(f"parameters: {counts}; {len(data['latents']):,} pictures")
     encoder = Encoder(run.work / "tokenizer")
