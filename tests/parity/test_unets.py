@@ -12,6 +12,8 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map_only
 
 import calotype
 from calotype.models.unet_conditioning import project_context
@@ -411,6 +413,7 @@ OPTION_CASES = [(name, option) for name in ("sd1", "sdxl") for option in OPTIONS
 ]
 
 
+@pytest.mark.filterwarnings("ignore:Passing intrablock residual:FutureWarning")
 @pytest.mark.parametrize(("name", "option"), OPTION_CASES)
 def test_optional_inputs(name: str, option: str) -> None:
     cls = "UNet2DConditionModel"
@@ -620,6 +623,26 @@ def test_processors_of_the_reference_work() -> None:
     assert (run(ours, call) - expected).abs().max() <= TOLERANCE * expected.abs().max()
     ours.set_default_attn_processor()
     assert (run(ours, call) - expected).abs().max() <= TOLERANCE * expected.abs().max()
+
+
+def test_noise_level_as_a_number() -> None:
+    config = UNCONDITIONAL["ncsnpp"]
+    reference, ours = pair("UNet2DModel", config)
+    call = inputs("UNet2DModel", config) | {"timestep": 1.75}
+    check("unets/UNet2DModel/ncsnpp/timestep=1.75", reference, ours, call)
+
+
+@pytest.mark.parametrize(("cls", "name"), TABLE)
+def test_no_value_is_awaited_from_the_device(cls: str, name: str) -> None:
+    """With tensors that have shapes and no values, any read of a value on the host raises."""
+    config = config_of(cls, name)
+    call = inputs(cls, config)
+    with FakeTensorMode() as mode:
+        model = getattr(calotype, cls)(**config).eval()
+        fake = tree_map_only(torch.Tensor, mode.from_tensor, call)
+        with torch.no_grad():
+            sample = model(**fake).sample
+    assert sample.shape[0] == BATCH
 
 
 def test_dual_cross_attention() -> None:

@@ -150,9 +150,8 @@ def as_times(timestep: torch.Tensor | float | int, sample: torch.Tensor) -> torc
         narrow = sample.device.type in ("mps", "npu")  # without 64-bit floats
         real = torch.float32 if narrow else torch.float64
         whole = torch.int32 if narrow else torch.int64
-        timestep = torch.tensor(
-            [timestep], dtype=real if isinstance(timestep, float) else whole, device=sample.device
-        )
+        dtype = real if isinstance(timestep, float) else whole
+        return torch.full(sample.shape[:1], timestep, dtype=dtype, device=sample.device)
     timestep = timestep.to(sample.device).reshape(-1)
     if timestep.shape[0] not in (1, sample.shape[0]):
         raise InputError(

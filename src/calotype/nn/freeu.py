@@ -29,11 +29,13 @@ def scale_low_frequencies(x: torch.Tensor, scale: float, threshold: int = 1) -> 
     Frequencies -threshold to threshold - 1 of both axes count as low.
     """
     spectrum = torch.fft.fft2(x.float())
-    height, width = x.shape[-2:]
-    gain = torch.ones((height, width), device=x.device)
-    rows = torch.arange(-min(threshold, height // 2), min(threshold, height - height // 2), device=x.device)
-    columns = torch.arange(-min(threshold, width // 2), min(threshold, width - width // 2), device=x.device)
-    gain[(rows % height)[:, None], columns % width] = scale
+
+    def is_low(size: int) -> torch.Tensor:
+        index = torch.arange(size, device=x.device)  # frequencies 0, 1, …, …, -2, -1
+        return (index < threshold) | (index >= size - threshold)
+
+    low = is_low(x.shape[-2])[:, None] & is_low(x.shape[-1])
+    gain = torch.where(low, scale, 1.0)
     return torch.fft.ifft2(spectrum * gain).real.to(x.dtype)
 
 

@@ -99,7 +99,9 @@ class Downsample2D(nn.Module):
 
 def _binomial_kernel(x: torch.Tensor, gain: float) -> torch.Tensor:
     """[1 3 3 1] ⊗ [1 3 3 1], summing to ``gain``, once for each channel of ``x``."""
-    taps = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=torch.float32, device=x.device) / 8
+    taps = torch.ones(4, device=x.device)
+    taps[1:3] = 3.0  # filled there rather than sent there, which would wait for the device
+    taps = taps / 8
     kernel = (gain * torch.outer(taps, taps)).to(x.dtype)
     return kernel.expand(x.shape[1], 1, 4, 4)
 
