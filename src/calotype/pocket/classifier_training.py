@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -141,6 +142,31 @@ class _Pool:
         return self.images[index].float() / 255, self.labels[index]
 
 
+def _renderer(compiled: bool, supersample: int, batch: int) -> Callable[[SceneBatch], Tensor]:
+    """Scenes to pictures; where compiling fails that is said, and rendering goes on uncompiled."""
+
+    def plain(scenes: SceneBatch) -> Tensor:
+        return render(scenes, PICTURE_SIZE, supersample).rgb
+
+    if not compiled:
+        return plain
+    fast = compiled_renderer(PICTURE_SIZE, supersample, batch)
+    began = time.monotonic()
+    try:
+        fast(sample_scenes(batch, torch.Generator("cuda").manual_seed(0)))
+        torch.cuda.synchronize()
+    except (
+        Exception
+    ) as error:  # compilers fail in many ways; the plain renderer gives the same pictures, slower
+        print(
+            f"WARNING: the renderer does not compile, rendering goes on uncompiled: {error}"[:1500],
+            flush=True,
+        )
+        return plain
+    print(f"renderer compiled in {time.monotonic() - began:.0f} s", flush=True)
+    return lambda scenes: fast(scenes).rgb
+
+
 def train_classifier(
     seconds: float,
     device: torch.device | str = "cuda",
@@ -178,10 +204,7 @@ def train_classifier(
     optimizer = torch.optim.AdamW(
         classifier.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.02, fused=on_gpu
     )
-    compiled = compiled_renderer(PICTURE_SIZE, supersample, render_batch) if on_gpu else None
-
-    def pictures(scenes: SceneBatch) -> Tensor:
-        return (compiled(scenes) if compiled else render(scenes, PICTURE_SIZE, supersample)).rgb
+    pictures = _renderer(on_gpu, supersample, render_batch)
 
     def refill() -> None:
         scenes = sample_scenes(render_batch, generator, "all")
@@ -213,8 +236,8 @@ def train_classifier(
             torch.cuda.synchronize()
     filled_at = time.monotonic() - start
     steps, shown = 0, start
-    while (elapsed := time.monotonic() - start) < seconds:
-        loss = step((elapsed - filled_at) / max(seconds - filled_at, 1e-6))
+    while (elapsed := time.monotonic() - start) < seconds or not steps:
+        loss = step(min(1.0, (elapsed - filled_at) / max(seconds - filled_at, 1e-6)))
         steps += 1
         if steps % 4 == 0:
             refill()
