@@ -20,9 +20,20 @@ DEVIATIONS: dict[str, str] = {
     "logarithm",
     "schedulers/DDIMScheduler/*rescale_betas_zero_snr=True*/eta=1.0*;nan-in-reference*": "with all noise replaced, "
     "rounding makes the reference take the root of a negative number",
+    "schedulers/*Ancestral*;steep*": "κ_down = κ'²/κ; the reference takes the root of a difference that cancels where a "
+    "step lowers κ more than tenfold (and is NaN where that is negative)",
     "schedulers/DPMSolverMultistepScheduler/*prediction_type=flow_prediction*": "refused without use_flow_sigmas; the "
     "reference takes κ for the flow's σ",
     "unets/UNet2DModel/ncsnpp/timestep=1.75": "the reference cuts a noise level given as a Python number to an integer",
+    "files/missing-key": "the reference warns and computes with weights that no file holds",
+    "files/superfluous-key": "the reference warns and goes on, though the file is of another model",
+    "files/pickle": "the reference loads pickles unasked where there are no safetensors",
+    "files/unknown-argument": "the reference ignores arguments that it does not know, misspelt ones among them",
+    "files/stale-index": "the reference leaves the index of an older sharded save, and then cannot load the folder",
+    "vae/AutoencoderTiny/tiling;two-stages": "the reference takes two to the number of colours for the scale of the "
+    "latents and fails for other depths",
+    "vae/AutoencoderTiny/gradient-checkpointing": "the reference leaves out the scaling of the pictures to [0, 1]",
+    "safety-checker/input": "the reference blackens the pictures of its caller in place",
 }
 
 

@@ -16,6 +16,7 @@ import calotype
 from calotype.core.errors import InputError
 from calotype.models.gaussian import DiagonalGaussianDistribution
 from calotype.models.vae import Decoder
+from tests.parity.deviations import deviation
 
 KL: dict[str, dict[str, Any]] = {
     "one block": {"block_out_channels": (32,)},
@@ -336,6 +337,11 @@ def test_tiny_tiling_of_other_depths_and_small_tiles() -> None:
     torch.manual_seed(0)
     ours = calotype.AutoencoderTiny(**TINY["two stages"]).eval()
     x = _picture(ours, 100, 100)
+    assert deviation("vae/AutoencoderTiny/tiling;two-stages")
+    theirs = diffusers.AutoencoderTiny(**TINY["two stages"])
+    theirs.enable_tiling()
+    with pytest.raises(RuntimeError):
+        theirs.encode(x)
     whole = ours.encode(x).latents
     ours.enable_tiling()
     ours.tile_sample_min_size = 78
@@ -355,6 +361,11 @@ def test_tiny_checkpointing_changes_no_numbers() -> None:
     plain = ours.encode(x).latents
     ours.enable_gradient_checkpointing()
     assert torch.equal(ours.encode(x).latents, plain)
+    assert deviation("vae/AutoencoderTiny/gradient-checkpointing")
+    theirs = diffusers.AutoencoderTiny(**TINY["taesd"]).train()
+    plain = theirs.encode(x).latents
+    theirs.enable_gradient_checkpointing()
+    assert not torch.allclose(theirs.encode(x).latents, plain)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import calotype
-from calotype.core.errors import ModelFilesError
+from calotype.core.errors import CalotypeError, ModelFilesError
+from tests.parity.deviations import deviation
 from tests.tiny import randomise
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -159,6 +160,53 @@ def test_saving_over_another_librarys_shards(tmp_path: Path) -> None:
         "diffusion_pytorch_model.safetensors",
     ]
     assert _same(diffusers.AutoencoderKL.from_pretrained(tmp_path), model)
+
+
+def _change(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    path = folder / "diffusion_pytorch_model.safetensors"
+    state = {key: value.clone() for key, value in load_file(path).items()}
+    change(state)
+    save_file(state, path)
+
+
+def _as_pickle(folder: Path) -> None:
+    calotype.AutoencoderKL.from_pretrained(folder).save_pretrained(folder, safe_serialization=False)
+    (folder / "diffusion_pytorch_model.safetensors").unlink()
+
+
+DEVIATING: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
+    "files/missing-key": (lambda d: _change(d, lambda s: s.pop("encoder.conv_in.bias")), {}, "is missing"),
+    "files/superfluous-key": (
+        lambda d: _change(d, lambda s: s.update(x=torch.ones(1))),
+        {},
+        "not part of the model",
+    ),
+    "files/pickle": (_as_pickle, {}, "use_safetensors=False"),
+    "files/unknown-argument": (lambda d: None, {"torch_dtpye": torch.float16}, "no argument torch_dtpye"),
+}
+
+
+@pytest.mark.parametrize("case", DEVIATING)
+def test_what_the_reference_lets_pass(tmp_path: Path, case: str) -> None:
+    assert deviation(case)
+    spoil, arguments, words = DEVIATING[case]
+    calotype.AutoencoderKL(**CONFIGS["AutoencoderKL"]).save_pretrained(tmp_path)
+    spoil(tmp_path)
+    diffusers.AutoencoderKL.from_pretrained(tmp_path, **arguments)
+    with pytest.raises(CalotypeError, match=words):
+        calotype.AutoencoderKL.from_pretrained(tmp_path, **arguments)
+
+
+def test_an_index_is_not_left_behind(tmp_path: Path) -> None:
+    assert deviation("files/stale-index")
+    for library in (diffusers, calotype):
+        folder = tmp_path / library.__name__
+        model = library.AutoencoderKL(**CONFIGS["AutoencoderKL"])
+        model.save_pretrained(folder, max_shard_size="20KB")
+        model.save_pretrained(folder)
+    with pytest.raises(OSError):
+        diffusers.AutoencoderKL.from_pretrained(tmp_path / "diffusers")
+    calotype.AutoencoderKL.from_pretrained(tmp_path / "calotype")
 
 
 def test_a_missing_variant_is_an_error_in_both(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from transformers import CLIPConfig
 
 from calotype import StableDiffusionSafetyChecker
 from calotype.pipelines.components import Loading, load_transformers_model
+from tests.parity.deviations import deviation
 
 CONFIG = {
     "projection_dim": 8,
@@ -78,6 +79,13 @@ def test_same_pictures_are_blackened(inputs, threshold: float, special: float, f
         assert np.array_equal(np.asarray(a), np.asarray(b))
     for a, b in zip(mine, images, strict=True):
         assert np.array_equal(np.asarray(a), np.asarray(b)), "the caller's images were changed"
+
+
+def test_the_reference_overwrites_its_input(inputs) -> None:
+    assert deviation("safety-checker/input")
+    images = inputs[1].clone()
+    _theirs(-2.0, 2.0)(inputs[0], images)
+    assert not torch.equal(images, inputs[1])
 
 
 def test_the_cases_differ(inputs) -> None:
