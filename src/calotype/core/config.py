@@ -53,8 +53,8 @@ class Config(dict[str, Any]):
             "`type(x).from_config(x.config, key=value)`."
         )
 
-    __setattr__ = __delattr__ = __setitem__ = __delitem__ = __ior__ = _refuse  # type: ignore[assignment]
-    pop = popitem = setdefault = update = clear = _refuse  # type: ignore[assignment]
+    __setattr__ = __delattr__ = __setitem__ = __delitem__ = __ior__ = _refuse
+    pop = popitem = setdefault = update = clear = _refuse
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Config, (dict(self),)

@@ -37,9 +37,9 @@ class BaseOutput(OrderedDict):
         raise TypeError(f"The fields of a {type(self).__name__} are fixed; assign to one of them instead.")
 
     __delitem__ = _refuse
-    setdefault = _refuse  # type: ignore[assignment]
-    pop = _refuse  # type: ignore[assignment]
-    update = _refuse  # type: ignore[assignment]
+    setdefault = _refuse
+    pop = _refuse
+    update = _refuse
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), tuple(getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]

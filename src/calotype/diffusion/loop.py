@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -39,14 +40,19 @@ class Solver(Protocol):
     ) -> tuple[torch.Tensor, ...]: ...
 
 
+def unobserved(index: int, timestep: torch.Tensor, state: State) -> State:
+    """The observer that changes nothing."""
+    return state
+
+
 def denoise(
     state: State,
     timesteps: torch.Tensor,
     *,
     scheduler: Solver,
     predict: Predict,
-    step_arguments: Mapping[str, Any],
-    observe: Observe,
+    step_arguments: Mapping[str, Any] = MappingProxyType({}),
+    observe: Observe = unobserved,
 ) -> State:
     """Take the latents from the first timestep to the end, one prediction and one solver step a timestep.
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from calotype.diffusion.conditions import Conditions
+from calotype.diffusion.guidance import ClassifierFree
+from calotype.diffusion.loop import State, denoise
 from calotype.training.objectives import (
     Prediction,
     denoising_loss,
@@ -57,6 +61,13 @@ class TextToImageObjective(nn.Module):
         return {"loss": denoising_loss(predicted, target, weight)}
 
 
+@dataclass(frozen=True)
+class _Told(Conditions):
+    """The text encoder's states (2·batch, tokens, channels), those of the empty prompt first."""
+
+    states: torch.Tensor
+
+
 @torch.no_grad()
 def sample_latents(
     unet: Any,
@@ -81,9 +92,9 @@ def sample_latents(
     scheduler.set_timesteps(steps, device=device)
     noise = torch.randn((len(input_ids), *shape), generator=generator, device=generator.device).to(device)
     latents = noise * scheduler.init_noise_sigma
-    for timestep in scheduler.timesteps:
-        scaled = scheduler.scale_model_input(torch.cat([latents, latents]), timestep)
-        without, with_prompt = unet(scaled, timestep, states, return_dict=False)[0].float().chunk(2)
-        guided = without + guidance * (with_prompt - without)
-        latents = scheduler.step(guided, timestep, latents).prev_sample
-    return latents
+
+    def predict(x: torch.Tensor, timestep: torch.Tensor, told: Conditions) -> torch.Tensor:
+        return unet(x, timestep, told.tensors()["states"], return_dict=False)[0].float()
+
+    start = State(latents, _Told(states), ClassifierFree(guidance))
+    return denoise(start, scheduler.timesteps, scheduler=scheduler, predict=predict).latents
