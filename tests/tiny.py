@@ -40,7 +40,7 @@ def tokenizer_folder(folder: Path, length: int = 16) -> Path:
                 merges.append(" ".join(pair))
                 vocabulary.append("".join(pair))
             pieces = ["".join(pair), *pieces[2:]]
-    vocabulary = list(dict.fromkeys(vocabulary)) + ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = [*dict.fromkeys(vocabulary), "<|startoftext|>", "<|endoftext|>"]
     (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(vocabulary)}))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
     config = {
