@@ -2,7 +2,7 @@
 
 Everything is elementwise on [scenes, rays] with fixed step counts, so ``torch.compile`` makes a handful of kernels
 out of it. Cost: one distance evaluation is about 215 FLOPs (three objects), a ray takes 32 to find its surface,
-22 for the shadow, 16 for the mirror, 15 for normals, occlusion and identity, and about 1,600 FLOPs are shading:
+22 for the shadow, 16 for the mirror, 14 for normals, occlusion and identity, and about 1,600 FLOPs are shading:
 some 20 kFLOP a ray, 1.3 GFLOP a picture of 128 x 128 with 2 x 2 supersampling. 1,500 such pictures a second are
 2 TFLOP/s.
 """
