@@ -33,6 +33,10 @@ _HOME = {
     "calotype.schedulers.euler": ("EulerDiscreteScheduler",),
     "calotype.schedulers.euler_ancestral": ("EulerAncestralDiscreteScheduler",),
     "calotype.schedulers.dpmsolver_multistep": ("DPMSolverMultistepScheduler",),
+    "calotype.schedulers.heun": ("HeunDiscreteScheduler",),
+    "calotype.schedulers.lms_discrete": ("LMSDiscreteScheduler",),
+    "calotype.schedulers.k_dpm_2_discrete": ("KDPM2DiscreteScheduler",),
+    "calotype.schedulers.k_dpm_2_ancestral_discrete": ("KDPM2AncestralDiscreteScheduler",),
 }
 """Module -> the public names that it defines."""
 

@@ -20,6 +20,7 @@ DEVIATIONS: dict[str, str] = {
     "logarithm",
     "schedulers/DDIMScheduler/*rescale_betas_zero_snr=True*/eta=1.0*;nan-in-reference*": "with all noise replaced, "
     "rounding makes the reference take the root of a negative number",
+    "schedulers/*Ancestral*;nan-in-reference*": "as the next: the root of a difference that rounding makes negative",
     "schedulers/*Ancestral*;steep*": "κ_down = κ'²/κ; the reference takes the root of a difference that cancels where a "
     "step lowers κ more than tenfold (and is NaN where that is negative)",
     "schedulers/DPMSolverMultistepScheduler/*prediction_type=flow_prediction*": "refused without use_flow_sigmas; the "

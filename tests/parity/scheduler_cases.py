@@ -79,6 +79,14 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
     | _DPM,
 }
 
+_VE = _BETAS | {"beta_start": [0.0001], "beta_end": [0.02]} | _SPACING | _SIGMAS
+OPTIONS |= {
+    "HeunDiscreteScheduler": _VE | _PREDICTION | {"clip_sample": [True], "clip_sample_range": [2.0]},
+    "LMSDiscreteScheduler": _VE | _PREDICTION,
+    "KDPM2DiscreteScheduler": _VE | {"prediction_type": ["v_prediction"]},
+    "KDPM2AncestralDiscreteScheduler": _VE | {"prediction_type": ["v_prediction"]},
+}
+
 STEP: dict[str, list[dict[str, Any]]] = {
     "DDIMScheduler": [{"eta": 0.5}, {"eta": 1.0}, {"use_clipped_model_output": True}],
     "EulerDiscreteScheduler": [{"s_churn": 10.0, "s_tmin": 0.1, "s_tmax": 8.0, "s_noise": 1.01}],

@@ -33,7 +33,7 @@ def run(
 ) -> dict[str, Any]:
     """The whole trajectory: timesteps, samples, predicted clean samples and a draw that shows the generator's state.
 
-    With ``jitter`` the sample is disturbed before each step by as much as rounding to float32 does.
+    With ``jitter`` the sample is disturbed before each step by as much as rounding its terms to float32 does.
     """
     scheduler.set_timesteps(**(setup or {"num_inference_steps": steps}))
     generator = torch.Generator().manual_seed(3)
@@ -52,7 +52,8 @@ def run(
     shake = torch.Generator().manual_seed(jitter or 0)
     for t in timesteps:
         if jitter is not None:
-            x = x * (1 + 6e-8 * torch.randn(x.shape, generator=shake)).to(x.dtype)
+            size = max(float(s.abs().nan_to_num().max()) for s in samples[-2:])
+            x = x + (6e-8 * size * torch.randn(x.shape, generator=shake)).to(x.dtype)
         out = scheduler.step(denoiser(scheduler.scale_model_input(x, t), t, channels), t, x, **extra)
         x = out.prev_sample
         samples.append(x)
@@ -88,11 +89,12 @@ def spread(runs: list[dict[str, Any]]) -> dict[str, list[float]]:
 
 
 def _rounding(samples: list[torch.Tensor]) -> list[float]:
-    """What one float32 rounding of the sample before amounts to, relative to the sample after: a step that takes a
+    """What a float32 rounding of the two samples before amounts to, relative to the sample after: a step that takes a
     small difference of large terms (κ = 4096 and more) cannot be nearer than that. It stays for the later steps."""
+    size = [float(x.abs().nan_to_num().max()) or 1.0 for x in samples]
     worst, found = 0.0, []
-    for before, after in zip(samples[:1] + samples[:-1], samples, strict=True):
-        worst = max(worst, 2.4e-7 * float(before.abs().max()) / (float(after.abs().max()) or 1.0))
+    for i, after in enumerate(size):
+        worst = max(worst, 2.4e-7 * max(size[max(i - 2, 0) : i + 1]) / after)
         found.append(worst)
     return found
 

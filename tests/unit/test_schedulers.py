@@ -8,6 +8,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -212,5 +213,6 @@ def test_affine_keeps_its_inputs() -> None:
 
 def test_beta_quantiles() -> None:
     scipy = pytest.importorskip("scipy.stats")
-    for p in (0.0, 1e-6, 0.02, 0.3, 0.5, 0.77, 0.999, 1.0):
-        assert grid.beta_quantile(p, 0.6, 0.6) == pytest.approx(float(scipy.beta.ppf(p, 0.6, 0.6)), rel=1e-10)
+    for a, b in ((0.6, 0.6), (0.6, 1.5), (2.0, 0.5)):
+        p = np.array([0.0, 1e-6, 0.02, 0.3, 0.5, 0.77, 0.999, 1.0])
+        assert grid.beta_quantile(p, a, b) == pytest.approx(scipy.beta.ppf(p, a, b), rel=1e-10)

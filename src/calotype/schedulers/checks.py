@@ -50,3 +50,13 @@ def conversion(config: Mapping[str, Any], more: Mapping[str, str] | None = None)
     if len(chosen) > 1:
         raise InputError(f"{' and '.join(chosen)} exclude each other: set at most one of {', '.join(flags)}.")
     return flags[chosen[0]] if chosen else None
+
+
+def refuse_timesteps(config: Mapping[str, Any]) -> None:
+    """Raise ``InputError`` if custom timesteps are given where the noise levels are converted."""
+    names = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+    for name in names:
+        if config.get(name):
+            raise InputError(
+                f"timesteps cannot be given together with {name}=True: give num_inference_steps."
+            )

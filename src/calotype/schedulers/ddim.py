@@ -45,7 +45,6 @@ class DDIMScheduler(TableScheduler):
         self._check()
         self._make_table()
         self.final_alpha_cumprod = torch.tensor(1.0) if set_alpha_to_one else self.alphas_cumprod[0]
-        self._begin_table(np.arange(num_train_timesteps)[::-1], None, None)
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
         """Begin a run of so many steps."""

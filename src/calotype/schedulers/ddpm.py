@@ -57,7 +57,6 @@ class DDPMScheduler(TableScheduler):
         one_of("variance_type", variance_type, VARIANCE_TYPES)
         self._make_table()
         self.variance_type = variance_type
-        self._begin_table(np.arange(num_train_timesteps)[::-1], None, None)
 
     def set_timesteps(
         self,

@@ -11,7 +11,7 @@ from calotype.core.errors import InputError
 from calotype.core.random import Generators, randn_tensor
 from calotype.schedulers import grid, prediction
 from calotype.schedulers.affine import affine
-from calotype.schedulers.checks import conversion, exactly_one, one_of, step_count
+from calotype.schedulers.checks import conversion, exactly_one, one_of, refuse_timesteps, step_count
 from calotype.schedulers.exponential import Update, exponential_update
 from calotype.schedulers.outputs import SchedulerOutput
 from calotype.schedulers.preserving import PreservingScheduler
@@ -80,7 +80,6 @@ class DPMSolverMultistepScheduler(PreservingScheduler):
             )
         self._conversion = conversion(config)
         self._make_table(zero_snr_floor=True)
-        self._begin_training_grid()
 
     def set_timesteps(
         self,
@@ -95,11 +94,7 @@ class DPMSolverMultistepScheduler(PreservingScheduler):
         if mu is not None and not config.use_dynamic_shifting:
             raise InputError("mu shifts the noise levels only with use_dynamic_shifting=True.")
         if timesteps is not None:
-            if self._conversion or config.use_lu_lambdas:
-                raise InputError(
-                    "timesteps cannot be given together with converted noise levels (use_karras_sigmas, "
-                    "use_exponential_sigmas, use_beta_sigmas, use_lu_lambdas): give num_inference_steps."
-                )
+            refuse_timesteps(config)
             t = np.asarray(timesteps).astype(np.int64)
             steps = step_count(len(t))
         else:

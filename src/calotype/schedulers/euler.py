@@ -13,7 +13,7 @@ from calotype.core.errors import InputError
 from calotype.core.random import Generators, randn_tensor
 from calotype.schedulers import grid, prediction
 from calotype.schedulers.affine import affine
-from calotype.schedulers.checks import conversion, exactly_one, one_of, step_count
+from calotype.schedulers.checks import conversion, exactly_one, one_of, refuse_timesteps, step_count
 from calotype.schedulers.exploding import ExplodingScheduler
 from calotype.schedulers.noise import sigma_to_t
 from calotype.schedulers.outputs import PredictionSchedulerOutput as EulerDiscreteSchedulerOutput
@@ -51,8 +51,10 @@ class EulerDiscreteScheduler(ExplodingScheduler):
         one_of("interpolation_type", interpolation_type, ("linear", "log_linear"))
         one_of("timestep_type", timestep_type, ("discrete", "continuous"))
         one_of("final_sigmas_type", final_sigmas_type, ("zero", "sigma_min"))
-        self._conversion = conversion(self.config)
+        conversion(self.config)
         self._make_table(zero_snr_floor=True)
+
+    def _begin_initial(self) -> None:
         self._begin_training_grid(torch.float32)
         if self._continuous:
             self.timesteps = 0.25 * self.sigmas[:-1].log()
@@ -75,11 +77,12 @@ class EulerDiscreteScheduler(ExplodingScheduler):
             steps = step_count(len(levels) - 1)
             t = sigma_to_t(levels[:-1], self._table.log_kappa)
         else:
-            if timesteps is not None and (self._conversion or self._continuous):
-                raise InputError(
-                    "timesteps cannot be given together with converted noise levels (use_karras_sigmas, "
-                    "use_exponential_sigmas, use_beta_sigmas) or continuous timesteps: give num_inference_steps."
-                )
+            if timesteps is not None:
+                refuse_timesteps(self.config)
+                if self._continuous:
+                    raise InputError(
+                        "timesteps cannot be given with timestep_type='continuous': give sigmas."
+                    )
             steps = step_count(num_inference_steps if timesteps is None else len(timesteps))
             t, levels = self._ladder(steps, timesteps)
         t = t.astype(np.float32)

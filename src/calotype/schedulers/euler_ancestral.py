@@ -36,6 +36,8 @@ class EulerAncestralDiscreteScheduler(ExplodingScheduler):
     ) -> None:
         self._check()
         self._make_table(zero_snr_floor=True)
+
+    def _begin_initial(self) -> None:
         self._begin_training_grid(torch.float64)
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:

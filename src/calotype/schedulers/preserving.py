@@ -25,8 +25,7 @@ class PreservingScheduler(Tabled, SigmaScheduler):
     def _coordinates(self) -> Coordinates:  # type: ignore[override]
         return Flow() if self.config.get("use_flow_sigmas") else VariancePreserving()
 
-    def _begin_training_grid(self) -> None:
-        """Every training step and its level: what stands there before a number of steps is chosen."""
+    def _begin_initial(self) -> None:
         kappa = self._table.kappa
         self._begin_grid(Grid(np.arange(len(kappa))[::-1], kappa), None, None, torch.float32)
 

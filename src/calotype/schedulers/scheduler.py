@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 import threading
+from abc import abstractmethod
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -90,20 +91,25 @@ class SchedulerMixin(ConfigMixin):
 
     # The current run.
 
+    @abstractmethod
+    def _begin_initial(self) -> None:
+        """Begin what stands there before ``set_timesteps`` is called; made when it is first asked for."""
+
     def _start(self, plan: Plan) -> None:
         """Make ``plan`` the schedule and begin a run of it in this thread."""
-        if "_local" not in self.__dict__:
-            self._local = threading.local()
         self._plan = plan
-        self._local.run = Run(plan)
+        self.__dict__.setdefault("_local", threading.local()).run = Run(plan)
 
     @property
     def _run(self) -> Run:
         try:
             return self._local.run
         except AttributeError:
-            run = self._local.run = Run(self._plan)
-            return run
+            if "_plan" not in self.__dict__:
+                self._begin_initial()
+            else:
+                self._start(self._plan)
+            return self._local.run
 
     def _running(self) -> Run:
         """The current run; raises ``InputError`` if no number of steps has been chosen."""
@@ -134,11 +140,11 @@ class SchedulerMixin(ConfigMixin):
 
     def __getstate__(self) -> dict[str, Any]:
         state = {key: value for key, value in self.__dict__.items() if key != "_local"}
-        return {**state, "_current": self._run if "_local" in self.__dict__ else None}
+        return {**state, "_current": getattr(self.__dict__.get("_local"), "run", None)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         run = state.pop("_current")
         self.__dict__.update(state)
-        self._local = threading.local()
         if run is not None:
+            self._local = threading.local()
             self._local.run = run

@@ -106,6 +106,9 @@ class TableScheduler(Tabled, SchedulerMixin):
             )
         return levels[t] if t >= 0 else level_of_alpha_bar(final)
 
+    def _begin_initial(self) -> None:
+        self._begin_table(np.arange(self.config.num_train_timesteps)[::-1], None, None)
+
     def _begin_table(self, timesteps: np.ndarray, device: Any, count: int | None) -> None:
         """Begin a run over integer training steps."""
         timesteps = timesteps.astype(np.int64)
