@@ -100,7 +100,7 @@ def test_roughened_labels_follow_the_picture():
 
 def test_training_reduces_the_loss_and_evaluation_runs():
     torch.manual_seed(0)
-    scenes = sample_scenes(8, torch.Generator().manual_seed(3), "all")
+    scenes = sample_scenes(4, torch.Generator().manual_seed(3), "all")
     images, labels = render(scenes, 128, 1).rgb, labels_of(scenes)
     classifier = AttributeClassifier(width=32)
     optimizer = torch.optim.AdamW(classifier.parameters(), 3e-3)
@@ -112,7 +112,7 @@ def test_training_reduces_the_loss_and_evaluation_runs():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
-    accuracy = evaluate_classifier(classifier, 8, supersample=1)
+    accuracy = evaluate_classifier(classifier, 4, supersample=1)
     assert set(accuracy) == {"count", "shape", "color", "floor", "sky", "order"}
     assert all(0 <= value <= 1 for value in accuracy.values())
 
