@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import PIL.Image
@@ -11,7 +12,7 @@ import pytest
 from PIL.PngImagePlugin import PngInfo
 from typer.testing import CliRunner
 
-from calotype.cli import generate as generate_module
+from calotype.cli import making
 from calotype.cli.app import app
 from calotype.core import progress
 from calotype.utils.metadata import read_settings, write_png
@@ -73,7 +74,7 @@ def test_generate_names_each_picture_and_records_how_it_was_made(tiny, tmp_path)
     assert made.scheduler["class"] == "PNDMScheduler"
     assert made.scheduler["config"]["beta_end"] == 0.012
     assert len(made.fingerprint) == 64
-    assert {"calotype", "torch", "python"} <= set(made.versions)
+    assert {"calotype", "torch", "python", "transformers"} <= set(made.versions)
     assert (
         PIL.Image.open("out/a-red-ball-7.png")
         .text["parameters"]
@@ -123,6 +124,27 @@ def test_like_says_what_has_changed(tiny, tmp_path):
     assert "the model's fingerprint was" in result.stderr
 
 
+def test_like_on_a_machine_without_the_device(tiny):
+    succeeded(run("generate", "a ball", "-m", tiny, *QUICK, "--seed", 3, "-o", "a.png"))
+    made = read_settings("a.png")
+    write_png("a.png", PIL.Image.open("a.png"), replace(made, device="cuda:99"))
+    result = succeeded(run("generate", "--like", "a.png", "-o", "b.png"))
+    assert "made on cuda:99, which this machine does not have" in result.stderr
+    assert run("generate", "--like", "a.png", "--device", "cuda:99").exit_code == 2
+
+
+def test_a_scheduler_that_is_no_more_is_named(tiny):
+    succeeded(run("generate", "a ball", "-m", tiny, *QUICK, "-o", "a.png"))
+    made = read_settings("a.png")
+    write_png(
+        "a.png", PIL.Image.open("a.png"), replace(made, scheduler={"class": "GoneScheduler", "config": {}})
+    )
+    result = run("generate", "--like", "a.png", "-o", "b.png")
+    assert result.exit_code == 1
+    assert "GoneScheduler, which this calotype does not have" in result.stderr
+    succeeded(run("generate", "--like", "a.png", "--scheduler", "ddim", "-o", "b.png"))
+
+
 def test_one_json_object_and_nothing_else_on_standard_output(tiny):
     report = json.loads(succeeded(run("generate", "a ball ü", "-m", tiny, *QUICK, "--json")).stdout)
     (picture,) = report["pictures"]
@@ -152,14 +174,14 @@ def test_no_picture_is_written_over_by_accident(tiny, tmp_path):
 
 
 def test_ctrl_c_keeps_what_is_finished_and_names_it(tiny, tmp_path, monkeypatch):
-    finished = generate_module._picture
+    finished = making.picture
 
     def stop_at_the_second(pipe, asked, prompt, seed, reporter):
         if seed == 2:
             raise KeyboardInterrupt
         return finished(pipe, asked, prompt, seed, reporter)
 
-    monkeypatch.setattr(generate_module, "_picture", stop_at_the_second)
+    monkeypatch.setattr(making, "picture", stop_at_the_second)
     result = run("generate", "a ball", "-m", tiny, *QUICK, "--seed", 1, "-n", 3)
     assert result.exit_code == 130
     assert result.stdout == "a-ball-1.png\n"

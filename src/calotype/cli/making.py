@@ -1,0 +1,144 @@
+"""From a request to a pipeline that is ready, and from that to pictures that can be made again."""
+
+from __future__ import annotations
+
+import inspect
+import platform
+import sys
+from typing import TYPE_CHECKING, Any
+
+from calotype.cli import console
+from calotype.cli.progress import Reporter
+from calotype.cli.request import Request
+from calotype.core.errors import InputError, UnknownClassError
+from calotype.core.version import __version__
+from calotype.utils.metadata import Settings
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+
+def prepare(asked: Request) -> tuple[Any, dict[str, Any]]:
+    """The pipeline, and the settings that all pictures of the run share."""
+    import torch
+
+    import calotype
+    from calotype.cli import model as models
+
+    device = models.choose_device(asked.device)
+    dtype = models.choose_dtype(asked.dtype)
+    named = models.choose_scheduler(asked.scheduler) if isinstance(asked.scheduler, str) else None
+    console.say(f"Loading {asked.model} on {device}.")
+    at = {"revision": asked.revision} if asked.revision else {}
+    with console.bars_on_terminals():
+        pipe = calotype.load(asked.model, device=device, torch_dtype=dtype, **at)
+    accepted = inspect.signature(pipe.__call__).parameters
+    if "prompt" not in accepted:
+        raise InputError(
+            f"{asked.model} is a {type(pipe).__name__}, which takes no prompt; generate needs a model that does."
+        )
+    if without := [name for name in _optional(asked) if name not in accepted]:
+        raise InputError(
+            f"{asked.model} is a {type(pipe).__name__}, which has no {' and no '.join(without)}."
+        )
+    if named is not None:
+        pipe.scheduler = named[0].from_config(pipe.scheduler.config, **named[1])
+    elif isinstance(asked.scheduler, dict):
+        pipe.scheduler = _recorded_scheduler(asked.scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    identity = models.identify(asked.model)
+    scheduler = {key: value for key, value in pipe.scheduler.config.items() if not key.startswith("_")}
+    guidance = asked.guidance
+    if guidance is None and "guidance_scale" in accepted:
+        guidance = accepted["guidance_scale"].default
+    versions = {"calotype": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    if "transformers" in sys.modules:  # text encoders are its classes
+        versions["transformers"] = sys.modules["transformers"].__version__
+    return pipe, {
+        "model": asked.model,
+        "negative_prompt": asked.negative,
+        "steps": asked.steps,
+        "guidance": guidance,
+        "scheduler": {"class": type(pipe.scheduler).__name__, "config": scheduler},
+        "pipeline": type(pipe).__name__,
+        "revision": identity.revision,
+        "fingerprint": identity.fingerprint,
+        "dtype": str(pipe.dtype).removeprefix("torch."),
+        "device": str(device),
+        "versions": versions,
+    }
+
+
+def _recorded_scheduler(recorded: dict[str, Any]) -> Any:
+    import calotype
+
+    name = recorded.get("class")
+    if name not in calotype.__all__ or not str(name).endswith("Scheduler"):
+        raise UnknownClassError(
+            f"The picture was made with the scheduler {name}, which this calotype does not have; choose another with "
+            f"--scheduler."
+        )
+    return getattr(calotype, name).from_config(recorded.get("config") or {})
+
+
+def _optional(asked: Request) -> dict[str, Any]:
+    """The arguments of the pipeline's call that were asked for."""
+    arguments = {
+        "negative_prompt": asked.negative,
+        "guidance_scale": asked.guidance,
+        "width": asked.width,
+        "height": asked.height,
+    }
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+def picture(pipe: Any, asked: Request, prompt: str, seed: int, progress: Reporter) -> PIL.Image.Image:
+    """One picture, alone in its batch and with a generator of its own, so that it can be made again alone."""
+    import torch
+
+    def step_done(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        progress.step(step + 1, pipe.num_timesteps)
+        return {}
+
+    output = pipe(
+        prompt,
+        num_inference_steps=asked.steps,
+        generator=torch.Generator("cpu").manual_seed(seed),
+        callback_on_step_end=step_done,
+        callback_on_step_end_tensor_inputs=[],
+        **_optional(asked),
+    )
+    if any(getattr(output, "nsfw_content_detected", None) or ()):
+        console.say(f"The model's safety checker has blackened the picture with seed {seed}.")
+    image: PIL.Image.Image = output.images[0]
+    return image
+
+
+def compare(original: tuple[Settings, PIL.Image.Image], again: tuple[PIL.Image.Image, Settings]) -> bool:
+    """Whether the picture came out the same; if not, say by how much and what has changed since."""
+    import numpy as np
+
+    before, after = (np.asarray(image.convert("RGB"), dtype=np.int16) for image in (original[1], again[0]))
+    if before.shape == after.shape and np.array_equal(before, after):
+        console.say("The same picture, pixel for pixel.")
+        return True
+    changes = [
+        f"{name} was {old}, now {new}"
+        for name, old, new in (
+            ("the model's commit", original[0].revision, again[1].revision),
+            ("the model's fingerprint", original[0].fingerprint, again[1].fingerprint),
+            ("the device", original[0].device, again[1].device),
+            *((name, original[0].versions.get(name), version) for name, version in again[1].versions.items()),
+        )
+        if old != new
+    ]
+    reason = "; ".join(changes) or "the file was edited, or the processor computes differently"
+    if before.shape != after.shape:
+        console.say(f"Not the same picture: the size differs ({reason}).")
+    else:
+        levels = np.abs(before - after)
+        console.say(
+            f"Not the same pixels: {(levels.max(-1) > 0).mean():.1%} of them differ, by at most {levels.max()} of 255 "
+            f"({reason})."
+        )
+    return False
