@@ -20,9 +20,11 @@ DEVIATIONS: dict[str, str] = {
     "logarithm",
     "schedulers/DDIMScheduler/*rescale_betas_zero_snr=True*/eta=1.0*;nan-in-reference*": "with all noise replaced, "
     "rounding makes the reference take the root of a negative number",
-    "schedulers/*Ancestral*;nan-in-reference*": "as the next: the root of a difference that rounding makes negative",
-    "schedulers/*Ancestral*;steep*": "κ_down = κ'²/κ; the reference takes the root of a difference that cancels where a "
-    "step lowers κ more than tenfold (and is NaN where that is negative)",
+    "schedulers/*Ancestral*;nan-in-reference*": "as the next, where rounding makes the difference negative",
+    "schedulers/*Ancestral*;steep*": "κ_down = κ'²/κ; the reference takes the root of a difference, which cancels where "
+    "a step lowers κ more than tenfold",
+    "schedulers/HeunDiscreteScheduler/*;steep*": "the slope is ε̂; the reference takes (x − x̂0)/κ, which cancels before a "
+    "step that lowers κ more than tenfold",
     "schedulers/DPMSolverMultistepScheduler/*prediction_type=flow_prediction*": "refused without use_flow_sigmas; the "
     "reference takes κ for the flow's σ",
     "unets/UNet2DModel/ncsnpp/timestep=1.75": "the reference cuts a noise level given as a Python number to an integer",

@@ -83,7 +83,7 @@ def facts(
         nan = [any(bool(x.isnan().any()) for x in side["samples"]) for side in (theirs, ours)]
         if nan == [True, False]:
             found.append("nan-in-reference")
-    if differs and "Ancestral" in name:
+    if differs and ("Ancestral" in name or "Heun" in name):
         kappa = ours["sigmas"].unique().flip(0)
         kappa = kappa[kappa > 0]
         if len(kappa) > 1 and float((kappa[1:] / kappa[:-1]).min()) < 0.1:

@@ -16,6 +16,7 @@ from calotype.schedulers.coordinates import VarianceExploding
 from calotype.schedulers.grid import Grid
 from calotype.schedulers.noise import sigma_to_t
 from calotype.schedulers.prediction import Linear, clean
+from calotype.schedulers.prediction import noise as eps
 from calotype.schedulers.run import Run
 from calotype.schedulers.sigmas import SigmaScheduler
 from calotype.schedulers.table import Tabled
@@ -78,6 +79,12 @@ class ExplodingScheduler(Tabled, SigmaScheduler):
         """x̂0 as a line in the (exploding) sample and the network's output."""
         level = self._coordinates.preserving(kappa)
         along, across = clean(kind, *level).weights
+        return Linear(along * level.alpha, across)
+
+    def _slope(self, kind: str, kappa: float) -> Linear:
+        """dx/dκ = ε̂ as a line in the (exploding) sample and the network's output."""
+        level = self._coordinates.preserving(kappa)
+        along, across = eps(kind, *level).weights
         return Linear(along * level.alpha, across)
 
     def _refuse_index(self, timestep: Any) -> None:

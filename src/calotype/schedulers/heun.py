@@ -72,7 +72,10 @@ class HeunDiscreteScheduler(ExplodingScheduler):
         kappa = run.plan.kappa
         to_clean = self._clean(self.config.prediction_type, kappa[i])
         x0 = self._limits.apply(to_clean.of(sample, model_output))
-        slope = affine((1 / kappa[i], sample), (-1 / kappa[i], x0))
+        if self._limits.active:
+            slope = affine((1 / kappa[i], sample), (-1 / kappa[i], x0))
+        else:
+            slope = self._slope(self.config.prediction_type, kappa[i]).of(sample, model_output)
         if run.stage is None:
             step = kappa[i + 1] - kappa[i]
             run.stage = sample, slope, step

@@ -72,7 +72,7 @@ class LMSDiscreteScheduler(ExplodingScheduler):
         self._warn_unscaled(run)
         kappa = run.plan.kappa[i]
         x0 = self._clean(self.config.prediction_type, kappa).of(sample, model_output)
-        slope = affine((1 / kappa, sample), (-1 / kappa, x0))
+        slope = self._slope(self.config.prediction_type, kappa).of(sample, model_output)
         run.history = (slope, *run.history[: order - 1])
         weights = self._weights_of(i, len(run.history))
         prev_sample = affine((1.0, sample), *zip(weights, run.history, strict=True))
