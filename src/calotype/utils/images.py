@@ -111,19 +111,20 @@ def contact_sheet(
 ) -> PIL.Image.Image:
     """A sheet of pictures of any sizes on white, each fitted into a square of ``cell`` pixels, caption below.
 
-    Without ``columns`` the sheet is about as wide as it is high, and never wider than the pictures need.
+    Without ``columns``, up to four pictures stand in one row, and more of them fill about a square.
     """
     if not images:
         raise InputError("A contact sheet needs at least one picture.")
     if captions is not None and len(captions) != len(images):
         raise InputError(f"There are {len(captions)} captions for {len(images)} pictures.")
-    columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
+    count = len(images)
+    columns = min(columns or (count if count <= 4 else math.ceil(math.sqrt(count))), count)
     gap, size = cell // 16, max(10, cell // 18)
     font = PIL.ImageFont.load_default(size=size)
     wrapped = ["\n".join(_lines(caption, cell, font)) for caption in captions or ()]
     line = round(size * 1.3)
     room = max((text.count("\n") + 1 for text in wrapped), default=0) * line + (gap // 2 if wrapped else 0)
-    rows = math.ceil(len(images) / columns)
+    rows = math.ceil(count / columns)
     sheet = PIL.Image.new(
         "RGB", (columns * (cell + gap) + gap, rows * (cell + room + gap) + gap), (255, 255, 255)
     )
