@@ -19,7 +19,11 @@ _HOME = {
     "calotype.pipelines.outputs": ("ImagePipelineOutput",),
     "calotype.pipelines.pipeline": ("DiffusionPipeline",),
     "calotype.pipelines.safety_checker": ("StableDiffusionSafetyChecker",),
-    "calotype.pipelines.stable_diffusion": ("StableDiffusionPipeline",),
+    "calotype.pipelines.stable_diffusion": (
+        "StableDiffusionImg2ImgPipeline",
+        "StableDiffusionInpaintPipeline",
+        "StableDiffusionPipeline",
+    ),
     "calotype.pipelines.unconditional": ("DDIMPipeline", "DDPMPipeline"),
     "calotype.models.modeling": ("ModelMixin",),
     "calotype.models.unet_2d": ("UNet2DModel",),

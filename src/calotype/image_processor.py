@@ -196,11 +196,12 @@ class VaeImageProcessor(ConfigMixin):
     ) -> tuple[int, int]:
         """The size to work at: as given or as the image has it, rounded down to what the autoencoder divides."""
         if is_pil(image):
-            own = (image.height, image.width)
+            own = [image.height, image.width]
         else:
-            own = tuple(image.shape[2:4]) if isinstance(image, torch.Tensor) else tuple(image.shape[1:3])
+            own = list(image.shape[2:4] if isinstance(image, torch.Tensor) else image.shape[1:3])
         step = self.config.vae_scale_factor
-        high, wide = (own[i] if given is None else given for i, given in enumerate((height, width)))
+        high = own[0] if height is None else height
+        wide = own[1] if width is None else width
         return high - high % step, wide - wide % step
 
     def preprocess(

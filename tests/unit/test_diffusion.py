@@ -16,7 +16,6 @@ from calotype.diffusion.guidance import ClassifierFree, Unguided, classifier_fre
 from calotype.diffusion.images import NonFiniteError, check_finite, numpy_to_pil, to_numpy
 from calotype.diffusion.inputs import Noise, Steps
 from calotype.diffusion.loop import State, denoise
-from calotype.diffusion.tasks import FromNoise
 from calotype.diffusion.timesteps import set_timesteps, step_arguments
 
 
@@ -44,7 +43,7 @@ def test_the_loop_predicts_every_branch_and_steps_once_a_timestep() -> None:
     solver = Recorder()
     shapes = []
 
-    def predict(x: torch.Tensor, t: torch.Tensor, conditions: Any) -> torch.Tensor:
+    def predict(index: int, x: torch.Tensor, t: torch.Tensor, state: State) -> torch.Tensor:
         shapes.append(tuple(x.shape))
         assert torch.equal(x[:1], x[1:])  # both branches see the same scaled latents
         return torch.cat([torch.zeros(1, 2), torch.full((1, 2), 0.25)])
@@ -73,7 +72,7 @@ def test_the_loop_takes_the_observers_state_and_stops_when_told() -> None:
         State(torch.ones(1, 1), Nothing(), Unguided()),
         torch.arange(5).flip(0),
         scheduler=solver,
-        predict=lambda x, t, c: torch.zeros_like(x),
+        predict=lambda index, x, t, state: torch.zeros_like(x),
         step_arguments={},
         observe=observe,
     )
@@ -94,17 +93,6 @@ def test_full_rescaling_restores_the_standard_deviation() -> None:
     restored = rescaled(guided, cond, 1.0)
     torch.testing.assert_close(restored.std(dim=(1, 2, 3)), cond.std(dim=(1, 2, 3)))
     assert torch.equal(rescaled(guided, cond, 0.0), guided)
-
-
-def test_start_from_noise() -> None:
-    scheduler = calotype.EulerDiscreteScheduler()
-    scheduler.set_timesteps(5)
-    given = torch.ones(2, 4, 8, 8)
-    task, cpu = FromNoise(), torch.device("cpu")
-    start = task.start(Noise(latents=given), (2, 4, 8, 8), scheduler, cpu, torch.float32)
-    torch.testing.assert_close(start, given * scheduler.init_noise_sigma)
-    with pytest.raises(InputError, match=re.escape("(2, 4, 8, 8)")):
-        task.start(Noise(latents=given), (1, 4, 8, 8), scheduler, cpu, torch.float32)
 
 
 def test_schedulers_get_only_what_they_take() -> None:

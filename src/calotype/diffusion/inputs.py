@@ -256,6 +256,36 @@ class Attention(Inputs):
     )
 
 
+@dataclass(frozen=True)
+class Picture(Inputs):
+    """A picture to start from."""
+
+    image: Any = argument(
+        None,
+        "The picture to start from: PIL, array (batch, height, width, 3) or tensor (batch, 3, height, width).",
+    )
+    strength: float = argument(0.8, "How much of the picture to forget, from 0 (nothing) to 1 (everything).")
+
+    def __post_init__(self) -> None:
+        if not 0 <= _finite("strength", self.strength) <= 1:
+            raise InputError(f"strength must be between 0 and 1, not {self.strength!r}.")
+
+
+@dataclass(frozen=True)
+class Masked(Inputs):
+    """What part of a picture to replace."""
+
+    mask_image: Any = argument(
+        None, "The mask: white where something new goes, black where the picture stays."
+    )
+    masked_image_latents: torch.Tensor | None = argument(
+        None, "Latents of the picture without the masked part."
+    )
+    padding_mask_crop: int | None = argument(
+        None, "Work on the region around the mask alone, with so many pixels of margin, and paste it back."
+    )
+
+
 StepCallback = Callable[[Any, int, torch.Tensor, dict[str, Any]], dict[str, Any] | None]
 
 
@@ -300,4 +330,6 @@ class Output(Inputs):
             )
 
 
-GROUPS: tuple[type[Inputs], ...] = (Prompt, Batch, Size, Steps, Guide, Noise, Attention, Callbacks, Output)
+GROUPS: tuple[type[Inputs], ...] = (
+    Prompt, Batch, Picture, Masked, Size, Steps, Guide, Noise, Attention, Callbacks, Output,
+)  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -20,11 +20,13 @@ class State:
     latents: torch.Tensor
     conditions: Conditions
     guidance: Guidance
+    tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """What the task keeps from step to step, by name."""
     stopped: bool = False
 
 
-Predict = Callable[[torch.Tensor, torch.Tensor, Conditions], torch.Tensor]
-"""(stacked latents, timestep, stacked conditions) -> stacked predictions."""
+Predict = Callable[[int, torch.Tensor, torch.Tensor, State], torch.Tensor]
+"""(step, stacked and scaled latents, timestep, state) -> the branches' predictions, stacked."""
 
 Observe = Callable[[int, torch.Tensor, State], State]
 """(step, timestep, state) -> the state that the next step starts from."""
@@ -63,9 +65,9 @@ def denoise(
         branches = len(state.guidance.branches)
         stacked = state.latents if branches == 1 else torch.cat([state.latents] * branches)
         stacked = scheduler.scale_model_input(stacked, timestep)
-        prediction = state.guidance.combine(predict(stacked, timestep, state.conditions).chunk(branches))
+        prediction = state.guidance.combine(predict(index, stacked, timestep, state).chunk(branches))
         latents = scheduler.step(prediction, timestep, state.latents, return_dict=False, **step_arguments)[0]
-        state = observe(index, timestep, State(latents, state.conditions, state.guidance))
+        state = observe(index, timestep, replace(state, latents=latents))
         if state.stopped:
             break
     return state

@@ -9,10 +9,11 @@ import torch
 
 from calotype.core.errors import InputError
 from calotype.diffusion.inputs import Noise, Steps
+from calotype.diffusion.tasks.task import Path
 
 
-def set_timesteps(scheduler: Any, steps: Steps, device: torch.device) -> torch.Tensor:
-    """Start a run of the scheduler; its timesteps (n,), on ``device``.
+def set_timesteps(scheduler: Any, steps: Steps, device: torch.device) -> Path:
+    """Start a run of the scheduler; the whole of its schedule, on ``device``.
 
     Raises ``InputError`` when custom timesteps or sigmas are given to a scheduler that takes none.
     """
@@ -26,9 +27,9 @@ def set_timesteps(scheduler: Any, steps: Steps, device: torch.device) -> torch.T
             )
     if custom:
         scheduler.set_timesteps(device=device, **custom)
-    else:
-        scheduler.set_timesteps(steps.num_inference_steps, device=device)
-    return scheduler.timesteps
+        return Path(scheduler.timesteps, len(scheduler.timesteps))
+    scheduler.set_timesteps(steps.num_inference_steps, device=device)
+    return Path(scheduler.timesteps, steps.num_inference_steps)
 
 
 def step_arguments(scheduler: Any, steps: Steps, noise: Noise) -> dict[str, Any]:

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, ClassVar
+from dataclasses import MISSING, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from calotype.diffusion.conditions import Conditions
 from calotype.diffusion.guidance import Guidance
+from calotype.image_processor import VaeImageProcessor
+
+if TYPE_CHECKING:
+    from calotype.diffusion.call import Call
 
 
 def component(default: Any = MISSING) -> Any:
@@ -27,17 +31,17 @@ def option(default: Any) -> Any:
     return field(default=default, metadata={"component": False})
 
 
-@dataclass(frozen=True)
 class Family(ABC):
-    """Base of the families; abstract."""
+    """Base of the families, which are frozen dataclasses; abstract."""
 
+    scheduler: Any
     tensor_names: ClassVar[tuple[str, ...]] = ("latents",)
     """The tensors that a callback may ask for between steps."""
 
     @classmethod
     def components(cls) -> tuple[str, ...]:
         """The names of the fields that are components."""
-        return tuple(f.name for f in fields(cls) if f.metadata["component"])
+        return tuple(f.name for f in fields(cls) if f.metadata["component"])  # type: ignore[arg-type]
 
     @classmethod
     def prepared(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -63,14 +67,46 @@ class Family(ABC):
         """The guidance that a call's arguments ask for."""
 
     @abstractmethod
-    def encode(
-        self, subject: Any, arguments: Mapping[str, Any], guidance: Guidance, device: torch.device
-    ) -> Conditions:
+    def encode(self, call: Call) -> Conditions:
         """What the denoiser is told, with the guidance's branches stacked along the batch."""
 
+    @property
     @abstractmethod
+    def scale_factor(self) -> int:
+        """Pixels a latent, along one side; 1 where the latents are the picture."""
+
+    @property
+    @abstractmethod
+    def latent_channels(self) -> int:
+        """Channels of a picture's latents."""
+
+    @property
+    @abstractmethod
+    def input_channels(self) -> int:
+        """Channels that the denoiser reads: the latents' and what a task puts beside them."""
+
     def latent_shape(self, pictures: int, height: int, width: int) -> tuple[int, ...]:
         """The shape of the latents of so many pictures of this size in pixels."""
+        return pictures, self.latent_channels, height // self.scale_factor, width // self.scale_factor
+
+    @property
+    def image_processor(self) -> VaeImageProcessor:
+        """Prepares pictures: in [-1, 1], in a size that the latents divide."""
+        return VaeImageProcessor(vae_scale_factor=self.scale_factor, vae_latent_channels=self.latent_channels)
+
+    @property
+    def mask_processor(self) -> VaeImageProcessor:
+        """Prepares masks: one channel, 0 or 1."""
+        return VaeImageProcessor(
+            vae_scale_factor=self.scale_factor,
+            do_normalize=False,
+            do_binarize=True,
+            do_convert_grayscale=True,
+        )
+
+    @abstractmethod
+    def to_latents(self, pixels: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+        """Latents of pictures in [-1, 1], shape (batch, channels, height, width)."""
 
     @property
     @abstractmethod

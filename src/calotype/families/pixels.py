@@ -14,6 +14,7 @@ from calotype.diffusion.inputs import Batch
 from calotype.families.family import Family, component
 
 if TYPE_CHECKING:
+    from calotype.diffusion.call import Call
     from calotype.models.unet_2d import UNet2DModel
     from calotype.schedulers.scheduler import SchedulerMixin
 
@@ -40,13 +41,23 @@ class Pixels(Family):
     def guidance(self, arguments: Mapping[str, Any]) -> Guidance:
         return Unguided()
 
-    def encode(
-        self, subject: Batch, arguments: Mapping[str, Any], guidance: Guidance, device: torch.device
-    ) -> Conditions:
+    def encode(self, call: Call) -> Conditions:
         return Nothing()
 
-    def latent_shape(self, pictures: int, height: int, width: int) -> tuple[int, ...]:
-        return pictures, self.unet.config.in_channels, height, width
+    @property
+    def scale_factor(self) -> int:
+        return 1
+
+    @property
+    def latent_channels(self) -> int:
+        return self.unet.config.in_channels
+
+    @property
+    def input_channels(self) -> int:
+        return self.unet.config.in_channels
+
+    def to_latents(self, pixels: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+        return pixels
 
     @property
     def dtype(self) -> torch.dtype:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from calotype.core.errors import InputError
+from calotype.diffusion import codec
 from calotype.diffusion.conditions import Conditions, repeated
 from calotype.diffusion.guidance import Guidance, Unguided, classifier_free
 from calotype.diffusion.images import present
@@ -21,6 +22,7 @@ from calotype.families.family import Family, component, option
 if TYPE_CHECKING:
     from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
+    from calotype.diffusion.call import Call
     from calotype.models.autoencoder_kl import AutoencoderKL
     from calotype.models.unet_2d_condition import UNet2DConditionModel
     from calotype.pipelines.safety_checker import StableDiffusionSafetyChecker
@@ -99,22 +101,20 @@ class StableDiffusion(Family):
             return Unguided()  # the scale goes in as an embedding instead
         return classifier_free(guide.guidance_scale, guide.guidance_rescale)
 
-    def encode(
-        self, subject: Prompt, arguments: Mapping[str, Any], guidance: Guidance, device: torch.device
-    ) -> UNetConditions:
-        attention = Attention.of(arguments)
+    def encode(self, call: Call) -> UNetConditions:
+        attention = Attention.of(call.arguments)
         if attention.ip_adapter_image is not None or attention.ip_adapter_image_embeds is not None:
             raise InputError("ip_adapter_image is given, but no IP-Adapter is loaded in this pipeline.")
-        guided = "uncond" in guidance.branches
-        cond, uncond = self.embed(subject, guided, device)
+        guided = "uncond" in call.guidance.branches
+        cond, uncond = self.embed(call.subject, guided, call.device)
         width = self.unet.config.time_cond_proj_dim
-        scale = Guide.of(arguments).guidance_scale
+        scale = Guide.of(call.arguments).guidance_scale
         return UNetConditions(
             prompt_embeds=cond if uncond is None else torch.cat([uncond, cond]),
             negative_prompt_embeds=uncond,
             timestep_cond=None
             if width is None
-            else guidance_embedding(scale, width).to(device, self.dtype).expand(subject.pictures, -1),
+            else guidance_embedding(scale, width).to(call.device, self.dtype).expand(call.pictures, -1),
             cross_attention_kwargs=attention.cross_attention_kwargs,
         )
 
@@ -155,8 +155,15 @@ class StableDiffusion(Family):
     def dtype(self) -> torch.dtype:
         return self.text_dtype
 
-    def latent_shape(self, pictures: int, height: int, width: int) -> tuple[int, ...]:
-        return pictures, self.unet.config.in_channels, height // self.scale_factor, width // self.scale_factor
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a picture's latents."""
+        return self.vae.config.latent_channels
+
+    @property
+    def input_channels(self) -> int:
+        """Channels that the denoiser reads."""
+        return self.unet.config.in_channels
 
     def predict(self, latents: torch.Tensor, timestep: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         assert isinstance(conditions, UNetConditions)
@@ -173,6 +180,9 @@ class StableDiffusion(Family):
         return self.vae.decode(
             latents / self.vae.config.scaling_factor, return_dict=False, generator=generator
         )[0]
+
+    def to_latents(self, pixels: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+        return codec.encode(self.vae, pixels, generator)
 
     def screen(self, images: torch.Tensor) -> tuple[torch.Tensor, list[bool] | None]:
         if self.safety_checker is None:

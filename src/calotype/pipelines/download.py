@@ -42,6 +42,5 @@ def fetch(
         return folder
     pinned = options.at(commit or None)
     index = read_json(hub.find_file(repository, INDEX, options=pinned))
-    needed = hub.needed_files(files, index, variant=variant, use_safetensors=use_safetensors)
-    wanted = [name for name in needed if name.split("/")[0] not in passed]
-    return hub.snapshot(repository, wanted, pinned)
+    needed = hub.needed_files(files, index, variant=variant, use_safetensors=use_safetensors, skip=passed)
+    return hub.snapshot(repository, needed, pinned)

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 
 from calotype.core.errors import InputError
+from calotype.diffusion.call import Call
 from calotype.diffusion.images import check_finite, present, to_unit
-from calotype.diffusion.inputs import Callbacks, Noise, Output, Size, Steps
+from calotype.diffusion.inputs import Callbacks, Output
 from calotype.diffusion.loop import State, denoise
+from calotype.diffusion.tasks.task import Start
 from calotype.diffusion.timesteps import set_timesteps, step_arguments
 from calotype.pipelines.running import Running, observer
 from calotype.pipelines.signature import EARLIER_CALLBACK
@@ -18,47 +20,68 @@ from calotype.pipelines.signature import EARLIER_CALLBACK
 
 @torch.no_grad()
 def generate(pipe: Any, arguments: Mapping[str, Any], output_class: type) -> Any:
-    """Run ``pipe`` with the bound arguments of its call; raises ``InputError`` before anything is allocated."""
-    family = pipe.bound_family()
-    steps, noise = Steps.of(arguments), Noise.of(arguments)
-    callbacks, output = Callbacks.of(arguments), Output.of(arguments)
-    subject = family.subject(arguments)
-    height, width = Size.of(arguments).checked(family.default_size, family.multiple, subject.pictures)
-    noise.check_count(subject.pictures)
-    callbacks.check_names(family.tensor_names)
-    guidance = family.guidance(arguments)
-    device = pipe._execution_device
-    if device.type == "meta":
-        raise InputError("The pipeline's models are on the meta device and hold no values; load them first.")
+    """Run ``pipe`` with the bound arguments of its call; raises ``InputError`` before anything is computed."""
+    output, callbacks = Output.of(arguments), Callbacks.of(arguments)
+    call = checked(pipe, arguments)
+    callbacks.check_names((*call.family.tensor_names, *pipe.task.tensor_names))
 
-    conditions = family.encode(subject, arguments, guidance, device)
-    scheduler = family.scheduler
-    timesteps = set_timesteps(scheduler, steps, device)
-    shape = family.latent_shape(subject.pictures, height, width)
-    latents = pipe.task.start(noise, shape, scheduler, device, family.dtype)
-
-    custom = steps.timesteps is not None or steps.sigmas is not None
-    count = len(timesteps) if custom else steps.num_inference_steps
+    conditions = call.family.encode(call)
+    path = pipe.task.path(call, set_timesteps(call.scheduler, call.steps, call.device))
+    start = pipe.task.start(call, path)
     earlier = {name: arguments[name] for name in EARLIER_CALLBACK if name in arguments}
     with (
-        pipe.running(Running(pipe, family, arguments, len(timesteps))) as running,
-        pipe.progress_bar(total=count) as bar,
+        pipe.running(Running(pipe, call.family, arguments, len(path.timesteps))) as running,
+        pipe.progress_bar(total=path.steps) as bar,
     ):
         state = denoise(
-            State(latents, conditions, guidance),
-            timesteps,
-            scheduler=scheduler,
-            predict=family.predict,
-            step_arguments=step_arguments(scheduler, steps, noise),
-            observe=observer(running, callbacks, earlier, count, scheduler.order, bar.update),
+            State(start.latents, conditions, call.guidance, start.tensors),
+            path.timesteps,
+            scheduler=call.scheduler,
+            predict=predictor(call, start),
+            step_arguments=step_arguments(call.scheduler, call.steps, call.noise),
+            observe=observer(
+                running, callbacks, earlier, path.steps, call.scheduler.order, bar.update, start.reimpose
+            ),
         )
-    latents = check_finite(state.latents, "The denoised latents")
-    if output.output_type == "latent":
-        images, flags = latents, None
-    else:
-        decoded = check_finite(family.decode(latents, noise.generator), "The decoded pictures")
-        images, flags = family.screen(to_unit(decoded))
-        images = present(images, output.output_type or "pil")
+    images, flags = decoded(call, state.latents, output.output_type or "pil")
+    images = pipe.task.finish(call, images, output.output_type or "pil")
     fields = output_class.__dataclass_fields__  # type: ignore[attr-defined]
     result = output_class(images, flags) if len(fields) > 1 else output_class(images)
     return result if output.return_dict else result.to_tuple()
+
+
+def checked(pipe: Any, arguments: Mapping[str, Any]) -> Call:
+    """The call, after every check that needs no computation."""
+    family = pipe.bound_family()
+    device = pipe._execution_device
+    if device.type == "meta":
+        raise InputError("The pipeline's models are on the meta device and hold no values; load them first.")
+    subject = family.subject(arguments)
+    pipe.task.check(family, arguments)
+    height, width = pipe.task.size(family, arguments, subject.pictures)
+    call = Call(family, arguments, subject, family.guidance(arguments), height, width, device)
+    call.noise.check_count(subject.pictures)
+    return call
+
+
+def predictor(call: Call, start: Start) -> Any:
+    """The family's prediction for the latents and what the task puts beside them."""
+
+    def predict(index: int, latents: torch.Tensor, timestep: torch.Tensor, state: State) -> torch.Tensor:
+        if start.channels:
+            beside = [state.tensors[name] for name in start.channels]
+            branches = len(latents) // len(beside[0])
+            latents = torch.cat([latents, torch.cat(beside, dim=1).repeat(branches, 1, 1, 1)], dim=1)
+        return call.family.predict(latents, timestep, state.conditions)
+
+    return predict
+
+
+def decoded(call: Call, latents: torch.Tensor, output_type: str) -> tuple[Any, list[bool] | None]:
+    """Pictures in the form asked for, and which of them the safety check blanked."""
+    check_finite(latents, "The denoised latents")
+    if output_type == "latent":
+        return latents, None
+    pixels = check_finite(call.family.decode(latents, call.noise.generator), "The decoded pictures")
+    images, flags = call.family.screen(to_unit(pixels))
+    return present(images, output_type), flags

@@ -29,7 +29,7 @@ from calotype.pipelines.components import (
 from calotype.pipelines.download import fetch
 
 if TYPE_CHECKING:
-    from calotype.diffusion.tasks import Task
+    from calotype.diffusion.tasks.task import Task
     from calotype.families.family import Family
 
 logger = logging.getLogger(__name__)

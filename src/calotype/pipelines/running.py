@@ -15,6 +15,7 @@ import torch
 from calotype.diffusion.guidance import Guidance
 from calotype.diffusion.inputs import Callbacks
 from calotype.diffusion.loop import State
+from calotype.diffusion.tasks.task import Reimpose
 from calotype.families.family import Family
 
 _OF_THE_CALL = ("guidance_scale", "guidance_rescale", "clip_skip", "cross_attention_kwargs", "eta")
@@ -69,8 +70,9 @@ def observer(
     steps: int,
     order: int,
     advance: Callable[[], Any],
+    reimpose: Reimpose | None = None,
 ) -> Callable[[int, torch.Tensor, State], State]:
-    """What the loop calls after each step: the user's callbacks, then the progress bar.
+    """What the loop calls after each step: the task, the user's callbacks, then the progress bar.
 
     A solver of ``order`` 2 predicts twice a step, and some solvers predict more often at the start; the bar counts
     the ``steps`` that were asked for.
@@ -83,15 +85,19 @@ def observer(
     warm_up = total - steps * order
 
     def observe(index: int, timestep: torch.Tensor, state: State) -> State:
+        if reimpose is not None:
+            state = replace(state, latents=reimpose(index, state))
         if function is not None:
-            offered = {"latents": state.latents, **state.conditions.tensors()}
+            offered = {"latents": state.latents, **state.conditions.tensors(), **state.tensors}
             given = {name: offered.get(name) for name in wanted}
             returned = function(running, index, timestep, given)
             if returned:
-                state = State(
+                state = replace(
+                    state,
                     latents=returned.get("latents", state.latents),
                     conditions=state.conditions.replaced(returned),
                     guidance=running.guidance,
+                    tensors={name: returned.get(name, value) for name, value in state.tensors.items()},
                 )
         if index == total - 1 or (index + 1 > warm_up and (index + 1) % order == 0):
             advance()

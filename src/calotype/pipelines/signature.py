@@ -28,7 +28,7 @@ def constructor(family: type[Family]) -> Callable[..., None]:
             default=inspect.Parameter.empty if f.default is MISSING else f.default,
             annotation=f.type,
         )
-        for f in fields(family)
+        for f in fields(family)  # type: ignore[arg-type]
     ]
     signature = inspect.Signature([_SELF, *parameters], return_annotation=None)
     names = family.components()

@@ -7,31 +7,24 @@ from typing import Any
 import torch
 
 from calotype.diffusion.inputs import Prompt
-from calotype.diffusion.tasks import FromNoise
+from calotype.diffusion.tasks.from_image import FromImage
+from calotype.diffusion.tasks.from_noise import FromNoise
+from calotype.diffusion.tasks.inpaint import Inpaint
 from calotype.families.stable_diffusion import StableDiffusion
 from calotype.pipelines.outputs import StableDiffusionPipelineOutput
 from calotype.pipelines.pipeline import DiffusionPipeline
 from calotype.pipelines.signature import call, constructor
 
 
-class StableDiffusionPipeline(DiffusionPipeline):
-    """Text to image with Stable Diffusion 1.x and 2.x (arXiv:2112.10752)."""
+class StableDiffusionBase(DiffusionPipeline):
+    """What the pipelines of Stable Diffusion 1.x and 2.x share; abstract."""
 
     family = StableDiffusion
-    task = FromNoise()
     model_cpu_offload_seq = "text_encoder->image_encoder->unet->vae"
     _optional_components = ("safety_checker", "feature_extractor", "image_encoder")
     _exclude_from_cpu_offload = ("safety_checker",)
 
     __init__ = constructor(StableDiffusion)
-    __call__ = call(
-        "prompt height width num_inference_steps timesteps sigmas guidance_scale negative_prompt num_images_per_prompt "
-        "eta generator latents prompt_embeds negative_prompt_embeds ip_adapter_image ip_adapter_image_embeds "
-        "output_type return_dict cross_attention_kwargs guidance_rescale clip_skip callback_on_step_end "
-        "callback_on_step_end_tensor_inputs",
-        output=StableDiffusionPipelineOutput,
-        earlier_callback=True,
-    )
 
     def encode_prompt(
         self,
@@ -62,3 +55,46 @@ class StableDiffusionPipeline(DiffusionPipeline):
         """Pixels a latent, along one side."""
         family: Any = self.bound_family()
         return family.scale_factor
+
+
+class StableDiffusionPipeline(StableDiffusionBase):
+    """Text to image with Stable Diffusion 1.x and 2.x (arXiv:2112.10752)."""
+
+    task = FromNoise()
+    __call__ = call(
+        "prompt height width num_inference_steps timesteps sigmas guidance_scale negative_prompt num_images_per_prompt "
+        "eta generator latents prompt_embeds negative_prompt_embeds ip_adapter_image ip_adapter_image_embeds "
+        "output_type return_dict cross_attention_kwargs guidance_rescale clip_skip callback_on_step_end "
+        "callback_on_step_end_tensor_inputs",
+        output=StableDiffusionPipelineOutput,
+        earlier_callback=True,
+    )
+
+
+class StableDiffusionImg2ImgPipeline(StableDiffusionBase):
+    """A picture and a text to a picture (SDEdit, arXiv:2108.01073)."""
+
+    task = FromImage()
+    __call__ = call(
+        "prompt image strength num_inference_steps timesteps sigmas guidance_scale negative_prompt "
+        "num_images_per_prompt eta generator prompt_embeds negative_prompt_embeds ip_adapter_image "
+        "ip_adapter_image_embeds output_type return_dict cross_attention_kwargs clip_skip callback_on_step_end "
+        "callback_on_step_end_tensor_inputs",
+        output=StableDiffusionPipelineOutput,
+        earlier_callback=True,
+    )
+
+
+class StableDiffusionInpaintPipeline(StableDiffusionBase):
+    """New content where a mask is white, with checkpoints made for it (9 channels) and with any other."""
+
+    task = Inpaint()
+    __call__ = call(
+        "prompt image mask_image masked_image_latents height width padding_mask_crop strength num_inference_steps "
+        "timesteps sigmas guidance_scale negative_prompt num_images_per_prompt eta generator latents prompt_embeds "
+        "negative_prompt_embeds ip_adapter_image ip_adapter_image_embeds output_type return_dict "
+        "cross_attention_kwargs clip_skip callback_on_step_end callback_on_step_end_tensor_inputs",
+        output=StableDiffusionPipelineOutput,
+        earlier_callback=True,
+        strength=1.0,
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from calotype.diffusion.tasks import FromNoise
+from calotype.diffusion.tasks.from_noise import FromNoise
 from calotype.families.pixels import Pixels
 from calotype.pipelines.outputs import ImagePipelineOutput
 from calotype.pipelines.pipeline import DiffusionPipeline

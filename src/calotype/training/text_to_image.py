@@ -93,8 +93,8 @@ def sample_latents(
     noise = torch.randn((len(input_ids), *shape), generator=generator, device=generator.device).to(device)
     latents = noise * scheduler.init_noise_sigma
 
-    def predict(x: torch.Tensor, timestep: torch.Tensor, told: Conditions) -> torch.Tensor:
-        return unet(x, timestep, told.tensors()["states"], return_dict=False)[0].float()
+    def predict(index: int, x: torch.Tensor, timestep: torch.Tensor, state: State) -> torch.Tensor:
+        return unet(x, timestep, state.conditions.tensors()["states"], return_dict=False)[0].float()
 
     start = State(latents, _Told(states), ClassifierFree(guidance))
     return denoise(start, scheduler.timesteps, scheduler=scheduler, predict=predict).latents

@@ -1,0 +1,54 @@
+"""What every part of the library may know of one call of a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from calotype.diffusion.guidance import Guidance
+from calotype.diffusion.inputs import Noise, Steps
+
+if TYPE_CHECKING:
+    from calotype.families.family import Family
+
+
+@dataclass(frozen=True)
+class Call:
+    """A checked call: the family with its components, the user's arguments, and what was decided from them."""
+
+    family: Family
+    arguments: Mapping[str, Any]
+    subject: Any
+    """The input group that says what to make and, as ``pictures``, how many."""
+    guidance: Guidance
+    height: int
+    width: int
+    device: torch.device
+
+    @property
+    def pictures(self) -> int:
+        """Pictures in the whole call."""
+        return self.subject.pictures
+
+    @property
+    def noise(self) -> Noise:
+        """Where randomness comes from."""
+        return Noise.of(self.arguments)
+
+    @property
+    def steps(self) -> Steps:
+        """The path from noise to picture."""
+        return Steps.of(self.arguments)
+
+    @property
+    def scheduler(self) -> Any:
+        """The scheduler that runs this call."""
+        return self.family.scheduler
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """The shape of all latents of the call."""
+        return self.family.latent_shape(self.pictures, self.height, self.width)

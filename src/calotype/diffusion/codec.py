@@ -1,0 +1,37 @@
+"""Between pictures and the latents of a KL autoencoder, in the units that its diffusion model was trained in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def _per_channel(vae: Any, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Mean and standard deviation of each latent channel, where the autoencoder states them."""
+    mean, std = vae.config.get("latents_mean"), vae.config.get("latents_std")
+    if mean is None or std is None:
+        return None
+    shape = (1, -1, 1, 1)
+    return latents.new_tensor(mean).view(shape), latents.new_tensor(std).view(shape)
+
+
+def encode(vae: Any, pixels: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+    """Latents of pictures in [-1, 1] (batch, channels, height, width), drawn from the posterior."""
+    latents = vae.encode(pixels).latent_dist.sample(generator)
+    statistics = _per_channel(vae, latents)
+    if statistics is not None:
+        mean, std = statistics
+        return (latents - mean) * vae.config.scaling_factor / std
+    return vae.config.scaling_factor * latents
+
+
+def decode(vae: Any, latents: torch.Tensor, generator: Any = None) -> torch.Tensor:
+    """Pictures in [-1, 1] from latents."""
+    statistics = _per_channel(vae, latents)
+    if statistics is not None:
+        mean, std = statistics
+        latents = latents * std / vae.config.scaling_factor + mean
+    else:
+        latents = latents / vae.config.scaling_factor
+    return vae.decode(latents, return_dict=False, generator=generator)[0]

@@ -1,0 +1,85 @@
+"""Image-to-image (SDEdit, arXiv:2108.01073): a picture's latents, noised to a level part of the way down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from calotype.core.errors import InputError
+from calotype.core.random import randn_tensor
+from calotype.diffusion.inputs import Picture, Size
+from calotype.diffusion.tasks.task import Path, Start, Task
+
+if TYPE_CHECKING:
+    from calotype.diffusion.call import Call
+    from calotype.families.family import Family
+
+
+class FromImage(Task):
+    """Start from a picture; ``strength`` says how much of it is forgotten."""
+
+    def check(self, family: Family, arguments: Mapping[str, Any]) -> None:
+        """Refuse a call without a picture."""
+        if Picture.of(arguments).image is None:
+            raise InputError("image is not given; pass the picture to start from.")
+
+    def size(self, family: Family, arguments: Mapping[str, Any], pictures: int) -> tuple[int, int]:
+        """The picture's own size, rounded down to what the autoencoder divides."""
+        image = Picture.of(arguments).image
+        first = image[0] if isinstance(image, list | tuple) else image
+        if isinstance(first, torch.Tensor) and first.shape[-3] == family.latent_shape(1, 1, 1)[1]:
+            return first.shape[-2] * family.scale_factor, first.shape[-1] * family.scale_factor
+        first = first[None] if not hasattr(first, "height") and first.ndim == 3 else first
+        height, width = family.image_processor.get_default_height_width(first)
+        return Size(height, width).checked(family.default_size, family.scale_factor, pictures)
+
+    def path(self, call: Call, path: Path) -> Path:
+        """The last ``strength`` of the schedule."""
+        return later_part(call, path, Picture.of(call.arguments).strength)
+
+    def start(self, call: Call, path: Path) -> Start:
+        """Encode the picture, then draw the noise."""
+        pixels = call.family.image_processor.preprocess(Picture.of(call.arguments).image)
+        latents = encoded(call, pixels)
+        noise = randn_tensor(latents.shape, call.noise.generator, call.device, latents.dtype)
+        return Start(call.scheduler.add_noise(latents, noise, path.timesteps[:1].repeat(call.pictures)))
+
+
+def later_part(call: Call, path: Path, strength: float) -> Path:
+    """The last ``strength`` of a schedule; the scheduler's run begins there.
+
+    Raises ``InputError`` when not even one step is left.
+    """
+    total = path.steps
+    kept = min(int(total * strength), total)
+    if kept < 1:
+        raise InputError(
+            f"strength={strength} of {total} steps leaves none to take; use a strength of at least {1 / total:.3g} or "
+            f"more steps."
+        )
+    order = call.scheduler.order
+    first = (total - kept) * order
+    call.scheduler.set_begin_index(first)
+    return Path(path.timesteps[first:], kept)
+
+
+def encoded(call: Call, pixels: torch.Tensor) -> torch.Tensor:
+    """Pictures, or latents as they are, as one item of latents for each picture of the call."""
+    generator, count = call.noise.generator, call.pictures
+    pixels = pixels.to(call.device, call.family.dtype)
+    if count % len(pixels):
+        raise InputError(
+            f"There are {len(pixels)} pictures to start from for {count} to make; give one for each."
+        )
+    if pixels.shape[1] == call.latent_shape[1]:
+        latents = pixels
+    elif isinstance(generator, list | tuple) and len(generator) > 1:
+        each = pixels.repeat(count // len(pixels), 1, 1, 1)
+        pairs = zip(each.split(1), generator, strict=True)
+        latents = torch.cat([call.family.to_latents(one, source) for one, source in pairs])
+    else:
+        source = generator[0] if isinstance(generator, list | tuple) else generator
+        latents = call.family.to_latents(pixels, source)
+    return latents.repeat(count // len(latents), 1, 1, 1)

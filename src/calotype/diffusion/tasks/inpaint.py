@@ -1,0 +1,119 @@
+"""Inpainting: new content where a mask is white, the picture where it is black.
+
+A denoiser with channels for it reads the mask and the masked picture; any other has the picture's latents, at the
+right noise level, re-imposed around the mask after every step (arXiv:2112.10752, arXiv:2108.02938).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from calotype.core.errors import InputError
+from calotype.diffusion.inputs import Masked, Output, Picture
+from calotype.diffusion.tasks.from_image import encoded, later_part
+from calotype.diffusion.tasks.from_noise import initial_noise
+from calotype.diffusion.tasks.task import Path, Start, Task
+from calotype.image_processor import is_pil
+
+if TYPE_CHECKING:
+    from calotype.diffusion.call import Call
+    from calotype.diffusion.loop import State
+    from calotype.families.family import Family
+
+
+class Inpaint(Task):
+    """Start from noise or, below strength 1, from the noised picture, and keep what the mask does not mark."""
+
+    tensor_names = ("mask", "masked_image_latents")
+
+    def check(self, family: Family, arguments: Mapping[str, Any]) -> None:
+        """Refuse a call without picture or mask, or a denoiser that fits neither way of inpainting."""
+        picture, masked = Picture.of(arguments), Masked.of(arguments)
+        if picture.image is None or masked.mask_image is None:
+            name = "image" if picture.image is None else "mask_image"
+            raise InputError(
+                f"{name} is not given; inpainting needs the picture and the mask of what to replace."
+            )
+        if masked.padding_mask_crop is not None:
+            if not is_pil(picture.image) or not is_pil(masked.mask_image):
+                raise InputError("padding_mask_crop needs image and mask_image as PIL images.")
+            if Output.of(arguments).output_type != "pil":
+                raise InputError(
+                    "padding_mask_crop needs output_type='pil', since it pastes into the picture."
+                )
+        plain, reading = family.latent_channels, 2 * family.latent_channels + 1
+        if family.input_channels not in (plain, reading):
+            raise InputError(
+                f"The denoiser reads {family.input_channels} channels; inpainting needs {plain} (any checkpoint) or "
+                f"{reading} (one trained for inpainting)."
+            )
+
+    def path(self, call: Call, path: Path) -> Path:
+        """The last ``strength`` of the schedule."""
+        return later_part(call, path, Picture.of(call.arguments).strength)
+
+    def start(self, call: Call, path: Path) -> Start:
+        """Encode the picture if it is needed, draw the noise, then encode the masked picture."""
+        family, masked, strength = call.family, Masked.of(call.arguments), Picture.of(call.arguments).strength
+        reads_mask = family.input_channels > family.latent_channels
+        pixels, mask = self._prepared(call)
+        kept = (
+            encoded(call, pixels) if not reads_mask or (strength < 1 and call.noise.latents is None) else None
+        )
+        noise = initial_noise(call)
+        if kept is None or strength == 1 or call.noise.latents is not None:
+            latents = noise * call.scheduler.init_noise_sigma
+        else:
+            latents = call.scheduler.add_noise(kept, noise, path.timesteps[:1].repeat(call.pictures))
+        hidden = pixels * (mask < 0.5) if masked.masked_image_latents is None else masked.masked_image_latents
+        small = torch.nn.functional.interpolate(mask, size=call.latent_shape[-2:])
+        small = small.to(call.device, family.dtype)
+        small = small.repeat(call.pictures // len(small), 1, 1, 1)
+        # encoded even where nothing reads it: the draw belongs to the order of random numbers
+        tensors = {"mask": small, "masked_image_latents": encoded(call, hidden)}
+        if reads_mask:
+            return Start(latents, tensors, channels=("mask", "masked_image_latents"))
+        assert kept is not None
+        return Start(latents, tensors, reimpose=around(kept, noise, path.timesteps, call.scheduler))
+
+    def _prepared(self, call: Call) -> tuple[torch.Tensor, torch.Tensor]:
+        """The picture in [-1, 1] and the mask (1 where something new goes), at the call's size."""
+        options: dict[str, Any] = {"height": call.height, "width": call.width}
+        box = self._box(call)
+        if box is not None:
+            options |= {"crops_coords": box, "resize_mode": "fill"}
+        pixels = call.family.image_processor.preprocess(Picture.of(call.arguments).image, **options)
+        mask = call.family.mask_processor.preprocess(Masked.of(call.arguments).mask_image, **options)
+        return pixels.float(), mask
+
+    def _box(self, call: Call) -> tuple[int, int, int, int] | None:
+        masked = Masked.of(call.arguments)
+        if masked.padding_mask_crop is None:
+            return None
+        find = call.family.mask_processor.get_crop_region
+        return find(masked.mask_image, call.width, call.height, pad=masked.padding_mask_crop)
+
+    def finish(self, call: Call, images: Any, output_type: str) -> Any:
+        """Paste what was made into the picture, where only the region around the mask was worked on."""
+        box = self._box(call)
+        if box is None or output_type != "pil":
+            return images
+        mask, image = Masked.of(call.arguments).mask_image, Picture.of(call.arguments).image
+        return [call.family.image_processor.apply_overlay(mask, image, made, box) for made in images]
+
+
+def around(
+    kept: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, scheduler: Any
+) -> Callable[[int, State], torch.Tensor]:
+    """After each step, the picture's latents outside of the mask, noised to the level of the next timestep."""
+
+    def reimpose(index: int, state: State) -> torch.Tensor:
+        last = index == len(timesteps) - 1
+        outside = kept if last else scheduler.add_noise(kept, noise, timesteps[index + 1 : index + 2])
+        mask = state.tensors["mask"]
+        return (1 - mask) * outside + mask * state.latents
+
+    return reimpose
