@@ -25,7 +25,7 @@ from calotype.pocket.vocabulary import COLORS, FLOORS, MAX_OBJECTS, SHAPES, SKIE
 PICTURE_SIZE = 128
 GRID = 16
 """Cells of the heat map along a side."""
-PRESENT = 0.45
+PRESENT = 0.35
 """Heat above which a peak is an object."""
 
 
