@@ -204,7 +204,7 @@ def test_ctrl_c_keeps_what_is_finished_and_names_it(tiny, tmp_path, monkeypatch)
         (["--count", "0"], "--count"),
         (["--count", "1000000000"], "over the limit"),
         (["--seed", "-1"], "--seed"),
-        (["--scheduler", "ddimm"], "Did you mean DDIMScheduler"),
+        (["--scheduler", "ddimm"], "Did you mean DDIM?"),
         (["--device", "quantum"], "--device"),
         (["--dtype", "int3"], "--dtype"),
         (["-o", "a.jpg"], "ends in .png"),

@@ -125,28 +125,6 @@ def test_a_request_like_a_picture_takes_everything_from_it_but_what_is_given():
     assert (changed.prompts, changed.seed, changed.steps, changed.revision) == (("c",), 1, 3, None)
 
 
-@pytest.mark.parametrize(
-    ("name", "cls", "options"),
-    [
-        ("DDIMScheduler", "DDIMScheduler", {}),
-        ("ddim", "DDIMScheduler", {}),
-        ("Euler a", "EulerAncestralDiscreteScheduler", {}),
-        ("euler", "EulerDiscreteScheduler", {}),
-        ("EulerDiscrete", "EulerDiscreteScheduler", {}),
-        ("dpm++ 2m Karras", "DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
-    ],
-)
-def test_schedulers_by_name(name, cls, options):
-    assert model.choose_scheduler(name) == (getattr(calotype, cls), options)
-
-
-def test_an_unknown_scheduler_names_the_nearest():
-    with pytest.raises(InputError, match="Did you mean EulerAncestralDiscreteScheduler"):
-        model.choose_scheduler("euler ancestrall")
-    with pytest.raises(InputError, match=r"no scheduler 'qqq'\. There are: .*Euler a"):
-        model.choose_scheduler("qqq")
-
-
 def test_devices_and_dtypes():
     assert model.choose_device("cpu") == torch.device("cpu")
     assert model.choose_dtype("bf16") is torch.bfloat16

@@ -9,6 +9,7 @@ import typer
 from calotype.cli.console import plainly
 from calotype.cli.generate import generate
 from calotype.cli.info import info
+from calotype.cli.schedulers import schedulers
 from calotype.cli.show import show
 from calotype.cli.train import train
 from calotype.core.version import __version__
@@ -24,6 +25,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(info)
 app.command()(show)
+app.command()(schedulers)
 app.command()(plainly(train))
 
 

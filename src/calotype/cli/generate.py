@@ -57,9 +57,7 @@ Count = Annotated[
 ]
 Scheduler = Annotated[
     str | None,
-    _option(
-        "--scheduler", metavar="NAME", help="Such as 'Euler a' or DDIMScheduler; by default the model's."
-    ),
+    _option("--scheduler", metavar="NAME", help="One of `calotype schedulers`; by default the model's."),
 ]
 Device = Annotated[
     str | None,

@@ -24,10 +24,12 @@ def prepare(asked: Request) -> tuple[Any, dict[str, Any]]:
 
     import calotype
     from calotype.cli import model as models
+    from calotype.schedulers import names
 
     device = models.choose_device(asked.device)
     dtype = models.choose_dtype(asked.dtype)
-    named = models.choose_scheduler(asked.scheduler) if isinstance(asked.scheduler, str) else None
+    if isinstance(asked.scheduler, str):
+        names.find(asked.scheduler)  # refused before anything is loaded if there is no such name
     console.say(f"Loading {asked.model} on {device}.")
     at = {"revision": asked.revision} if asked.revision else {}
     with console.bars_on_terminals():
@@ -41,8 +43,8 @@ def prepare(asked: Request) -> tuple[Any, dict[str, Any]]:
         raise InputError(
             f"{asked.model} is a {type(pipe).__name__}, which has no {' and no '.join(without)}."
         )
-    if named is not None:
-        pipe.scheduler = named[0].from_config(pipe.scheduler.config, **named[1])
+    if isinstance(asked.scheduler, str):
+        pipe.scheduler = calotype.scheduler_named(asked.scheduler, pipe.scheduler.config)
     elif isinstance(asked.scheduler, dict):
         pipe.scheduler = _recorded_scheduler(asked.scheduler)
     pipe.set_progress_bar_config(disable=True)
@@ -73,7 +75,7 @@ def _recorded_scheduler(recorded: dict[str, Any]) -> Any:
     import calotype
 
     name = recorded.get("class")
-    if name not in calotype.__all__ or not str(name).endswith("Scheduler"):
+    if name not in calotype.__all__ or not str(name).endswith("Scheduler") or name == "Scheduler":
         raise UnknownClassError(
             f"The picture was made with the scheduler {name}, which this calotype does not have; choose another with "
             f"--scheduler."

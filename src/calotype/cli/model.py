@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import calotype
 from calotype.core.errors import InputError
-from calotype.utils.metadata import sampler_name
 
 if TYPE_CHECKING:
     import torch
-
-    from calotype.schedulers.scheduler import SchedulerMixin
 
 DTYPES = {"float32": "float32", "fp32": "float32", "float16": "float16", "fp16": "float16", "half": "float16"}
 DTYPES |= {"bfloat16": "bfloat16", "bf16": "bfloat16"}
@@ -64,33 +58,6 @@ def choose_dtype(name: str | None) -> torch.dtype | None:
         raise InputError(f"--dtype {name!r} is no number format: use float32, float16 or bfloat16.")
     dtype: torch.dtype = getattr(torch, DTYPES[name])
     return dtype
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9+]", "", name.lower())
-
-
-def choose_scheduler(name: str) -> tuple[type[SchedulerMixin], dict[str, Any]]:
-    """A scheduler's class and the options that the name implies, from ``DDIMScheduler``, ``euler a``, ….
-
-    Case, spaces and punctuation don't matter; ``karras``, ``exponential`` or ``beta`` at the end choose the
-    spacing of the noise levels. Raises ``InputError`` with the nearest names.
-    """
-    spacings = {"karras", "exponential", "beta"}
-    words = name.split()
-    spacing = words.pop().lower() if len(words) > 1 and words[-1].lower() in spacings else None
-    known: dict[str, str] = {}
-    shown = []
-    for cls in (public for public in calotype.__all__ if public.endswith("Scheduler")):
-        spoken = sampler_name({"class": cls})
-        known |= {_plain(cls): cls, _plain(cls.removesuffix("Scheduler")): cls, _plain(spoken): cls}
-        shown.append(spoken if spoken != cls else cls)
-    found = known.get(_plain(" ".join(words)))
-    if found is None:
-        near = difflib.get_close_matches(_plain(name), known, n=1, cutoff=0.5)
-        hint = f" Did you mean {known[near[0]]}?" if near else ""
-        raise InputError(f"There is no scheduler {name!r}.{hint} There are: {', '.join(sorted(shown))}.")
-    return getattr(calotype, found), ({f"use_{spacing}_sigmas": True} if spacing else {})
 
 
 def identify(model: str) -> Identity:

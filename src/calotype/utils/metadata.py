@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from calotype.core.errors import InputError
 from calotype.core.files import replacing
 from calotype.core.version import __version__
+from calotype.schedulers.names import spoken
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -136,38 +137,10 @@ _TYPES: dict[str, Any] = {
     "versions": dict,
 }
 
-# The names under which other programs list samplers; a class that is not here goes by its own name.
-_SAMPLERS = {
-    "DDIMScheduler": "DDIM",
-    "DDPMScheduler": "DDPM",
-    "DEISMultistepScheduler": "DEIS",
-    "DPMSolverMultistepScheduler": "DPM++ 2M",
-    "DPMSolverSDEScheduler": "DPM++ SDE",
-    "DPMSolverSinglestepScheduler": "DPM++ 2S",
-    "EulerAncestralDiscreteScheduler": "Euler a",
-    "EulerDiscreteScheduler": "Euler",
-    "HeunDiscreteScheduler": "Heun",
-    "KDPM2AncestralDiscreteScheduler": "DPM2 a",
-    "KDPM2DiscreteScheduler": "DPM2",
-    "LCMScheduler": "LCM",
-    "LMSDiscreteScheduler": "LMS",
-    "PNDMScheduler": "PLMS",
-    "UniPCMultistepScheduler": "UniPC",
-}
-_SPACINGS = {
-    "use_karras_sigmas": "Karras",
-    "use_exponential_sigmas": "Exponential",
-    "use_beta_sigmas": "Beta",
-}
-
 
 def sampler_name(scheduler: Mapping[str, Any]) -> str:
     """What other programs call a scheduler, from its ``{"class": ..., "config": {...}}``."""
-    kind, config = scheduler.get("class", "unknown"), scheduler.get("config") or {}
-    name = _SAMPLERS.get(kind, kind)
-    if kind == "DPMSolverMultistepScheduler" and str(config.get("algorithm_type", "")).startswith("sde"):
-        name += " SDE"
-    return " ".join([name, *(label for option, label in _SPACINGS.items() if config.get(option))])
+    return spoken(str(scheduler.get("class", "unknown")), scheduler.get("config") or {})
 
 
 def to_parameters(settings: Settings) -> str:
