@@ -53,7 +53,8 @@ def check_layout(config: Config) -> None:
         per_stage(config, name)
     depths = config.get("transformer_layers_per_block", 1)
     nested = isinstance(depths, tuple) and any(isinstance(depth, tuple) for depth in depths)
-    if nested and config.get("reverse_transformer_layers_per_block") is None:
+    has_way_up = "up_block_types" in config
+    if nested and has_way_up and config.get("reverse_transformer_layers_per_block") is None:
         raise InputError(
             "transformer_layers_per_block is nested, which does not say how the way up is built: give "
             "reverse_transformer_layers_per_block too."

@@ -1,0 +1,96 @@
+"""What every network has, one model or several: facts of its weights, and how its gradients are computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from calotype.core.errors import InputError
+
+
+class Network(nn.Module):
+    """A module with ``dtype``, ``device`` and gradient checkpointing."""
+
+    _supports_gradient_checkpointing: ClassVar[bool] = False
+    _keep_in_fp32_modules: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the first floating-point parameter (or buffer) that is not kept in float32 on purpose."""
+        last = torch.get_default_dtype()
+        tensors: list[tuple[str, torch.Tensor]] = [*self.named_parameters(), *self.named_buffers()]
+        for name, tensor in tensors:
+            if tensor.is_floating_point() and not any(part in name for part in self._keep_in_fp32_modules):
+                return tensor.dtype
+            last = tensor.dtype
+        return last
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first parameter or buffer is."""
+        tensors: list[torch.Tensor] = [*self.parameters(), *self.buffers()]
+        return tensors[0].device if tensors else torch.device("cpu")
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """The number of parameters; without those of ``nn.Embedding`` or without frozen ones on request."""
+        tables = {
+            id(part.weight)
+            for part in self.modules()
+            if exclude_embeddings and isinstance(part, nn.Embedding)
+        }
+        return sum(
+            tensor.numel()
+            for tensor in self.parameters()
+            if id(tensor) not in tables and (tensor.requires_grad or not only_trainable)
+        )
+
+    def get_memory_footprint(self, return_buffers: bool = True) -> int:
+        """The bytes that parameters, and buffers unless told otherwise, take."""
+        tensors = [*self.parameters(), *(self.buffers() if return_buffers else ())]
+        return sum(tensor.nbytes for tensor in tensors)
+
+    # -- gradient checkpointing --------------------------------------------------------------------------------
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether any part recomputes its activations in the backward pass."""
+        return any(getattr(part, "gradient_checkpointing", False) for part in self.modules())
+
+    def enable_gradient_checkpointing(
+        self, gradient_checkpointing_func: Callable[..., Any] | None = None
+    ) -> None:
+        """Trade time for memory in training: activations of whole blocks are computed again when needed.
+
+        ``gradient_checkpointing_func(module, *args)`` replaces ``torch.utils.checkpoint``.
+        """
+        if not self._supports_gradient_checkpointing:
+            raise InputError(f"{type(self).__name__} does not support gradient checkpointing.")
+        self._set_checkpointing(True, gradient_checkpointing_func or recompute)
+
+    def disable_gradient_checkpointing(self) -> None:
+        """Keep activations again."""
+        self._set_checkpointing(False, recompute)
+
+    def _set_checkpointing(self, enabled: bool, function: Callable[..., Any]) -> None:
+        for part in self.modules():
+            if hasattr(part, "gradient_checkpointing"):
+                vars(part).update(gradient_checkpointing=enabled, _gradient_checkpointing_func=function)
+
+    # -- attention: PyTorch's own serves -----------------------------------------------------------------------
+
+    def enable_xformers_memory_efficient_attention(
+        self, attention_op: Callable[..., Any] | None = None
+    ) -> None:
+        """Accepted for compatibility: PyTorch's attention, which is always used, saves the same memory."""
+
+    def disable_xformers_memory_efficient_attention(self) -> None:
+        """Accepted for compatibility; see :meth:`enable_xformers_memory_efficient_attention`."""
+
+
+def recompute(module: Callable[..., Any], *args: Any) -> Any:
+    """``module(*args)`` whose activations are not kept for the backward pass."""
+    return checkpoint(module, *args, use_reentrant=False)
