@@ -127,6 +127,29 @@ def _grown(start: int, end: int, length: int, limit: int) -> tuple[int, int]:
     return start, min(end, limit)
 
 
+def as_list(image: Any) -> list[Any]:
+    """One picture or several of one kind as a list; ``InputError`` for anything that is no picture."""
+    items = list(image) if isinstance(image, list | tuple) else [image]
+    same = any(
+        items and all(isinstance(item, kind) for item in items) for kind in (np.ndarray, torch.Tensor)
+    ) and all(item.ndim in (2, 3, 4) for item in items)
+    if not same and not (items and all(is_pil(item) for item in items)):
+        raise InputError(
+            f"A picture must be a PIL image, a numpy array or a torch tensor of 2 to 4 dimensions, or a list of one of "
+            f"these, not {image!r:.80}."
+        )
+    return items
+
+
+def _with_channel(image: Any) -> Any:
+    """Arrays and tensors of one-channel pictures with the channel that three dimensions leave out."""
+    if not isinstance(image, torch.Tensor | np.ndarray) or image.ndim != 3:
+        return image
+    if isinstance(image, torch.Tensor):
+        return image[:, None]
+    return image[None] if image.shape[-1] == 1 else image[..., None]
+
+
 class VaeImageProcessor(ConfigMixin):
     """Pictures for an autoencoder whose latents are ``vae_scale_factor`` times smaller, and pictures out of it.
 
@@ -218,7 +241,7 @@ class VaeImageProcessor(ConfigMixin):
         [0, 1], and lists of them; latents come back as they are. Raises ``InputError`` for anything else.
         """
         config = self.config
-        items = self._as_list(image)
+        items = as_list(_with_channel(image) if config.do_convert_grayscale else image)
         if is_pil(items[0]):
             if crops_coords is not None:
                 items = [item.crop(crops_coords) for item in items]
@@ -251,30 +274,6 @@ class VaeImageProcessor(ConfigMixin):
             else:
                 pixels = self.normalize(pixels)
         return self.binarize(pixels) if config.do_binarize else pixels
-
-    def _as_list(self, image: Any) -> list[Any]:
-        """The input as a list of images of one kind."""
-        if (
-            self.config.do_convert_grayscale
-            and isinstance(image, torch.Tensor | np.ndarray)
-            and image.ndim == 3
-        ):
-            if isinstance(image, torch.Tensor):
-                image = image[:, None]
-            else:
-                image = image[None] if image.shape[-1] == 1 else image[..., None]
-        items = list(image) if isinstance(image, list | tuple) else [image]
-        good = items and (
-            all(is_pil(item) for item in items)
-            or all(isinstance(item, kind) for kind in (np.ndarray,) for item in items)
-            or all(isinstance(item, torch.Tensor) for item in items)
-        )
-        if not good or (not is_pil(items[0]) and items[0].ndim not in (2, 3, 4)):
-            raise InputError(
-                f"A picture must be a PIL image, a numpy array or a torch tensor of 2 to 4 dimensions, or a list of "
-                f"one of these, not {type(image).__name__}."
-            )
-        return items
 
     def postprocess(
         self, image: torch.Tensor, output_type: str = "pil", do_denormalize: list[bool] | None = None

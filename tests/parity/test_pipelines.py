@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,8 @@ import pytest
 import torch
 
 import calotype
+from tests.parity.pipeline_runs import TOLERANCE, Case, compare, quiet, seeded
 from tests.tiny import UNET, randomise, stable_diffusion_folder
-
-TOLERANCE = 1e-4
 
 
 @pytest.fixture(scope="module")
@@ -34,15 +32,6 @@ def pair(folder: Path) -> tuple[Any, Any]:
         # the reference's clip_skip reads this attribute, which transformers 5 took away
         theirs.text_encoder.__dict__["text_model"] = theirs.text_encoder
     return theirs, ours
-
-
-def quiet(pipe: Any) -> Any:
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def embeds(*shape: int, seed: int = 5) -> torch.Tensor:
@@ -67,10 +56,8 @@ def interrupted_at_step_two(pipe: Any, index: int, timestep: Any, tensors: dict[
     return tensors
 
 
-Case = Callable[[], dict[str, Any]]
-
 CALLS: dict[str, Case] = {
-    "plain": lambda: {},
+    "plain": dict,
     "one step": lambda: {"num_inference_steps": 1},
     "negative": lambda: {"negative_prompt": "blue cube"},
     "batch": lambda: {
@@ -117,35 +104,6 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
     "EulerAncestralDiscreteScheduler": {},
     "DPMSolverMultistepScheduler": {},
 }
-
-
-def arrays(result: Any) -> np.ndarray:
-    images = result[0]
-    if isinstance(images, list):
-        return np.stack([np.asarray(image) for image in images]) / 255
-    return images.float().numpy() if isinstance(images, torch.Tensor) else images
-
-
-def compare(theirs: Any, ours: Any, make: Case) -> None:
-    results = []
-    for pipe in (theirs, ours):
-        arguments = {"prompt": "a red ball", "num_inference_steps": 3, "output_type": "np", **make()}
-        arguments.setdefault("generator", seeded())
-        results.append(pipe(**arguments))
-    expected, found = (arrays(result) for result in results)
-    assert type(results[0][0]) is type(results[1][0])
-    assert found.shape == expected.shape
-    assert found.dtype == expected.dtype
-    assert np.isfinite(expected).all()
-    assert expected.std() > 0.01
-    # eight bits may round a picture's last digit either way
-    tolerance = 1.01 / 255 if isinstance(results[0][0], list) else TOLERANCE
-    np.testing.assert_allclose(found, expected, atol=tolerance)
-    assert np.abs(found - expected).mean() < TOLERANCE
-    if not isinstance(results[0], tuple):
-        assert results[0].nsfw_content_detected == results[1].nsfw_content_detected
-    else:
-        assert results[0][1:] == results[1][1:]
 
 
 @pytest.mark.parametrize("case", CALLS)

@@ -11,6 +11,7 @@ from calotype.core.errors import InputError
 from calotype.core.random import randn_tensor
 from calotype.diffusion.inputs import Picture, Size
 from calotype.diffusion.tasks.task import Path, Start, Task
+from calotype.image_processor import as_list
 
 if TYPE_CHECKING:
     from calotype.diffusion.call import Call
@@ -28,7 +29,7 @@ class FromImage(Task):
     def size(self, family: Family, arguments: Mapping[str, Any], pictures: int) -> tuple[int, int]:
         """The picture's own size, rounded down to what the autoencoder divides."""
         image = Picture.of(arguments).image
-        first = image[0] if isinstance(image, list | tuple) else image
+        first = as_list(image)[0]
         if isinstance(first, torch.Tensor) and first.shape[-3] == family.latent_shape(1, 1, 1)[1]:
             return first.shape[-2] * family.scale_factor, first.shape[-1] * family.scale_factor
         first = first[None] if not hasattr(first, "height") and first.ndim == 3 else first
@@ -42,6 +43,8 @@ class FromImage(Task):
     def start(self, call: Call, path: Path) -> Start:
         """Encode the picture, then draw the noise."""
         pixels = call.family.image_processor.preprocess(Picture.of(call.arguments).image)
+        if isinstance(call.noise.generator, list | tuple):  # each picture has its own draw from the posterior
+            pixels = repeated_to(pixels, call.pictures)
         latents = encoded(call, pixels)
         noise = randn_tensor(latents.shape, call.noise.generator, call.device, latents.dtype)
         return Start(call.scheduler.add_noise(latents, noise, path.timesteps[:1].repeat(call.pictures)))
@@ -61,25 +64,32 @@ def later_part(call: Call, path: Path, strength: float) -> Path:
         )
     order = call.scheduler.order
     first = (total - kept) * order
-    call.scheduler.set_begin_index(first)
+    if hasattr(call.scheduler, "set_begin_index"):  # those that find their place by the timestep have none
+        call.scheduler.set_begin_index(first)
     return Path(path.timesteps[first:], kept)
 
 
-def encoded(call: Call, pixels: torch.Tensor) -> torch.Tensor:
-    """Pictures, or latents as they are, as one item of latents for each picture of the call."""
-    generator, count = call.noise.generator, call.pictures
-    pixels = pixels.to(call.device, call.family.dtype)
+def repeated_to(pixels: torch.Tensor, count: int) -> torch.Tensor:
+    """The whole batch as often as it takes to have one item a picture; refused where that does not come out even."""
     if count % len(pixels):
         raise InputError(
             f"There are {len(pixels)} pictures to start from for {count} to make; give one for each."
         )
+    return pixels.repeat(count // len(pixels), 1, 1, 1)
+
+
+def encoded(call: Call, pixels: torch.Tensor) -> torch.Tensor:
+    """Pictures, or latents as they are, as one item of latents for each picture of the call.
+
+    With a list of generators item *i* of ``pixels`` is drawn with generator *i*.
+    """
+    generator = call.noise.generator
+    pixels = pixels.to(call.device, call.family.dtype)
     if pixels.shape[1] == call.latent_shape[1]:
         latents = pixels
-    elif isinstance(generator, list | tuple) and len(generator) > 1:
-        each = pixels.repeat(count // len(pixels), 1, 1, 1)
-        pairs = zip(each.split(1), generator, strict=True)
+    elif isinstance(generator, list | tuple):
+        pairs = zip(pixels.split(1), generator, strict=False)
         latents = torch.cat([call.family.to_latents(one, source) for one, source in pairs])
     else:
-        source = generator[0] if isinstance(generator, list | tuple) else generator
-        latents = call.family.to_latents(pixels, source)
-    return latents.repeat(count // len(latents), 1, 1, 1)
+        latents = call.family.to_latents(pixels, generator)
+    return repeated_to(latents, call.pictures)

@@ -13,7 +13,7 @@ import torch
 
 from calotype.core.errors import InputError
 from calotype.diffusion.inputs import Masked, Output, Picture
-from calotype.diffusion.tasks.from_image import encoded, later_part
+from calotype.diffusion.tasks.from_image import encoded, later_part, repeated_to
 from calotype.diffusion.tasks.from_noise import initial_noise
 from calotype.diffusion.tasks.task import Path, Start, Task
 from calotype.image_processor import is_pil
@@ -71,7 +71,7 @@ class Inpaint(Task):
         hidden = pixels * (mask < 0.5) if masked.masked_image_latents is None else masked.masked_image_latents
         small = torch.nn.functional.interpolate(mask, size=call.latent_shape[-2:])
         small = small.to(call.device, family.dtype)
-        small = small.repeat(call.pictures // len(small), 1, 1, 1)
+        small = repeated_to(small, call.pictures)
         # encoded even where nothing reads it: the draw belongs to the order of random numbers
         tensors = {"mask": small, "masked_image_latents": encoded(call, hidden)}
         if reads_mask:
