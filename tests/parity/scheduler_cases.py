@@ -87,8 +87,85 @@ OPTIONS |= {
     "KDPM2AncestralDiscreteScheduler": _VE | {"prediction_type": ["v_prediction"]},
 }
 
+_FAMILY = (
+    _BETAS
+    | _SIGMAS
+    | {
+        "solver_order": [1, 3],
+        "prediction_type": ["sample", "v_prediction"],
+        "thresholding": [True],
+        "dynamic_thresholding_ratio": [0.9],
+        "sample_max_value": [1.5],
+        "use_flow_sigmas": [True],
+        "flow_shift": [3.0],
+    }
+)
+_LIKE_DPM = {k: _DPM[k] for k in ("solver_type", "lower_order_final", "euler_at_final", "lambda_min_clipped")}
+OPTIONS |= {
+    "DPMSolverMultistepInverseScheduler": _FAMILY
+    | _SPACING
+    | _LIKE_DPM
+    | {"algorithm_type": ["dpmsolver", "sde-dpmsolver++"]},
+    "DPMSolverSinglestepScheduler": _FAMILY
+    | {k: v for k, v in _LIKE_DPM.items() if k != "euler_at_final"}
+    | {
+        "algorithm_type": ["sde-dpmsolver++", "dpmsolver"],
+        "final_sigmas_type": ["sigma_min"],
+        "lower_order_final": [True],
+    },
+    "DEISMultistepScheduler": _FAMILY | _SPACING | {"lower_order_final": [False]},
+    "UniPCMultistepScheduler": _FAMILY
+    | _SPACING
+    | _ZERO
+    | {
+        "solver_order": [1, 3, 4],
+        "predict_x0": [False],
+        "solver_type": ["bh1"],
+        "lower_order_final": [False],
+        "disable_corrector": [[0, 2]],
+        "final_sigmas_type": ["sigma_min"],
+        "sigma_min": [0.05],
+        "sigma_max": [20.0],
+    },
+}
+
+_EDM = {
+    "sigma_min": [0.1],
+    "sigma_max": [20.0],
+    "sigma_data": [1.0],
+    "sigma_schedule": ["exponential"],
+    "prediction_type": ["v_prediction"],
+    "rho": [5.0],
+    "final_sigmas_type": ["sigma_min"],
+}
+OPTIONS |= {
+    "SASolverScheduler": {k: v for k, v in _FAMILY.items() if k != "solver_order"}
+    | _SPACING
+    | {
+        "predictor_order": [1, 3],
+        "corrector_order": [1, 3],
+        "algorithm_type": ["noise_prediction"],
+        "lower_order_final": [False],
+        "lambda_min_clipped": [-5.1],
+    },
+    "EDMEulerScheduler": _EDM,
+    "EDMDPMSolverMultistepScheduler": _EDM
+    | {
+        k: v
+        for k, v in _DPM.items()
+        if k in ("solver_order", "solver_type", "lower_order_final", "euler_at_final")
+    }
+    | {
+        "algorithm_type": ["sde-dpmsolver++"],
+        "thresholding": [True],
+        "dynamic_thresholding_ratio": [0.9],
+        "sample_max_value": [1.5],
+    },
+}
+
 STEP: dict[str, list[dict[str, Any]]] = {
     "DDIMScheduler": [{"eta": 0.5}, {"eta": 1.0}, {"use_clipped_model_output": True}],
+    "EDMEulerScheduler": [{"s_churn": 10.0, "s_tmin": 0.1, "s_tmax": 8.0, "s_noise": 1.01}],
     "EulerDiscreteScheduler": [{"s_churn": 10.0, "s_tmin": 0.1, "s_tmax": 8.0, "s_noise": 1.01}],
 }
 
@@ -99,6 +176,36 @@ ALWAYS: dict[str, list[dict[str, Any]]] = {
         for a in ("dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++")
         for o in (1, 2, 3)
         for s in ("midpoint", "heun")
+    ],
+    "DPMSolverSinglestepScheduler": [
+        {"algorithm_type": a, "solver_order": o, "solver_type": s, "final_sigmas_type": "sigma_min"}
+        for a in ("dpmsolver", "dpmsolver++", "sde-dpmsolver++")
+        for o in (1, 2, 3)
+        for s in ("midpoint", "heun")
+    ],
+    "UniPCMultistepScheduler": [
+        {"solver_order": o, "solver_type": s, "predict_x0": p, "final_sigmas_type": "sigma_min"}
+        for o in (1, 2, 3)
+        for s in ("bh1", "bh2")
+        for p in (True, False)
+    ] + [
+        {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0, **more}
+        for more in ({}, {"use_karras_sigmas": True}, {"shift_terminal": 0.1}, {"final_sigmas_type": "sigma_min"})
+    ],
+    "SASolverScheduler": [
+        {"predictor_order": p, "corrector_order": c, "algorithm_type": a}
+        for p in (1, 2, 3)
+        for c in (1, 2, 3)
+        for a in ("data_prediction", "noise_prediction")
+    ],
+    "EDMDPMSolverMultistepScheduler": [
+        {"algorithm_type": a, "solver_order": o, "solver_type": s}
+        for a in ("dpmsolver++", "sde-dpmsolver++")
+        for o in (1, 2, 3)
+        for s in ("midpoint", "heun")
+    ],
+    "DEISMultistepScheduler": [
+        {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0, "solver_order": 3},
     ],
     "EulerDiscreteScheduler": [
         {"timestep_type": "continuous", "prediction_type": "v_prediction", "use_karras_sigmas": True,

@@ -41,8 +41,11 @@ def _quiet() -> Any:
 
 
 @lru_cache(maxsize=4)
-def made(module: Any, name: str, config: str) -> Any:
-    """A scheduler, once for all runs of its configuration; or the exception that making it ends in."""
+def made(module: Any, name: str, config: str, steps: int) -> Any:
+    """A scheduler, once for all runs of its configuration; or the exception that making it ends in.
+
+    ``steps`` makes another one where the reference's configuration changes with its first run.
+    """
     try:
         return getattr(module, name)(**ast.literal_eval(config))
     except Exception as error:
@@ -53,7 +56,7 @@ def attempt(
     module: Any, name: str, config: dict[str, Any], steps: int, call: dict[str, Any], **how: Any
 ) -> Any:
     """A run, or the exception that it ends in."""
-    scheduler = made(module, name, repr(config))
+    scheduler = made(module, name, repr(config), steps if "Singlestep" in name else 0)
     if isinstance(scheduler, Exception):
         return scheduler
     try:
@@ -83,11 +86,26 @@ def facts(
         nan = [any(bool(x.isnan().any()) for x in side["samples"]) for side in (theirs, ours)]
         if nan == [True, False]:
             found.append("nan-in-reference")
-    if differs and ("Ancestral" in name or "Heun" in name):
+    if config.get("use_flow_sigmas") and (
+        config.get("use_exponential_sigmas")
+        or config.get("use_beta_sigmas")
+        or (config.get("use_karras_sigmas") and "UniPC" not in name)
+    ):
+        found.append("converted-flow")
+    if differs and any(part in name for part in ("Ancestral", "Heun", "Inverse")):
         kappa = ours["sigmas"].unique().flip(0)
         kappa = kappa[kappa > 0]
         if len(kappa) > 1 and float((kappa[1:] / kappa[:-1]).min()) < 0.1:
             found.append("steep")
+    if (
+        differs
+        and "DEIS" in name
+        and isinstance(theirs, dict)
+        and theirs["timesteps"].equal(ours["timesteps"])
+    ):
+        gap = float(ours["sigmas"].log().diff().abs().clamp(min=1e-9)[:-1].min())
+        if not compare(ours, theirs, TOLERANCE + 1e-6 / gap ** config.get("solver_order", 2)):
+            found.append("float32-coefficients")
     return found
 
 

@@ -8,20 +8,13 @@ import numpy as np
 import torch
 
 from calotype.core.errors import InputError
-from calotype.core.random import Generators, randn_tensor
-from calotype.schedulers import grid, prediction
-from calotype.schedulers.affine import affine
-from calotype.schedulers.checks import conversion, exactly_one, one_of, refuse_timesteps, step_count
-from calotype.schedulers.exponential import Update, exponential_update
-from calotype.schedulers.outputs import SchedulerOutput
-from calotype.schedulers.preserving import PreservingScheduler
-from calotype.schedulers.run import Plan
+from calotype.schedulers.checks import exactly_one, one_of, refuse_timesteps, step_count
+from calotype.schedulers.grid import Grid
+from calotype.schedulers.multistep import MultistepScheduler
 from calotype.schedulers.scheduler import SIGNAL_NOISE_FAMILY
 
-ALGORITHMS = ("dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++")
 
-
-class DPMSolverMultistepScheduler(PreservingScheduler):
+class DPMSolverMultistepScheduler(MultistepScheduler):
     """One exponential integral a step over the last ``solver_order`` predictions: of x̂0 (``++``) or of ε̂."""
 
     _compatibles = SIGNAL_NOISE_FAMILY
@@ -57,29 +50,19 @@ class DPMSolverMultistepScheduler(PreservingScheduler):
         use_dynamic_shifting: bool = False,
         time_shift_type: str = "exponential",
     ) -> None:
-        self._translate("algorithm_type", {"deis": "dpmsolver++"})
-        self._translate("solver_type", dict.fromkeys(("logrho", "bh1", "bh2"), "midpoint"))
-        config = self.config
-        self._check((*prediction.PREDICTION_TYPES, "flow_prediction"))
-        one_of("algorithm_type", config.algorithm_type, ALGORITHMS)
-        one_of("solver_type", config.solver_type, ("midpoint", "heun"))
-        one_of("solver_order", solver_order, (1, 2, 3))
+        self._configure()
         one_of("final_sigmas_type", final_sigmas_type, ("zero", "sigma_min"))
-        one_of("variance_type", variance_type, (None, "learned", "learned_range"))
         one_of("time_shift_type", time_shift_type, ("exponential",))
-        self._data = config.algorithm_type.endswith("++")
-        self._tau = 1.0 if config.algorithm_type.startswith("sde") else 0.0
         if not self._data and final_sigmas_type == "zero":
             raise InputError(
-                f"algorithm_type={config.algorithm_type!r} predicts noise and cannot step to a level without any: set "
-                f"final_sigmas_type='sigma_min', or algorithm_type='{config.algorithm_type}++'."
+                f"algorithm_type={algorithm_type!r} predicts noise and cannot step to a level without any: set "
+                f"final_sigmas_type='sigma_min', or algorithm_type='{algorithm_type}++'."
             )
-        if prediction_type == "flow_prediction" and not use_flow_sigmas:
-            raise InputError(
-                "prediction_type='flow_prediction' has a meaning only with use_flow_sigmas=True."
-            )
-        self._conversion = conversion(config)
+        self._fractional = beta_schedule == "squaredcos_cap_v2"
         self._make_table(zero_snr_floor=True)
+
+    def _begin_initial(self) -> None:
+        self._begin_training_grid()
 
     def set_timesteps(
         self,
@@ -90,88 +73,9 @@ class DPMSolverMultistepScheduler(PreservingScheduler):
     ) -> None:
         """Begin a run of so many steps, or at these training steps. ``mu``: flow levels are shifted by exp(mu)."""
         exactly_one(num_inference_steps=num_inference_steps, timesteps=timesteps)
-        config, table = self.config, self._table
-        if mu is not None and not config.use_dynamic_shifting:
-            raise InputError("mu shifts the noise levels only with use_dynamic_shifting=True.")
         if timesteps is not None:
-            refuse_timesteps(config)
-            t = np.asarray(timesteps).astype(np.int64)
-            steps = step_count(len(t))
-        else:
-            steps = step_count(num_inference_steps)
-
-        if self._conversion or config.use_lu_lambdas:
-            kind = self._conversion
-            if config.use_lu_lambdas and kind != "karras":
-                kind, levels = "lu", grid.lu(float(table.log_kappa[0]), float(table.log_kappa[-1]), steps)
-            else:
-                levels = grid.converted(str(kind), float(table.kappa[0]), float(table.kappa[-1]), steps)
-            t = self._steps_of(levels, rounded=kind in ("karras", "lu"))
-        elif config.use_flow_sigmas:
-            shift = config.flow_shift if mu is None else float(np.exp(mu))
-            levels = grid.shifted(1.0 - np.linspace(1, 1 / config.num_train_timesteps, steps + 1), shift)
-            levels = levels[::-1][:-1]
-            t = levels * config.num_train_timesteps
-        else:
-            if timesteps is None:
-                t = self._spaced_steps(steps)
-            levels = np.interp(t, np.arange(len(table.kappa)), table.kappa)
-        final = 0.0 if config.final_sigmas_type == "zero" else table.kappa[0]
-        self._begin_grid(grid.Grid(t, np.append(levels, final)), device, steps, torch.int64)
-
-    def step(
-        self,
-        model_output: torch.Tensor,
-        timestep: int | torch.Tensor,
-        sample: torch.Tensor,
-        generator: Generators = None,
-        variance_noise: torch.Tensor | None = None,
-        return_dict: bool = True,
-    ) -> SchedulerOutput | tuple[torch.Tensor]:
-        """The sample one step on. The SDE variants draw float32 noise, or take ``variance_noise``."""
-        self._running()
-        run, i = self._locate(timestep)
-        config, plan = self.config, run.plan
-        dtype = model_output.dtype
-        if config.variance_type in ("learned", "learned_range"):
-            model_output = model_output[:, : sample.shape[1]]
-        predicted = self._predict(i, sample, model_output, data=self._data)
-        run.history = (predicted, *run.history[: config.solver_order - 1])
-        order = self._order(i, len(run.history), len(plan.t))
-        if (i, order) not in plan.memo:
-            plan.memo[i, order] = self._update(plan, i, order)
-        update = plan.memo[i, order]
-        terms = [
-            (update.sample, sample.to(torch.float32)),
-            *zip(update.predictions, run.history, strict=False),
-        ]
-        if self._tau:
-            if variance_noise is None:
-                z = randn_tensor(model_output.shape, generator, model_output.device, torch.float32)
-            else:
-                z = variance_noise.to(model_output.device, torch.float32)
-            terms.append((update.noise, z))
-        prev_sample = affine(*terms).to(dtype)
-        run.index = i + 1
-        return SchedulerOutput(prev_sample) if return_dict else (prev_sample,)
-
-    def _order(self, i: int, known: int, steps: int) -> int:
-        """The order of step ``i``: short runs end with lower ones, and no step to a level without noise is above 1."""
-        config = self.config
-        order = min(config.solver_order, known)
-        few = config.lower_order_final and steps < 15
-        if i == steps - 1 and (config.euler_at_final or few or config.final_sigmas_type == "zero"):
-            return 1
-        return min(order, 2) if i == steps - 2 and few else order
-
-    def _update(self, plan: Plan, i: int, order: int) -> Update:
-        """The weights of step ``i``."""
-        rule = ("exact", self.config.solver_type, "halved")[order - 1]
-        return exponential_update(
-            plan.levels[i],
-            plan.levels[i + 1],
-            [plan.levels[i - k] for k in range(1, order)],
-            data=self._data,
-            tau=self._tau,
-            rule="exact" if rule == "heun" else rule,
-        )
+            refuse_timesteps(self.config)
+        steps = step_count(num_inference_steps if timesteps is None else len(timesteps))
+        t, levels = self._ladder(steps, timesteps, mu)
+        final = 0.0 if self.config.final_sigmas_type == "zero" else self._table.kappa[0]
+        self._begin_grid(Grid(t, np.append(levels, final)), device, steps, torch.int64)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
-from calotype.core.errors import InputError
 from calotype.schedulers import grid
 from calotype.schedulers.checks import conversion
 from calotype.schedulers.coordinates import VarianceExploding
@@ -17,11 +14,8 @@ from calotype.schedulers.grid import Grid
 from calotype.schedulers.noise import sigma_to_t
 from calotype.schedulers.prediction import Linear, clean
 from calotype.schedulers.prediction import noise as eps
-from calotype.schedulers.run import Run
 from calotype.schedulers.sigmas import SigmaScheduler
 from calotype.schedulers.table import Tabled
-
-logger = logging.getLogger(__name__)
 
 
 class ExplodingScheduler(Tabled, SigmaScheduler):
@@ -70,11 +64,6 @@ class ExplodingScheduler(Tabled, SigmaScheduler):
             return largest
         return (largest**2 + 1) ** 0.5
 
-    @property
-    def is_scale_input_called(self) -> bool:
-        """Whether this run has used ``scale_model_input``."""
-        return self._run.scaled
-
     def _clean(self, kind: str, kappa: float) -> Linear:
         """x̂0 as a line in the (exploding) sample and the network's output."""
         level = self._coordinates.preserving(kappa)
@@ -86,22 +75,3 @@ class ExplodingScheduler(Tabled, SigmaScheduler):
         level = self._coordinates.preserving(kappa)
         along, across = eps(kind, *level).weights
         return Linear(along * level.alpha, across)
-
-    def _refuse_index(self, timestep: Any) -> None:
-        """Raise ``InputError`` for whole numbers, which are more likely a loop's counter than a timestep."""
-        if isinstance(timestep, int) or (
-            isinstance(timestep, torch.Tensor) and not timestep.is_floating_point()
-        ):
-            raise InputError(
-                f"{type(self).__name__} takes the elements of `scheduler.timesteps`, which are not integers; "
-                f"did you pass the loop's counter?"
-            )
-
-    def _warn_unscaled(self, run: Run) -> None:
-        if not run.scaled:
-            run.scaled = True
-            logger.warning(
-                "%s.step was called without `scale_model_input` before it: the network's input has to be scaled "
-                "for the result to be right.",
-                type(self).__name__,
-            )

@@ -79,7 +79,7 @@ def sigma_to_t(sigmas: np.ndarray, log_sigmas: np.ndarray) -> np.ndarray:
 
 
 class NoiseTable:
-    """ᾱ_t (float32) of the training steps and what follows from it."""
+    """ᾱ_t of the training steps (float32, of few models float64) and what follows from it."""
 
     def __init__(self, alphas_cumprod: torch.Tensor) -> None:
         self.alphas_cumprod = alphas_cumprod
@@ -87,8 +87,8 @@ class NoiseTable:
 
     @cached_property
     def levels(self) -> list[Level]:
-        """α_t and σ_t as Python floats with float32 values, as checkpoints were trained with."""
-        host = self.alphas_cumprod.detach().to("cpu", torch.float32)
+        """α_t and σ_t as Python floats with the values that checkpoints were trained with (float32, or float64)."""
+        host = self._exact
         return [Level(*pair) for pair in zip(host.sqrt().tolist(), (1 - host).sqrt().tolist(), strict=True)]
 
     def beta(self, t: int, previous: int) -> float:
@@ -97,8 +97,13 @@ class NoiseTable:
         return float(1 - bar[t] / (bar[previous] if previous >= 0 else np.float32(1)))
 
     @cached_property
+    def _exact(self) -> torch.Tensor:
+        bar = self.alphas_cumprod.detach().cpu()
+        return bar if bar.dtype == torch.float64 else bar.to(torch.float32)
+
+    @cached_property
     def _host(self) -> np.ndarray:
-        return self.alphas_cumprod.detach().to("cpu", torch.float32).numpy()
+        return self._exact.numpy()
 
     @cached_property
     def kappa(self) -> np.ndarray:
@@ -115,7 +120,7 @@ class NoiseTable:
         """α_t and σ_t of a batch of integer steps, shaped to multiply ``like``, on its device, without a sync."""
         device = like.device
         if device not in self._on:
-            bar = self.alphas_cumprod.to(device, torch.float32)
+            bar = self._exact.to(device)
             self._on[device] = (bar.sqrt(), (1 - bar).sqrt())
         shape = (-1,) + (1,) * (like.dim() - 1)
         t = t.to(device)

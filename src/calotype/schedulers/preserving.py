@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 import torch
 
+from calotype.core.errors import InputError
 from calotype.schedulers import grid, noise
+from calotype.schedulers.checks import conversion
 from calotype.schedulers.coordinates import Coordinates, Flow, VariancePreserving
 from calotype.schedulers.grid import Grid
 from calotype.schedulers.prediction import clean, noise_from_clean
@@ -20,32 +24,79 @@ class PreservingScheduler(Tabled, SigmaScheduler):
     """Base of the methods whose samples are α·x0 + σ·ε along a list of κ, or of flow levels (the DPM-Solver family)."""
 
     init_noise_sigma: float = 1.0
+    _fractional = False
+    """Whether the training steps of karras levels are truncated like those of other conversions, not rounded."""
 
     @cached_property
     def _coordinates(self) -> Coordinates:  # type: ignore[override]
         return Flow() if self.config.get("use_flow_sigmas") else VariancePreserving()
 
-    def _begin_initial(self) -> None:
+    def _begin_training_grid(self) -> None:
+        """Every training step and its level: what stands there before a number of steps is chosen."""
         kappa = self._table.kappa
         self._begin_grid(Grid(np.arange(len(kappa))[::-1], kappa), None, None, torch.float32)
 
-    def _translate(self, option: str, values: dict[str, str]) -> None:
-        """Replace a value of another class's option by what it means here, so that configurations can be exchanged."""
-        if self.config[option] in values:
-            self.register_to_config(**{option: values[self.config[option]]})
+    @property
+    def _usable(self) -> int:
+        """How many training steps have a λ that is not below ``lambda_min_clipped``."""
+        below = np.searchsorted(-self._table.log_kappa[::-1], self.config.get("lambda_min_clipped", -np.inf))
+        return int(self.config.num_train_timesteps - below)
 
     def _spaced_steps(self, steps: int) -> np.ndarray:
         """Training steps by the family's convention: rounded, with one step more than asked and the last dropped."""
         config, total = self.config, self.config.num_train_timesteps
-        with np.errstate(divide="ignore"):
-            clipped = np.searchsorted(-self._table.log_kappa[::-1], config.get("lambda_min_clipped", -np.inf))
-        spacing, last = config.timestep_spacing, int(total - clipped)
-        return grid.spaced(spacing, steps, total, config.steps_offset, last=last, extra=1).round()
+        spacing, offset = config.get("timestep_spacing", "linspace"), config.get("steps_offset", 0)
+        return grid.spaced(spacing, steps, total, offset, last=self._usable, extra=1).round()
 
-    def _steps_of(self, levels: np.ndarray, rounded: bool) -> np.ndarray:
-        """The training steps of converted levels; rounded ones unless the schedule is the cosine."""
-        t = noise.sigma_to_t(levels, self._table.log_kappa)
-        return t.round() if rounded and self.config.beta_schedule != "squaredcos_cap_v2" else t
+    def _ladder(
+        self, steps: int, timesteps: Sequence[int] | None = None, mu: float | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Training steps and levels of a run without the final one: converted between the table's ends, or those of
+        a flow (shifted by ``flow_shift``, or by exp(``mu``)), or spaced over the table."""
+        config, table = self.config, self._table
+        if mu is not None and not config.get("use_dynamic_shifting"):
+            raise InputError("mu shifts the noise levels only with use_dynamic_shifting=True.")
+        kind = conversion(config)
+        if config.get("use_lu_lambdas") and kind != "karras":
+            kind = "lu"
+        if kind:
+            if kind == "lu":
+                levels = grid.lu(float(table.log_kappa[0]), float(table.log_kappa[-1]), steps)
+            else:
+                ends = config.get("sigma_min"), config.get("sigma_max")
+                low, high = (
+                    float(table.kappa[at]) if x is None else x for at, x in zip((0, -1), ends, strict=True)
+                )
+                levels = grid.converted(kind, low, high, steps)
+            if config.get("use_flow_sigmas"):  # the level of a flow whose σ/α is κ
+                levels = levels / (levels + 1)
+                return levels * config.num_train_timesteps, levels
+            t = noise.sigma_to_t(levels, table.log_kappa)
+            return (t.round() if kind in ("karras", "lu") and not self._fractional else t), levels
+        if config.get("use_flow_sigmas"):
+            if timesteps is not None:
+                raise InputError(
+                    "timesteps cannot be given with use_flow_sigmas=True: give num_inference_steps."
+                )
+            shift = config.flow_shift if mu is None else math.exp(mu)
+            levels = grid.shifted(1.0 - np.linspace(1, 1 / config.num_train_timesteps, steps + 1), shift)
+            levels = levels[:0:-1]
+            return levels * config.num_train_timesteps, levels
+        t = self._spaced_steps(steps) if timesteps is None else np.asarray(timesteps).astype(np.int64)
+        return t, np.interp(t, np.arange(len(table.kappa)), table.kappa)
+
+    def _repeated_or_lowest(self, levels: np.ndarray) -> float:
+        """The final level of the methods that do not step to zero: the table's lowest, or an idle last step."""
+        config = self.config
+        repeats = conversion(config) or config.get("use_flow_sigmas")
+        return float(levels[-1] if repeats else self._table.kappa[0])
+
+    def _refuse_flow(self) -> None:
+        """Raise ``InputError`` for a flow's prediction without a flow's levels."""
+        if self.config.prediction_type == "flow_prediction" and not self.config.use_flow_sigmas:
+            raise InputError(
+                "prediction_type='flow_prediction' has a meaning only with use_flow_sigmas=True."
+            )
 
     def _predict(self, i: int, sample: torch.Tensor, output: torch.Tensor, *, data: bool) -> torch.Tensor:
         """x̂0 (``data``) or ε̂ at step ``i``, within the limits that the configuration sets to x̂0."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,15 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from calotype.core.errors import InputError
 from calotype.schedulers.affine import affine
 from calotype.schedulers.coordinates import Coordinates
 from calotype.schedulers.grid import Grid
+from calotype.schedulers.indexed import IndexedScheduler
 from calotype.schedulers.run import Plan, Run
-from calotype.schedulers.scheduler import SchedulerMixin
+
+logger = logging.getLogger(__name__)
 
 
-class SigmaScheduler(SchedulerMixin):
+class SigmaScheduler(IndexedScheduler):
     """Base of the methods that walk along a list of noise levels (``sigmas``) by the index of the step."""
 
     _coordinates: Coordinates
@@ -47,37 +49,6 @@ class SigmaScheduler(SchedulerMixin):
         kappa = tuple(value.tolist())
         levels = tuple(map(self._coordinates.level, kappa))
         run.plan = self._plan = replace(run.plan, sigmas=value, kappa=kappa, levels=levels, memo={})
-
-    @property
-    def step_index(self) -> int | None:
-        """The index of the next step; None before the first."""
-        return self._run.index
-
-    @property
-    def begin_index(self) -> int | None:
-        """The step that the run begins at, where the caller has set it."""
-        return self._run.begin
-
-    def set_begin_index(self, begin_index: int = 0) -> None:
-        """Begin the run at this step (image-to-image); call it between ``set_timesteps`` and the first step."""
-        self._run.begin = begin_index
-
-    def index_for_timestep(self, timestep: Any, schedule_timesteps: torch.Tensor | None = None) -> int:
-        """The index of a timestep in the schedule, of several equal ones the second."""
-        given = None if schedule_timesteps is None else schedule_timesteps.tolist()
-        return self._run.plan.index(timestep, given)
-
-    def _locate(self, timestep: Any) -> tuple[Run, int]:
-        """The current run and the index of its next step; ``timestep`` is only read to find the first."""
-        run = self._run
-        index = run.index
-        if index is None:
-            index = run.index = run.plan.index(timestep) if run.begin is None else run.begin
-        if index >= len(run.plan.kappa) - 1:
-            raise InputError(
-                f"The run is over after its {len(run.plan.kappa) - 1} steps: call `set_timesteps` to begin another."
-            )
-        return run, index
 
     def _indices(self, timesteps: torch.Tensor) -> list[int]:
         """The steps at which items are noised: by their timestep, or where the run stands or begins."""
@@ -115,3 +86,27 @@ class SigmaScheduler(SchedulerMixin):
             return sample
         run, index = self._locate(timestep)
         return sample * self._coordinates.input_scale(run.plan.kappa[index])
+
+    @property
+    def is_scale_input_called(self) -> bool:
+        """Whether this run has used ``scale_model_input``."""
+        return self._run.scaled
+
+    def _refuse_index(self, timestep: Any) -> None:
+        """Raise ``InputError`` for whole numbers, which are more likely a loop's counter than a timestep."""
+        if isinstance(timestep, int) or (
+            isinstance(timestep, torch.Tensor) and not timestep.is_floating_point()
+        ):
+            raise InputError(
+                f"{type(self).__name__} takes the elements of `scheduler.timesteps`, which are not integers; "
+                f"did you pass the loop's counter?"
+            )
+
+    def _warn_unscaled(self, run: Run) -> None:
+        if not run.scaled:
+            run.scaled = True
+            logger.warning(
+                "%s.step was called without `scale_model_input` before it: the network's input has to be scaled "
+                "for the result to be right.",
+                type(self).__name__,
+            )
