@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from calotype.core.errors import InputError
 from calotype.schedulers.affine import affine
 from calotype.schedulers.coordinates import Coordinates
 from calotype.schedulers.grid import Grid
