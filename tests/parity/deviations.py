@@ -21,29 +21,31 @@ DEVIATIONS: dict[str, str] = {
     "schedulers/DDIMScheduler/*rescale_betas_zero_snr=True*/eta=1.0*;nan-in-reference*": "with all noise replaced, "
     "rounding makes the reference take the root of a negative number",
     "schedulers/*Ancestral*;nan-in-reference*": "as the next, where rounding makes the difference negative",
-    "schedulers/*Ancestral*;steep*": "κ_down = κ'²/κ; the reference takes the root of a difference, which cancels where "
-    "a step lowers κ more than tenfold",
-    "schedulers/HeunDiscreteScheduler/*;steep*": "the slope is ε̂; the reference takes (x − x̂0)/κ, which cancels before a "
-    "step that lowers κ more than tenfold",
-    "schedulers/DPMSolverSinglestepScheduler/*;third-order-sde*": "as DPMSolverMultistepScheduler",
+    "schedulers/*Ancestral*;steep*": "κ_down = κ'²/κ; the reference takes the root of a difference, which cancels "
+    "where a step lowers κ more than tenfold",
+    "schedulers/HeunDiscreteScheduler/*;steep*": "the slope is ε̂; the reference takes (x − x̂0)/κ, which cancels "
+    "before a step that lowers κ more than tenfold",
+    "schedulers/DPMSolverSinglestepScheduler/*solver_type=heun*;third-order-sde*": "as DPMSolverMultistepScheduler",
     "schedulers/DPMSolverMultistepInverseScheduler/*;third-order-sde*": "as DPMSolverMultistepScheduler",
+    "schedulers/EDMDPMSolverMultistepScheduler/*;third-order-sde*": "the reference has no third order for the SDE",
+    "schedulers/*DPMSolver*;nan-in-reference*": "an idle step (of no length) is 0/0 in the reference, and the noise "
+    "of a step up the root of a negative number",
     "schedulers/DPMSolverMultistepInverseScheduler/*;steep*": "a step up that raises κ more than tenfold multiplies "
     "rounding by as much",
-    "schedulers/DPMSolverMultistepInverseScheduler/*algorithm_type=sde*;nan-in-reference*": "there is no noise to add on "
-    "the way up; the reference takes the root of a negative number",
-    "schedulers/*;converted-flow*": "converted levels κ become a flow's κ/(κ + 1); of the reference's classes only UniPC "
-    "does so, and only for karras",
-    "schedulers/DPMSolverMultistepInverseScheduler/*use_flow_sigmas=True*": "the inverse goes up; the reference leaves "
-    "flow levels descending",
-    "schedulers/DEISMultistepScheduler/*;float32-coefficients*": "the reference's coefficients cancel in float32 where "
-    "levels are close",
-    "schedulers/DEISMultistepScheduler/*prediction_type=v_prediction*use_flow_sigmas=True*": "v-prediction has no "
-    "meaning for a flow's levels; the reference's ε̂ follows from its x̂0 there",
-    "schedulers/UniPCMultistepScheduler/*;nan-in-reference*": "bh1, noise prediction or a second-order step to a final "
-    "level of zero: infinity times zero in the reference, a finite limit here",
-    "schedulers/UniPCMultistepScheduler/*lower_order_final=False*": "a second-order step to a final level of zero is "
-    "infinite in the reference; here it is of first order",
-    "schedulers/*Inverse*/*;nan-in-reference*": "idle steps of no length are 0/0 in the reference",
+    "schedulers/DPMSolverMultistepInverseScheduler/*;repeated-steps*": "the reference drops repeated timesteps but "
+    "not their levels, and ends too early",
+    "schedulers/*;converted-flow*": "converted levels κ become a flow's κ/(κ + 1); of the reference's classes only "
+    "UniPC does so, and only for karras",
+    "schedulers/DPMSolverMultistepInverseScheduler/*use_flow_sigmas=True*": "the inverse goes up; the reference "
+    "leaves flow levels descending",
+    "schedulers/*;float32-coefficients*": "DEIS's and SA-Solver's coefficients cancel in float32 in the reference "
+    "where levels are close",
+    "schedulers/DEISMultistepScheduler/*;v-of-flow*": "v-prediction has no meaning for a flow's levels; the "
+    "reference's ε̂ follows from its x̂0 there",
+    "schedulers/UniPCMultistepScheduler/*;nan-in-reference*": "bh1, noise prediction or a second-order step to a "
+    "final level of zero: infinity times zero in the reference, a finite limit here",
+    "schedulers/SASolverScheduler/*algorithm_type=noise_prediction*thresholding=True*": "the reference fails: it "
+    "indexes its table with the sample",
     "schedulers/DPMSolverMultistepScheduler/*prediction_type=flow_prediction*": "refused without use_flow_sigmas; the "
     "reference takes κ for the flow's σ",
     "unets/UNet2DModel/ncsnpp/timestep=1.75": "the reference cuts a noise level given as a Python number to an integer",
@@ -55,10 +57,10 @@ DEVIATIONS: dict[str, str] = {
     "vae/AutoencoderTiny/tiling;two-stages": "the reference takes two to the number of colours for the scale of the "
     "latents and fails for other depths",
     "vae/AutoencoderTiny/gradient-checkpointing": "the reference leaves out the scaling of the pictures to [0, 1]",
-    "controlnets/ControlNetModel/class_time;another-activation": "the reference embeds a class's number with SiLU whatever "
-    "act_fn is, which is not what the U-Net does whose encoder it copies",
-    "controlnets/ControlNetModel/text;projected": "the reference has the projection of the context and never applies it",
-    "controlnets/*/text_image": "the reference has the embedding of text and picture and never applies it",
+    "controlnets/ControlNetModel/class_time;another-activation": "the reference embeds a class's number with SiLU "
+    "whatever act_fn is, which is not what the U-Net does whose encoder it copies",
+    "controlnets/ControlNetModel/text;projected": "the reference has the projection of the context and does not use it",
+    "controlnets/*/text_image": "the reference has the embedding of text and picture and does not use it",
     "controlnets/ControlNetUnionModel/from_unet/add_embedding.*": "the reference leaves these weights random",
     "files/MultiAdapter/3": "the reference writes the third adapter where it does not look for it",
     "safety-checker/input": "the reference blackens the pictures of its caller in place",

@@ -10,6 +10,8 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+from tests.parity import scheduler_cases_more as more
+
 STEPS = (1, 2, 5, 10, 25, 50, 61)
 MIXES = 24
 
@@ -215,6 +217,11 @@ ALWAYS: dict[str, list[dict[str, Any]]] = {
 """Combinations that must be there."""
 
 
+OPTIONS |= more.OPTIONS
+STEP |= more.STEP
+ALWAYS |= more.ALWAYS
+
+
 def _mixes(options: dict[str, list[Any]], seed: str) -> Iterator[dict[str, Any]]:
     source = random.Random(seed)
     for _ in range(MIXES):
@@ -228,11 +235,11 @@ def _mixes(options: dict[str, list[Any]], seed: str) -> Iterator[dict[str, Any]]
 
 def configurations(name: str) -> list[dict[str, Any]]:
     """The constructor arguments to test a class with."""
-    options = OPTIONS[name]
+    options, required = OPTIONS[name], more.REQUIRED.get(name, {})
     single = [{option: value} for option, values in options.items() for value in values]
     found: dict[str, dict[str, Any]] = {}
     for config in [{}, *single, *ALWAYS.get(name, []), *_mixes(options, name)]:
-        found.setdefault(label(config), config)
+        found.setdefault(label(config), required | config)
     return list(found.values())
 
 

@@ -1,4 +1,4 @@
-"""Euler's method with churn in EDM's coordinates (Karras et al., arXiv:2206.00364, algorithm 2 without its corrector)."""
+"""Euler's method with churn in EDM's coordinates (Karras et al., arXiv:2206.00364, algorithm 2, uncorrected)."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ class SASolverScheduler(PreservingScheduler):
         """The weights from level ``s`` to ``t``; two nodes weigh the slope with half of the step."""
         key = s, t, tuple(others), tau
         if key not in plan.memo:
-            rule = "linear" if len(others) == 1 and (self.predict_x0 or others[0] == t) else "exact"
+            rule = "linear" if len(others) == 1 and self.predict_x0 else "exact"
             levels = plan.levels
             nodes = [levels[k] for k in others]
             plan.memo[key] = exponential_update(
