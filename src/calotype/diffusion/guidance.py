@@ -52,6 +52,21 @@ class ClassifierFree(Guidance):
         return rescaled(guided, cond, self.rescale) if self.rescale > 0 else guided
 
 
+@dataclass(frozen=True)
+class TextAndImage(Guidance):
+    """ε = ε(∅,∅) + s_I·(ε(i,∅) − ε(∅,∅)) + s_T·(ε(i,t) − ε(i,∅)) for a text t and a picture i (arXiv:2211.09800)."""
+
+    scale: float
+    image_scale: float
+
+    branches: ClassVar[tuple[str, ...]] = ("cond", "image", "uncond")
+
+    def combine(self, predictions: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """From nothing to the picture by ``image_scale``, and on to the text by ``scale``."""
+        cond, image, uncond = predictions
+        return uncond + self.image_scale * (image - uncond) + self.scale * (cond - image)
+
+
 def rescaled(guided: torch.Tensor, cond: torch.Tensor, phi: float) -> torch.Tensor:
     """``guided`` with its per-picture standard deviation moved by ``phi`` toward that of ``cond``."""
     axes = tuple(range(1, cond.ndim))
@@ -62,3 +77,8 @@ def rescaled(guided: torch.Tensor, cond: torch.Tensor, phi: float) -> torch.Tens
 def classifier_free(scale: float, rescale: float = 0.0) -> Guidance:
     """Classifier-free guidance, or none where ``scale`` is 1 or less and the unconditional branch has no say."""
     return ClassifierFree(scale, rescale) if scale > 1 else Unguided()
+
+
+def text_and_image(scale: float, image_scale: float) -> Guidance:
+    """Guidance by text and picture, or none where either scale is too low to have a say."""
+    return TextAndImage(scale, image_scale) if scale > 1 and image_scale >= 1 else Unguided()

@@ -18,7 +18,9 @@ from calotype.diffusion.loop import State
 from calotype.diffusion.tasks.task import Reimpose
 from calotype.families.family import Family
 
-_OF_THE_CALL = ("guidance_scale", "guidance_rescale", "clip_skip", "cross_attention_kwargs", "eta")
+_OF_THE_CALL = (
+    "guidance_scale", "image_guidance_scale", "guidance_rescale", "clip_skip", "cross_attention_kwargs", "eta",
+)  # fmt: skip
 
 
 class Running:
@@ -60,7 +62,7 @@ class Running:
     @property
     def guidance(self) -> Guidance:
         """The guidance that the call's arguments, as they are now, ask for."""
-        return self._family.guidance(self._arguments)
+        return self._pipe.task.guidance(self._family, self._arguments)
 
 
 def observer(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from calotype.diffusion.guidance import Guidance
 from calotype.diffusion.inputs import Size
 
 if TYPE_CHECKING:
@@ -33,13 +34,15 @@ class Start:
     """What a task hands to the loop.
 
     ``tensors`` are named values that callbacks may see and replace; ``channels`` names those that the denoiser reads
-    beside the latents, in order.
+    beside the latents, in order: one item a picture for all branches, or the branches stacked. ``conditions`` are what
+    the task tells the denoiser beside what the family does.
     """
 
     latents: torch.Tensor
     tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
     channels: tuple[str, ...] = ()
     reimpose: Reimpose | None = None
+    conditions: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 class Task(ABC):
@@ -50,6 +53,10 @@ class Task(ABC):
 
     def check(self, family: Family, arguments: Mapping[str, Any]) -> None:  # noqa: B027
         """Refuse what this task cannot work with, before anything is computed; most work with anything."""
+
+    def guidance(self, family: Family, arguments: Mapping[str, Any]) -> Guidance:
+        """The guidance that a call's arguments ask for: the family's, where the task needs no other branches."""
+        return family.guidance(arguments)
 
     def size(self, family: Family, arguments: Mapping[str, Any], pictures: int) -> tuple[int, int]:
         """Height and width in pixels: as asked for, or what the model was trained for."""
