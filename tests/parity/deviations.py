@@ -44,10 +44,16 @@ DEVIATIONS: dict[str, str] = {
     "reference's ε̂ follows from its x̂0 there",
     "schedulers/UniPCMultistepScheduler/*;nan-in-reference*": "bh1, noise prediction or a second-order step to a "
     "final level of zero: infinity times zero in the reference, a finite limit here",
+    "schedulers/LMSDiscreteScheduler/*;late-begin*": "the reference takes the order from the step's index, and the "
+    "coefficients of slopes that a run which begins late does not have",
+    "schedulers/SASolverScheduler/*;late-begin*": "the reference adds noise by the table's level of the truncated "
+    "training step, not by the run's",
     "schedulers/SASolverScheduler/*algorithm_type=noise_prediction*thresholding=True*": "the reference fails: it "
     "indexes its table with the sample",
     "schedulers/DPMSolverMultistepScheduler/*prediction_type=flow_prediction*": "refused without use_flow_sigmas; the "
     "reference takes κ for the flow's σ",
+    "schedulers/FlowMatchHeunDiscreteScheduler/*;steep*": "as HeunDiscreteScheduler, in σ",
+    "schedulers/FlowMatch*/*shift_terminal=*;one-level*": "the reference divides by zero where the only level is 1",
     "unets/UNet2DModel/ncsnpp/timestep=1.75": "the reference cuts a noise level given as a Python number to an integer",
     "files/missing-key": "the reference warns and computes with weights that no file holds",
     "files/superfluous-key": "the reference warns and goes on, though the file is of another model",

