@@ -6,7 +6,7 @@ checkpoints; so these are functions of the model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from numbers import Real
 from typing import Any, TypeVar
@@ -26,6 +26,8 @@ from calotype.nn.stage import Conditioning, DownStage
 Scale = float | torch.Tensor
 Residuals = tuple[list[torch.Tensor], torch.Tensor]
 """What is added to the features that a U-Net keeps on its way down, and to those of its middle."""
+
+_ADDITIONS = (None, "text", "text_image", "text_time")
 
 _NOT_IN_A_CONTROLNET = {
     "sample_size",
@@ -88,6 +90,10 @@ def add_control_encoder(model: Any, config: Config) -> None:
             "conditioning_embedding_out_channels is empty: a ControlNet needs the widths of the network that reads "
             "its control picture, such as (16, 32, 96, 256) for one 8 times as large as the latents."
         )
+    if config.addition_embed_type not in _ADDITIONS:
+        raise InputError(
+            f"addition_embed_type of a ControlNet is one of {_ADDITIONS}, not {config.addition_embed_type!r}."
+        )
     widths: Sequence[int] = config.block_out_channels
     model.conv_in = _conv(config.in_channels, widths[0])
     temb_channels = add_conditioning(model, config)
@@ -109,6 +115,11 @@ def add_control_encoder(model: Any, config: Config) -> None:
 def _kept(stage: DownStage) -> int:
     """How many features a stage keeps for the way up."""
     return len(stage.resnets) + (stage.downsamplers is not None and stage.keep_downsampled)
+
+
+def attention_arguments(given: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """``cross_attention_kwargs`` without the scale of LoRA layers, which is not the attention's."""
+    return {key: value for key, value in (given or {}).items() if key != "scale"} or None
 
 
 def embed_picture(model: Any, picture: torch.Tensor, h: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ from calotype.core.outputs import BaseOutput
 from calotype.models.attention_access import AttentionAccess
 from calotype.models.control_encoder import (
     add_control_encoder,
+    attention_arguments,
     control_residuals,
     copy_encoder,
     embed_picture,
@@ -27,8 +28,6 @@ from calotype.models.unet_conditioning import (
     project_context,
 )
 from calotype.nn.stage import Conditioning
-
-_ADDITIONS = (None, "text", "text_image", "text_time")
 
 
 @dataclass
@@ -100,10 +99,6 @@ class ControlNetModel(AttentionAccess, ModelMixin):
                 "controlnet_conditioning_channel_order is 'rgb' or 'bgr', not "
                 f"{controlnet_conditioning_channel_order!r}."
             )
-        if addition_embed_type not in _ADDITIONS:
-            raise InputError(
-                f"addition_embed_type of a ControlNet is one of {_ADDITIONS}, not {addition_embed_type!r}."
-            )
         if hidden_type(self.config) != encoder_hid_dim_type:
             self.register_to_config(encoder_hid_dim_type=hidden_type(self.config))
         add_control_encoder(self, self.config)
@@ -160,7 +155,7 @@ class ControlNetModel(AttentionAccess, ModelMixin):
             temb=temb,
             context=project_context(self, encoder_hidden_states, added),
             self_mask=additive_mask(attention_mask, sample.dtype),
-            kwargs={k: v for k, v in (cross_attention_kwargs or {}).items() if k != "scale"} or None,
+            kwargs=attention_arguments(cross_attention_kwargs),
         )
         if self.config.controlnet_conditioning_channel_order == "bgr":
             controlnet_cond = controlnet_cond.flip(1)

@@ -12,6 +12,7 @@ from calotype.core.errors import InputError
 from calotype.models.attention_access import AttentionAccess
 from calotype.models.control_encoder import (
     add_control_encoder,
+    attention_arguments,
     check_counts,
     control_residuals,
     copy_encoder,
@@ -26,8 +27,6 @@ from calotype.models.unet_2d_condition import UNet2DConditionModel
 from calotype.models.unet_conditioning import additive_mask, embed_conditions
 from calotype.nn.embeddings import TimestepEmbedding, Timesteps
 from calotype.nn.stage import Conditioning
-
-_ADDITIONS = (None, "text", "text_image", "text_time")
 
 
 class _FeedForward(nn.Module):
@@ -124,10 +123,6 @@ class ControlNetUnionModel(AttentionAccess, ModelMixin):
                 "controlnet_conditioning_channel_order of a ControlNetUnionModel is 'rgb', not "
                 f"{controlnet_conditioning_channel_order!r}."
             )
-        if addition_embed_type not in _ADDITIONS:
-            raise InputError(
-                f"addition_embed_type of a ControlNet is one of {_ADDITIONS}, not {addition_embed_type!r}."
-            )
         if addition_time_embed_dim is None:
             raise InputError(
                 "A ControlNetUnionModel needs an addition_time_embed_dim, to embed the kinds of pictures."
@@ -135,7 +130,7 @@ class ControlNetUnionModel(AttentionAccess, ModelMixin):
         if not num_trans_channel == num_proj_channel == block_out_channels[0]:
             raise InputError(
                 f"num_trans_channel={num_trans_channel}, num_proj_channel={num_proj_channel} and the first of "
-                f"block_out_channels, {block_out_channels[0]}, must be equal: pictures' and sample's features are added."
+                f"block_out_channels, {block_out_channels[0]}, must be equal: their features are added."
             )
         if num_trans_channel % num_trans_head:
             raise InputError(
@@ -222,7 +217,7 @@ class ControlNetUnionModel(AttentionAccess, ModelMixin):
             temb=temb + self._embed_kinds(control_type, temb),
             context=encoder_hidden_states,
             self_mask=additive_mask(attention_mask, sample.dtype),
-            kwargs={k: v for k, v in (cross_attention_kwargs or {}).items() if k != "scale"} or None,
+            kwargs=attention_arguments(cross_attention_kwargs),
         )
         h = self.conv_in(sample)
         scales = [1.0] * count if at_the_end else list(conditioning_scale)

@@ -50,8 +50,8 @@ class ModelGroup(Network):
         models: Any = getattr(self, self._members_name)
         if (beyond := _numbered(save_directory, len(models))).exists():
             raise ModelFilesError(
-                f"{beyond} is there from an earlier save and would be loaded as one more model of the group; remove it, "
-                f"or save to another folder."
+                f"{beyond} is there from an earlier save and would be loaded as one more model of the group; remove "
+                f"it, or save to another folder."
             )
         for index, model in enumerate(models):
             model.save_pretrained(
@@ -78,7 +78,7 @@ class ModelGroup(Network):
                 f"There is no folder {first}, where the first {cls._member_class.__name__} of the group should be."
             )
         logger.info("%d models of the group %s are in %s.", len(folders), cls.__name__, first.parent)
-        return cls([cls._member_class.from_pretrained(folder, **kwargs) for folder in folders])
+        return cls([cls._member_class.from_pretrained(folder, **kwargs) for folder in folders]).eval()
 
 
 def _numbered(folder: str | os.PathLike[str], index: int) -> Path:

@@ -20,6 +20,7 @@ import torch
 from calotype.core.errors import InputError, ModelFilesError, UnknownClassError
 from calotype.core.tensor_files import tensor_infos
 from calotype.core.weights import find_weights
+from calotype.models.model_group import ModelGroup
 from calotype.models.modeling import ModelMixin
 
 logger = logging.getLogger(__name__)
@@ -127,7 +128,7 @@ def load_component(folder: Path, name: str, library: str, class_name: str, loadi
         )
     if not issubclass(cls, torch.nn.Module):
         return cls.from_pretrained(folder / name)  # type: ignore[attr-defined]
-    if not issubclass(cls, ModelMixin):
+    if not issubclass(cls, ModelMixin | ModelGroup):
         return load_transformers_model(cls, folder / name, name, loading)
     return cls.from_pretrained(
         folder / name,
