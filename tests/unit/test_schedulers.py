@@ -19,13 +19,14 @@ from calotype.schedulers.affine import affine
 from calotype.schedulers.exponential import exponential_update, moments
 from calotype.schedulers.transfer import Level, fresh_noise, posterior, transfer
 from tests.parity.scheduler_cases import OPTIONS
+from tests.parity.scheduler_cases_more import REQUIRED
 from tests.parity.scheduler_runs import run
 
 WITH_STEPS = [name for name in OPTIONS if name not in ("ScoreSdeVeScheduler",)]
 
 
 def make(name: str, **options: object) -> object:
-    return getattr(calotype, name)(**options)
+    return getattr(calotype, name)(**REQUIRED.get(name, {}), **options)
 
 
 @pytest.mark.parametrize("name", WITH_STEPS)

@@ -106,6 +106,28 @@ class TableScheduler(Tabled, SchedulerMixin):
             )
         return levels[t] if t >= 0 else level_of_alpha_bar(final)
 
+    def previous_timestep(self, timestep: Any) -> int:
+        """The step that follows ``timestep`` in the run, -1 after the last; one less if no run was begun."""
+        plan = self._run.plan
+        t = int(plan.value(timestep))
+        if plan.count is None:
+            return t - 1
+        index = plan.position(timestep)
+        if index is None:
+            index = plan.index(t)
+        return int(plan.t[index + 1]) if index + 1 < len(plan.t) else -1
+
+    def _given_timesteps(self, timesteps: Sequence[int]) -> np.ndarray:
+        """Training steps that the caller chose; raises ``InputError`` unless they descend within the table."""
+        total = self.config.num_train_timesteps
+        given = np.asarray(timesteps, dtype=np.int64)
+        if len(given) == 0 or given[0] >= total or np.any(np.diff(given) >= 0) or given[-1] < 0:
+            raise InputError(
+                f"timesteps must descend, from below {total} (num_train_timesteps) to 0 at the lowest; "
+                f"got {list(timesteps)}."
+            )
+        return given
+
     def _begin_initial(self) -> None:
         self._begin_table(np.arange(self.config.num_train_timesteps)[::-1], None, None)
 

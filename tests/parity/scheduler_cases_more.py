@@ -1,0 +1,63 @@
+"""Options of the flow, distilled, parallel, stochastic and discrete schedulers, and how those with a loop of their own
+are run. The table has the form of ``scheduler_cases`` and is part of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+_BETAS = {
+    "beta_schedule": ["linear", "scaled_linear", "squaredcos_cap_v2"],
+    "beta_start": [0.0002],
+    "beta_end": [0.013],
+    "trained_betas": [[0.0001 + 0.00002 * i for i in range(1000)]],
+}
+_SPACING = {"timestep_spacing": ["linspace", "leading", "trailing"], "steps_offset": [1]}
+_CLIP = {"clip_sample": [True, False], "clip_sample_range": [2.0]}
+_THRESHOLD = {"thresholding": [True], "dynamic_thresholding_ratio": [0.9], "sample_max_value": [1.5]}
+_PREDICTION = {"prediction_type": ["sample", "v_prediction"]}
+_ZERO = {"rescale_betas_zero_snr": [True]}
+_ALPHA = {"set_alpha_to_one": [False]}
+_SIGMAS = {"use_karras_sigmas": [True], "use_exponential_sigmas": [True], "use_beta_sigmas": [True]}
+_FLOW = _SIGMAS | {
+    "num_train_timesteps": [500],
+    "shift": [3.0, 0.5],
+    "shift_terminal": [0.1],
+    "invert_sigmas": [True],
+    "time_shift_type": ["linear"],
+    "use_dynamic_shifting": [True],
+}
+
+OPTIONS: dict[str, dict[str, list[Any]]] = {
+    "DDPMParallelScheduler": _BETAS
+    | _SPACING
+    | _CLIP
+    | _THRESHOLD
+    | _PREDICTION
+    | _ZERO
+    | {"variance_type": ["fixed_small_log", "fixed_large", "learned", "learned_range"]},
+    "DDIMParallelScheduler": _BETAS | _SPACING | _CLIP | _THRESHOLD | _PREDICTION | _ZERO | _ALPHA,
+    "FlowMatchEulerDiscreteScheduler": _FLOW | {"stochastic_sampling": [True]},
+    "FlowMatchHeunDiscreteScheduler": {"num_train_timesteps": [500], "shift": [3.0, 0.5]},
+    "FlowMatchLCMScheduler": _FLOW | {"upscale_mode": ["nearest"]},
+}
+
+STEP: dict[str, list[dict[str, Any]]] = {
+    "DDIMParallelScheduler": [{"eta": 0.5}, {"use_clipped_model_output": True}],
+    "FlowMatchEulerDiscreteScheduler": [{"s_churn": 10.0}],
+    "FlowMatchHeunDiscreteScheduler": [{"s_churn": 10.0, "s_tmin": 0.1, "s_tmax": 0.8, "s_noise": 1.01}],
+}
+
+ALWAYS: dict[str, list[dict[str, Any]]] = {}
+
+REQUIRED: dict[str, dict[str, Any]] = {}
+"""What a constructor cannot do without."""
+
+SETUP: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    name: lambda config: {"mu": 0.7} if config.get("use_dynamic_shifting") else {}
+    for name in ("FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler")
+}
+"""What ``set_timesteps`` takes beside the number of steps."""
+
+LOOPS: dict[str, Callable[..., dict[str, Any]]] = {}
+"""Runs of the classes whose steps take or return other things."""
