@@ -112,7 +112,7 @@ def _predictor_corrector() -> list[Case]:
                 "tau_func": _still,
             }
             label = f"SA-{order}{'' if kind.startswith('data') else ' noise'}, τ = 0"
-            steps = (257, 513, 1025) if order == 3 else (33, 65, 129)  # its order shows late
+            steps = {1: (33, 65, 129), 2: (129, 257, 513), 3: (257, 513, 1025)}[order]  # it shows late
             found.append(Case(label, "SASolverScheduler", FULL | options, order, start=order, steps=steps))
     return found
 
