@@ -123,6 +123,61 @@ def stable_diffusion_parts(library: Any, folder: Path, unet: dict[str, Any] | No
     }
 
 
+XL_UNET = {
+    **UNET,
+    "block_out_channels": (32, 64),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "attention_head_dim": (2, 4),
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "transformer_layers_per_block": (1, 2),
+}
+
+
+def stable_diffusion_xl_parts(
+    library: Any, folder: Path, refiner: bool = False, unet: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The components of an SDXL checkpoint; the refiner has the second text encoder alone."""
+    from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder(folder / "tokenizer-source"))
+    first = text_encoder(tokenizer)
+    second = randomise(CLIPTextModelWithProjection(first.config), 7)
+    second.config.projection_dim = first.config.projection_dim
+    config = {
+        **XL_UNET,
+        "cross_attention_dim": 32 if refiner else 64,
+        "projection_class_embeddings_input_dim": 8 * (5 if refiner else 6) + first.config.projection_dim,
+        **(unet or {}),
+    }
+    return {
+        "vae": randomise(library.AutoencoderKL(**VAE), 2),
+        "text_encoder": None if refiner else first,
+        "tokenizer": None if refiner else tokenizer,
+        "text_encoder_2": second,
+        "tokenizer_2": tokenizer,
+        "unet": randomise(library.UNet2DConditionModel(**config), 3),
+        "scheduler": library.EulerDiscreteScheduler(
+            **{k: v for k, v in SCHEDULER.items() if k != "set_alpha_to_one"}
+        ),
+    }
+
+
+def stable_diffusion_xl_folder(path: Path, library: Any, **options: Any) -> Path:
+    """Save a tiny random SDXL checkpoint (or, with ``refiner=True``, a refiner) at ``path``."""
+    parts = stable_diffusion_xl_parts(library, path.parent / f"{path.name}-parts", **options)
+    if options.get("refiner"):
+        pipe = library.StableDiffusionXLImg2ImgPipeline(
+            **parts, requires_aesthetics_score=True, force_zeros_for_empty_prompt=False
+        )
+    else:
+        pipe = library.StableDiffusionXLPipeline(**parts)
+    pipe.save_pretrained(path)
+    return path
+
+
 def stable_diffusion_folder(path: Path, library: Any = None, **options: Any) -> Path:
     """Save a tiny random Stable Diffusion checkpoint at ``path`` with ``library`` (calotype if not given)."""
     if library is None:

@@ -14,7 +14,11 @@ from calotype.core.version import __version__
 _HOME = {
     "calotype.core.config": ("ConfigMixin",),
     "calotype.diffusion.limits": ("limits", "set_limits"),
-    "calotype.pipelines.auto": ("AutoPipelineForText2Image",),
+    "calotype.pipelines.auto": (
+        "AutoPipelineForImage2Image",
+        "AutoPipelineForInpainting",
+        "AutoPipelineForText2Image",
+    ),
     "calotype.pipelines.load": ("load",),
     "calotype.pipelines.outputs": ("ImagePipelineOutput",),
     "calotype.pipelines.pipeline": ("DiffusionPipeline",),
@@ -28,6 +32,11 @@ _HOME = {
         "StableDiffusionXLImg2ImgPipeline",
         "StableDiffusionXLInpaintPipeline",
         "StableDiffusionXLPipeline",
+    ),
+    "calotype.pipelines.stable_diffusion_editing": (
+        "StableDiffusionDepth2ImgPipeline",
+        "StableDiffusionInstructPix2PixPipeline",
+        "StableDiffusionUpscalePipeline",
     ),
     "calotype.pipelines.unconditional": ("DDIMPipeline", "DDPMPipeline"),
     "calotype.models.modeling": ("ModelMixin",),

@@ -209,3 +209,23 @@ def test_a_denoiser_that_cannot_inpaint_is_refused(tmp_path: Path) -> None:
     pipe = calotype.StableDiffusionInpaintPipeline.from_pretrained(odd)
     with pytest.raises(InputError, match="reads 5 channels; inpainting needs 4 .* or 9"):
         pipe("a ball", image=photo(), mask_image=mask())
+
+
+AUTO = {
+    "AutoPipelineForText2Image": "StableDiffusionPipeline",
+    "AutoPipelineForImage2Image": CLASSES[0],
+    "AutoPipelineForInpainting": CLASSES[1],
+}
+
+
+@pytest.mark.parametrize("name", AUTO)
+def test_auto_pipelines(folder: Path, name: str) -> None:
+    """From a checkpoint, and from another task's pipeline with its components."""
+    for library in (diffusers, calotype):
+        auto = getattr(library, name)
+        loaded = auto.from_pretrained(folder)
+        assert type(loaded).__name__ == AUTO[name]
+        for other in AUTO:
+            turned = getattr(library, other).from_pipe(loaded)
+            assert type(turned).__name__ == AUTO[other]
+            assert turned.unet is loaded.unet

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -14,6 +15,13 @@ def _per_channel(vae: Any, latents: torch.Tensor) -> tuple[torch.Tensor, torch.T
         return None
     shape = (1, -1, 1, 1)
     return latents.new_tensor(mean).view(shape), latents.new_tensor(std).view(shape)
+
+
+def accurate(vae: Any) -> Any:
+    """The autoencoder itself, or a float32 copy of one in float16 that says that it overflows there."""
+    if vae.dtype == torch.float16 and vae.config.force_upcast:
+        return copy.deepcopy(vae).to(torch.float32)
+    return vae
 
 
 def encode(vae: Any, pixels: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
@@ -35,3 +43,8 @@ def decode(vae: Any, latents: torch.Tensor, generator: Any = None) -> torch.Tens
     else:
         latents = latents / vae.config.scaling_factor
     return vae.decode(latents, return_dict=False, generator=generator)[0]
+
+
+def mode(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """The likeliest latents of pictures in [-1, 1], in the autoencoder's own unit."""
+    return vae.encode(pixels).latent_dist.mode()

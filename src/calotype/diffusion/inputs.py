@@ -139,6 +139,86 @@ class Prompt(Inputs):
 
 
 @dataclass(frozen=True)
+class TwoPrompts(Prompt):
+    """A prompt for each of two text encoders, and the pooled form of what the second makes of it."""
+
+    prompt_2: str | list[str] | None = argument(None, "What the second text encoder reads, if not prompt.")
+    negative_prompt_2: str | list[str] | None = argument(
+        None, "What the second text encoder reads in place of negative_prompt."
+    )
+    pooled_prompt_embeds: torch.Tensor | None = argument(None, "Pooled embeddings (batch, channels).")
+    negative_pooled_prompt_embeds: torch.Tensor | None = argument(
+        None, "Pooled embeddings of the negative prompts."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.prompt_embeds is not None and self.pooled_prompt_embeds is None:
+            raise InputError(
+                "prompt_embeds is given without pooled_prompt_embeds; make both with encode_prompt."
+            )
+        if self.negative_prompt_embeds is not None and self.negative_pooled_prompt_embeds is None:
+            raise InputError(
+                "negative_prompt_embeds is given without negative_pooled_prompt_embeds; make both with encode_prompt."
+            )
+        for name in ("prompt_2", "negative_prompt_2"):
+            if (value := getattr(self, name)) is not None:
+                _texts(name, value)
+
+
+@dataclass(frozen=True)
+class MicroConditions(Inputs):
+    """What an SDXL denoiser is told about size, crop and quality (arXiv:2307.01952, section 2.2)."""
+
+    original_size: tuple[int, int] | None = argument(
+        None, "Height and width that the picture pretends to come from; by default its own."
+    )
+    crops_coords_top_left: tuple[int, int] = argument(
+        (0, 0), "The corner that the picture pretends to be cut at."
+    )
+    target_size: tuple[int, int] | None = argument(
+        None, "Height and width to aim for; by default the picture's own."
+    )
+    negative_original_size: tuple[int, int] | None = argument(None, "original_size for the negative prompt.")
+    negative_crops_coords_top_left: tuple[int, int] = argument(
+        (0, 0), "crops_coords_top_left for the negative prompt."
+    )
+    negative_target_size: tuple[int, int] | None = argument(None, "target_size for the negative prompt.")
+    aesthetic_score: float = argument(6.0, "How beautiful the picture is to be, for models that were told.")
+    negative_aesthetic_score: float = argument(2.5, "aesthetic_score for the negative prompt.")
+
+
+@dataclass(frozen=True)
+class Span(Inputs):
+    """The part of the noise levels to work on, for several models in turn, as fractions of the whole way."""
+
+    denoising_start: float | None = argument(
+        None, "The fraction of the way at which the given latents are; replaces strength, and adds no noise."
+    )
+    denoising_end: float | None = argument(None, "The fraction of the way after which another model goes on.")
+
+    def __post_init__(self) -> None:
+        for name in ("denoising_start", "denoising_end"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= _finite(name, value) <= 1:
+                raise InputError(f"{name} must be between 0 and 1, not {value!r}.")
+        if self.starts and self.ends and self.denoising_start >= self.denoising_end:  # type: ignore[operator]
+            raise InputError(
+                f"denoising_start={self.denoising_start} is not before denoising_end={self.denoising_end}."
+            )
+
+    @property
+    def starts(self) -> bool:
+        """Whether the way begins in the middle."""
+        return self.denoising_start is not None and 0 < self.denoising_start < 1
+
+    @property
+    def ends(self) -> bool:
+        """Whether the way ends before the picture is finished."""
+        return self.denoising_end is not None and 0 < self.denoising_end < 1
+
+
+@dataclass(frozen=True)
 class Batch(Inputs):
     """How many pictures to make where there is no prompt to count."""
 
@@ -331,5 +411,18 @@ class Output(Inputs):
 
 
 GROUPS: tuple[type[Inputs], ...] = (
-    Prompt, Batch, Picture, Masked, Size, Steps, Guide, Noise, Attention, Callbacks, Output,
-)  # fmt: skip
+    Prompt,
+    TwoPrompts,
+    MicroConditions,
+    Span,
+    Batch,
+    Picture,
+    Masked,
+    Size,
+    Steps,
+    Guide,
+    Noise,
+    Attention,
+    Callbacks,
+    Output,
+)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from calotype.core.errors import InputError
-from calotype.diffusion.inputs import Noise, Steps
+from calotype.diffusion.inputs import Noise, Span, Steps
 from calotype.diffusion.tasks.task import Path
 
 
@@ -30,6 +30,20 @@ def set_timesteps(scheduler: Any, steps: Steps, device: torch.device) -> Path:
         return Path(scheduler.timesteps, len(scheduler.timesteps))
     scheduler.set_timesteps(steps.num_inference_steps, device=device)
     return Path(scheduler.timesteps, steps.num_inference_steps)
+
+
+def until_end(scheduler: Any, path: Path, span: Span) -> Path:
+    """A schedule as far as ``denoising_end``."""
+    if not span.ends:
+        return path
+    total = scheduler.config.num_train_timesteps
+    cutoff = round(total - (span.denoising_end or 0.0) * total)
+    count = int((path.timesteps >= cutoff).sum())
+    if count < 1:
+        raise InputError(
+            f"denoising_end={span.denoising_end} leaves no step to take; use more steps or a later end."
+        )
+    return Path(path.timesteps[:count], count)
 
 
 def step_arguments(scheduler: Any, steps: Steps, noise: Noise) -> dict[str, Any]:

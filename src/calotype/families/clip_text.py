@@ -49,3 +49,21 @@ def encode(
     hidden = encoder(ids, attention_mask=mask, output_hidden_states=True).hidden_states[-(clip_skip + 1)]
     # the model's own layers stood under `text_model` before transformers 5
     return getattr(encoder, "text_model", encoder).final_layer_norm(hidden)
+
+
+def encode_penultimate(
+    encoder: Any, tokenizer: Any, texts: Sequence[str], length: int, clip_skip: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Hidden states before the last layer (batch, length, channels), and the pooled output (batch, channels) if any.
+
+    ``clip_skip`` counts further layers back; no final norm is applied. Raises ``InputError`` when there is no such
+    layer.
+    """
+    back = 2 + (clip_skip or 0)
+    layers = encoder.config.num_hidden_layers
+    if back > layers + 1:
+        raise InputError(f"clip_skip is {clip_skip}, but the text encoder has only {layers} layers.")
+    output = encoder(
+        tokenize(tokenizer, texts, length).input_ids.to(encoder.device), output_hidden_states=True
+    )
+    return output.hidden_states[-back], output[0] if output[0].ndim == 2 else None

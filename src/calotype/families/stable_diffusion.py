@@ -13,11 +13,18 @@ import torch
 from calotype.core.errors import InputError
 from calotype.diffusion import codec
 from calotype.diffusion.conditions import Conditions, repeated
-from calotype.diffusion.guidance import Guidance, Unguided, classifier_free
+from calotype.diffusion.guidance import Guidance
 from calotype.diffusion.images import present
-from calotype.diffusion.inputs import Attention, Guide, Prompt
+from calotype.diffusion.inputs import Attention, Prompt
 from calotype.families import clip_text
 from calotype.families.family import Family, component, option
+from calotype.families.guided_unet import (
+    embedded_scale,
+    refuse_image_prompt,
+    sample_size,
+    unet_guidance,
+    vae_scale_factor,
+)
 
 if TYPE_CHECKING:
     from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
@@ -42,53 +49,29 @@ class UNetConditions(Conditions):
     negative_prompt_embeds: torch.Tensor | None = None
     timestep_cond: torch.Tensor | None = None
     cross_attention_kwargs: dict[str, Any] | None = None
+    class_labels: torch.Tensor | None = None
 
 
-@dataclass(frozen=True)
-class StableDiffusion(Family):
-    """The family bound to its components."""
+class StableDiffusionFamily(Family):
+    """CLIP text and a UNet on the latents of a KL autoencoder; abstract: a family states its components."""
 
-    vae: AutoencoderKL = component()
-    text_encoder: CLIPTextModel = component()
-    tokenizer: CLIPTokenizer = component()
-    unet: UNet2DConditionModel = component()
-    scheduler: SchedulerMixin = component()
-    safety_checker: StableDiffusionSafetyChecker = component()
-    feature_extractor: CLIPImageProcessor = component()
-    image_encoder: CLIPVisionModelWithProjection | None = component(None)
-    requires_safety_checker: bool = option(True)
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    unet: UNet2DConditionModel
 
     tensor_names: ClassVar[tuple[str, ...]] = ("latents", "prompt_embeds", "negative_prompt_embeds")
-
-    @classmethod
-    def prepared(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Refuse a safety checker without its feature extractor; repair the scheduler settings of early checkpoints."""
-        if values["safety_checker"] is not None and values["feature_extractor"] is None:
-            raise InputError(
-                "A safety checker needs a feature extractor: pass feature_extractor=…, or safety_checker=None to go "
-                "without."
-            )
-        if values["safety_checker"] is None and values["requires_safety_checker"]:
-            logger.warning(
-                "The safety checker is off (safety_checker=None): see to it that what you publish is filtered, as the "
-                "licence of Stable Diffusion asks."
-            )
-        return {**values, "scheduler": modern(values["scheduler"])}
 
     def subject(self, arguments: Mapping[str, Any]) -> Prompt:
         return Prompt.of(arguments)
 
     @property
     def scale_factor(self) -> int:
-        """Pixels a latent, along one side."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1) if self.vae is not None else 8
+        return vae_scale_factor(self.vae)
 
     @property
     def default_size(self) -> tuple[int, int]:
-        size = self.unet.config.sample_size
-        if size is None:
-            raise InputError("The UNet's configuration has no sample_size, so give height and width.")
-        height, width = (size, size) if isinstance(size, int) else size
+        height, width = sample_size(self.unet)
         return height * self.scale_factor, width * self.scale_factor
 
     @property
@@ -96,26 +79,17 @@ class StableDiffusion(Family):
         return math.lcm(SIZE_STEP, self.scale_factor)
 
     def guidance(self, arguments: Mapping[str, Any]) -> Guidance:
-        guide = Guide.of(arguments)
-        if self.unet.config.time_cond_proj_dim is not None:
-            return Unguided()  # the scale goes in as an embedding instead
-        return classifier_free(guide.guidance_scale, guide.guidance_rescale)
+        return unet_guidance(self.unet, arguments)
 
     def encode(self, call: Call) -> UNetConditions:
-        attention = Attention.of(call.arguments)
-        if attention.ip_adapter_image is not None or attention.ip_adapter_image_embeds is not None:
-            raise InputError("ip_adapter_image is given, but no IP-Adapter is loaded in this pipeline.")
-        guided = "uncond" in call.guidance.branches
-        cond, uncond = self.embed(call.subject, guided, call.device)
-        width = self.unet.config.time_cond_proj_dim
-        scale = Guide.of(call.arguments).guidance_scale
+        refuse_image_prompt(call.arguments)
+        cond, uncond = self.embed(call.subject, "uncond" in call.guidance.branches, call.device)
+        other = cond if uncond is None else uncond
         return UNetConditions(
-            prompt_embeds=cond if uncond is None else torch.cat([uncond, cond]),
+            prompt_embeds=torch.cat([cond if name == "cond" else other for name in call.guidance.branches]),
             negative_prompt_embeds=uncond,
-            timestep_cond=None
-            if width is None
-            else guidance_embedding(scale, width).to(call.device, self.dtype).expand(call.pictures, -1),
-            cross_attention_kwargs=attention.cross_attention_kwargs,
+            timestep_cond=embedded_scale(self.unet, call),
+            cross_attention_kwargs=Attention.of(call.arguments).cross_attention_kwargs,
         )
 
     def embed(
@@ -173,6 +147,7 @@ class StableDiffusion(Family):
             encoder_hidden_states=conditions.prompt_embeds,
             timestep_cond=conditions.timestep_cond,
             cross_attention_kwargs=conditions.cross_attention_kwargs,
+            class_labels=conditions.class_labels,
             return_dict=False,
         )[0]
 
@@ -184,19 +159,53 @@ class StableDiffusion(Family):
     def to_latents(self, pixels: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         return codec.encode(self.vae, pixels, generator)
 
+
+@dataclass(frozen=True)
+class StableDiffusion(StableDiffusionFamily):
+    """The family bound to its components."""
+
+    vae: AutoencoderKL = component()
+    text_encoder: CLIPTextModel = component()
+    tokenizer: CLIPTokenizer = component()
+    unet: UNet2DConditionModel = component()
+    scheduler: SchedulerMixin = component()
+    safety_checker: StableDiffusionSafetyChecker = component()
+    feature_extractor: CLIPImageProcessor = component()
+    image_encoder: CLIPVisionModelWithProjection | None = component(None)
+    requires_safety_checker: bool = option(True)
+
+    @classmethod
+    def prepared(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Refuse a safety checker without its feature extractor; repair the scheduler settings of early checkpoints."""
+        check_safety(values)
+        return {**values, "scheduler": modern(values["scheduler"])}
+
     def screen(self, images: torch.Tensor) -> tuple[torch.Tensor, list[bool] | None]:
-        if self.safety_checker is None:
-            return images, None
-        pixels = self.feature_extractor(present(images, "pil"), return_tensors="pt").pixel_values
-        return self.safety_checker(images=images, clip_input=pixels.to(images.device, self.text_dtype))
+        return screened(self.safety_checker, self.feature_extractor, images, self.text_dtype)
 
 
-def guidance_embedding(scale: float, width: int) -> torch.Tensor:
-    """Sinusoids of 1000·(scale − 1), shape (1, width): how distilled UNets are told w (arXiv:2310.04378)."""
-    half = width // 2
-    frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * -(math.log(10_000.0) / (half - 1)))
-    angles = torch.tensor([[(scale - 1) * 1000.0]]) * frequencies
-    return torch.nn.functional.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, width % 2))
+def screened(
+    checker: Any, extractor: Any, images: torch.Tensor, dtype: torch.dtype
+) -> tuple[torch.Tensor, list[bool] | None]:
+    """Pictures in [0, 1] after a safety check, and which of them it blanked; None where there is no checker."""
+    if checker is None:
+        return images, None
+    pixels = extractor(present(images, "pil"), return_tensors="pt").pixel_values
+    return checker(images=images, clip_input=pixels.to(images.device, dtype))
+
+
+def check_safety(values: dict[str, Any]) -> None:
+    """Refuse a safety checker without its feature extractor; warn of a missing one."""
+    if values["safety_checker"] is not None and values["feature_extractor"] is None:
+        raise InputError(
+            "A safety checker needs a feature extractor: pass feature_extractor=…, or safety_checker=None to go "
+            "without."
+        )
+    if values["safety_checker"] is None and values["requires_safety_checker"]:
+        logger.warning(
+            "The safety checker is off (safety_checker=None): see to it that what you publish is filtered, as the "
+            "licence of Stable Diffusion asks."
+        )
 
 
 def modern(scheduler: Any) -> Any:

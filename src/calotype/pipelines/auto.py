@@ -12,7 +12,16 @@ from calotype.pipelines.components import INDEX, public_class
 from calotype.pipelines.pipeline import DiffusionPipeline
 
 TASKS: dict[str, dict[str, str]] = {
-    "stable-diffusion": {"text-to-image": "StableDiffusionPipeline"},
+    "stable-diffusion": {
+        "text-to-image": "StableDiffusionPipeline",
+        "image-to-image": "StableDiffusionImg2ImgPipeline",
+        "inpainting": "StableDiffusionInpaintPipeline",
+    },
+    "stable-diffusion-xl": {
+        "text-to-image": "StableDiffusionXLPipeline",
+        "image-to-image": "StableDiffusionXLImg2ImgPipeline",
+        "inpainting": "StableDiffusionXLInpaintPipeline",
+    },
 }
 """Family -> task -> the name of the public class."""
 
@@ -34,11 +43,11 @@ def class_for(task: str, class_name: str) -> type[DiffusionPipeline]:
     )
 
 
-class AutoPipelineForText2Image:
-    """Text to image with whatever checkpoint is given."""
+class AutoPipeline:
+    """A pipeline for one task, of the family of whatever checkpoint is given; abstract."""
 
     config_name = INDEX
-    task: ClassVar[str] = "text-to-image"
+    task: ClassVar[str]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         raise OSError(
@@ -61,3 +70,21 @@ class AutoPipelineForText2Image:
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> DiffusionPipeline:
         """The pipeline for this task with another pipeline's components, which are shared."""
         return class_for(cls.task, type(pipeline).__name__).from_pipe(pipeline, **kwargs)
+
+
+class AutoPipelineForText2Image(AutoPipeline):
+    """Text to image with whatever checkpoint is given."""
+
+    task = "text-to-image"
+
+
+class AutoPipelineForImage2Image(AutoPipeline):
+    """A picture and a text to a picture with whatever checkpoint is given."""
+
+    task = "image-to-image"
+
+
+class AutoPipelineForInpainting(AutoPipeline):
+    """New content where a mask is white with whatever checkpoint is given."""
+
+    task = "inpainting"

@@ -10,10 +10,10 @@ import torch
 from calotype.core.errors import InputError
 from calotype.diffusion.call import Call
 from calotype.diffusion.images import check_finite, present, to_unit
-from calotype.diffusion.inputs import Callbacks, Output
+from calotype.diffusion.inputs import Callbacks, Output, Span
 from calotype.diffusion.loop import State, denoise
 from calotype.diffusion.tasks.task import Start
-from calotype.diffusion.timesteps import set_timesteps, step_arguments
+from calotype.diffusion.timesteps import set_timesteps, step_arguments, until_end
 from calotype.pipelines.running import Running, observer
 from calotype.pipelines.signature import EARLIER_CALLBACK
 
@@ -28,13 +28,14 @@ def generate(pipe: Any, arguments: Mapping[str, Any], output_class: type) -> Any
     conditions = call.family.encode(call)
     path = pipe.task.path(call, set_timesteps(call.scheduler, call.steps, call.device))
     start = pipe.task.start(call, path)
+    path = until_end(call.scheduler, path, Span.of(arguments))
     earlier = {name: arguments[name] for name in EARLIER_CALLBACK if name in arguments}
     with (
         pipe.running(Running(pipe, call.family, arguments, len(path.timesteps))) as running,
         pipe.progress_bar(total=path.steps) as bar,
     ):
         state = denoise(
-            State(start.latents, conditions, call.guidance, start.tensors),
+            State(start.latents, conditions.replaced(start.conditions), call.guidance, start.tensors),
             path.timesteps,
             scheduler=call.scheduler,
             predict=predictor(call, start),
@@ -59,7 +60,7 @@ def checked(pipe: Any, arguments: Mapping[str, Any]) -> Call:
     subject = family.subject(arguments)
     pipe.task.check(family, arguments)
     height, width = pipe.task.size(family, arguments, subject.pictures)
-    call = Call(family, arguments, subject, family.guidance(arguments), height, width, device)
+    call = Call(family, arguments, subject, pipe.task.guidance(family, arguments), height, width, device)
     call.noise.check_count(subject.pictures)
     return call
 
@@ -70,8 +71,8 @@ def predictor(call: Call, start: Start) -> Any:
     def predict(index: int, latents: torch.Tensor, timestep: torch.Tensor, state: State) -> torch.Tensor:
         if start.channels:
             beside = [state.tensors[name] for name in start.channels]
-            branches = len(latents) // len(beside[0])
-            latents = torch.cat([latents, torch.cat(beside, dim=1).repeat(branches, 1, 1, 1)], dim=1)
+            beside = [tensor.repeat(len(latents) // len(tensor), 1, 1, 1) for tensor in beside]
+            latents = torch.cat([latents, *beside], dim=1)
         return call.family.predict(latents, timestep, state.conditions)
 
     return predict

@@ -21,6 +21,13 @@ class ImagePipelineOutput(BaseOutput):
 
 
 @dataclass
+class StableDiffusionXLPipelineOutput(BaseOutput):
+    """Pictures: a list of PIL images, an array (batch, height, width, channels) or a tensor (batch, channels, …)."""
+
+    images: list[Image] | np.ndarray | torch.Tensor
+
+
+@dataclass
 class StableDiffusionPipelineOutput(BaseOutput):
     """Pictures, and which of them the safety checker blanked (``None`` without a checker)."""
 

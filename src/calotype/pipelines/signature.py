@@ -9,18 +9,23 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from calotype.diffusion.inputs import GROUPS
+from calotype.diffusion.inputs_editing import EDITING_GROUPS
 from calotype.families.family import Family
 
 _KEYWORDS = inspect.Parameter.POSITIONAL_OR_KEYWORD
 _SELF = inspect.Parameter("self", _KEYWORDS)
-_ARGUMENTS = {f.name: f for group in GROUPS for f in fields(group)}
+_ARGUMENTS = {f.name: f for group in (*EDITING_GROUPS, *GROUPS) for f in fields(group)}
 
 EARLIER_CALLBACK = ("callback", "callback_steps")
 """The callback of the first releases; still accepted through ``**kwargs`` where the reference does."""
 
 
-def constructor(family: type[Family]) -> Callable[..., None]:
-    """An ``__init__`` whose parameters are the family's fields, in their order and with their defaults."""
+def constructor(family: type[Family], without: str = "") -> Callable[..., None]:
+    """An ``__init__`` whose parameters are the family's fields, in their order and with their defaults.
+
+    Fields named in ``without`` (separated by spaces) are left out and keep the family's defaults.
+    """
+    left_out = without.split()
     parameters = [
         inspect.Parameter(
             f.name,
@@ -29,9 +34,10 @@ def constructor(family: type[Family]) -> Callable[..., None]:
             annotation=f.type,
         )
         for f in fields(family)  # type: ignore[arg-type]
+        if f.name not in left_out
     ]
     signature = inspect.Signature([_SELF, *parameters], return_annotation=None)
-    names = family.components()
+    names = [name for name in family.components() if name not in left_out]
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         bound = signature.bind(self, *args, **kwargs)

@@ -9,7 +9,7 @@ import torch
 
 from calotype.core.errors import InputError
 from calotype.core.random import randn_tensor
-from calotype.diffusion.inputs import Picture, Size
+from calotype.diffusion.inputs import Picture, Size, Span
 from calotype.diffusion.tasks.task import Path, Start, Task
 from calotype.image_processor import as_list
 
@@ -37,24 +37,31 @@ class FromImage(Task):
         return Size(height, width).checked(family.default_size, family.scale_factor, pictures)
 
     def path(self, call: Call, path: Path) -> Path:
-        """The last ``strength`` of the schedule."""
+        """The last ``strength`` of the schedule, or what comes after ``denoising_start``."""
         return later_part(call, path, Picture.of(call.arguments).strength)
 
     def start(self, call: Call, path: Path) -> Start:
-        """Encode the picture, then draw the noise."""
+        """Encode the picture, then draw the noise; latents that stand where the way begins are taken as they are."""
+        if call.noise.latents is not None:
+            return Start(call.noise.latents.to(call.device))
         pixels = call.family.image_processor.preprocess(Picture.of(call.arguments).image)
         if isinstance(call.noise.generator, list | tuple):  # each picture has its own draw from the posterior
             pixels = repeated_to(pixels, call.pictures)
         latents = encoded(call, pixels)
+        if Span.of(call.arguments).denoising_start is not None:
+            return Start(latents)
         noise = randn_tensor(latents.shape, call.noise.generator, call.device, latents.dtype)
         return Start(call.scheduler.add_noise(latents, noise, path.timesteps[:1].repeat(call.pictures)))
 
 
 def later_part(call: Call, path: Path, strength: float) -> Path:
-    """The last ``strength`` of a schedule; the scheduler's run begins there.
+    """The last ``strength`` of a schedule, or what lies below ``denoising_start``; the scheduler's run begins there.
 
     Raises ``InputError`` when not even one step is left.
     """
+    span = Span.of(call.arguments)
+    if span.starts:
+        return below_start(call, path, span.denoising_start or 0.0)
     total = path.steps
     kept = min(int(total * strength), total)
     if kept < 1:
@@ -62,11 +69,29 @@ def later_part(call: Call, path: Path, strength: float) -> Path:
             f"strength={strength} of {total} steps leaves none to take; use a strength of at least {1 / total:.3g} or "
             f"more steps."
         )
-    order = call.scheduler.order
-    first = (total - kept) * order
+    return begun_at(call, path, (total - kept) * call.scheduler.order, kept)
+
+
+def begun_at(call: Call, path: Path, first: int, steps: int) -> Path:
+    """A schedule from its timestep ``first`` on, with the scheduler's run beginning there."""
     if hasattr(call.scheduler, "set_begin_index"):  # those that find their place by the timestep have none
         call.scheduler.set_begin_index(first)
-    return Path(path.timesteps[first:], kept)
+    return Path(path.timesteps[first:], steps)
+
+
+def below_start(call: Call, path: Path, start: float) -> Path:
+    """The timesteps below the level at the fraction ``start`` of the way."""
+    total = call.scheduler.config.num_train_timesteps
+    count = int((path.timesteps < round(total - start * total)).sum())
+    if call.scheduler.order == 2 and count % 2 == 0:
+        count += (
+            1  # such a solver visits each timestep but the first twice, and must not begin between the two
+        )
+    if count < 1:
+        raise InputError(
+            f"denoising_start={start} leaves no step to take; use more steps or an earlier start."
+        )
+    return begun_at(call, path, len(path.timesteps) - count, count)
 
 
 def repeated_to(pixels: torch.Tensor, count: int) -> torch.Tensor:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from calotype.core.errors import InputError
-from calotype.diffusion.inputs import Masked, Output, Picture
+from calotype.diffusion.inputs import Masked, Output, Picture, Span
 from calotype.diffusion.tasks.from_image import encoded, later_part, repeated_to
 from calotype.diffusion.tasks.from_noise import initial_noise
 from calotype.diffusion.tasks.task import Path, Start, Task
@@ -64,7 +64,9 @@ class Inpaint(Task):
             encoded(call, pixels) if not reads_mask or (strength < 1 and call.noise.latents is None) else None
         )
         noise = initial_noise(call)
-        if kept is None or strength == 1 or call.noise.latents is not None:
+        if Span.of(call.arguments).denoising_start is not None:
+            latents = encoded(call, pixels) if kept is None else kept
+        elif kept is None or strength == 1 or call.noise.latents is not None:
             latents = noise * call.scheduler.init_noise_sigma
         else:
             latents = call.scheduler.add_noise(kept, noise, path.timesteps[:1].repeat(call.pictures))

@@ -1,0 +1,65 @@
+"""Editing by instruction (InstructPix2Pix, arXiv:2211.09800): noise, with the picture's latents beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from calotype.core.errors import InputError
+from calotype.diffusion import codec
+from calotype.diffusion.guidance import Guidance, text_and_image
+from calotype.diffusion.inputs import Guide, Picture
+from calotype.diffusion.inputs_editing import ImageGuide
+from calotype.diffusion.tasks.from_image import FromImage, repeated_to
+from calotype.diffusion.tasks.from_noise import initial_noise
+from calotype.diffusion.tasks.task import Start, Task
+
+if TYPE_CHECKING:
+    from calotype.diffusion.call import Call
+    from calotype.diffusion.tasks.task import Path
+    from calotype.families.family import Family
+
+_PICTURE = FromImage()
+
+
+class Edit(Task):
+    """Start from noise and read the picture; the branch that knows nothing reads zeros in its place."""
+
+    tensor_names = ("image_latents",)
+
+    def check(self, family: Family, arguments: Mapping[str, Any]) -> None:
+        """Refuse a call without a picture, or a denoiser that reads none."""
+        _PICTURE.check(family, arguments)
+        check_channels(family, family.latent_channels, "a picture's latents")
+
+    def guidance(self, family: Family, arguments: Mapping[str, Any]) -> Guidance:
+        """By text and by picture."""
+        scale, image_scale = Guide.of(arguments).guidance_scale, ImageGuide.of(arguments).image_guidance_scale
+        return text_and_image(scale, image_scale)
+
+    def size(self, family: Family, arguments: Mapping[str, Any], pictures: int) -> tuple[int, int]:
+        """The picture's own size, rounded down to what the autoencoder divides."""
+        return _PICTURE.size(family, arguments, pictures)
+
+    def start(self, call: Call, path: Path) -> Start:
+        """Encode the picture, without a draw and unscaled, as these models were trained; then draw the noise."""
+        pixels = call.family.image_processor.preprocess(Picture.of(call.arguments).image)
+        pixels = pixels.to(call.device, call.family.dtype)
+        plain = pixels.shape[1] == call.latent_shape[1]
+        latents = repeated_to(pixels if plain else codec.mode(call.family.vae, pixels), call.pictures)
+        nothing = torch.zeros_like(latents)
+        stacked = torch.cat([nothing if name == "uncond" else latents for name in call.guidance.branches])
+        noise = initial_noise(call) * call.scheduler.init_noise_sigma
+        return Start(noise, {"image_latents": stacked}, channels=("image_latents",))
+
+
+def check_channels(family: Family, beside: int, what: str) -> None:
+    """Refuse a denoiser that does not read so many channels beside the latents."""
+    wanted = family.latent_channels + beside
+    if family.input_channels != wanted:
+        raise InputError(
+            f"The denoiser reads {family.input_channels} channels; this task needs one that reads {wanted}, the "
+            f"latents' {family.latent_channels} and {beside} of {what}."
+        )

@@ -1,0 +1,61 @@
+"""What the families with a guided UNet on a KL autoencoder's latents have in common."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from calotype.core.errors import InputError
+from calotype.diffusion.guidance import Guidance, Unguided, classifier_free
+from calotype.diffusion.inputs import Attention, Guide
+
+if TYPE_CHECKING:
+    from calotype.diffusion.call import Call
+
+
+def vae_scale_factor(vae: Any) -> int:
+    """Pixels a latent, along one side."""
+    return 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 8
+
+
+def sample_size(unet: Any) -> tuple[int, int]:
+    """Height and width of the latents that a UNet was trained on; ``InputError`` if it does not say."""
+    size = unet.config.sample_size
+    if size is None:
+        raise InputError("The UNet's configuration has no sample_size, so give height and width.")
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def unet_guidance(unet: Any, arguments: Mapping[str, Any]) -> Guidance:
+    """Classifier-free guidance, or none for a UNet that is told the scale as an embedding."""
+    guide = Guide.of(arguments)
+    if unet.config.time_cond_proj_dim is not None:
+        return Unguided()
+    return classifier_free(guide.guidance_scale, guide.guidance_rescale)
+
+
+def embedded_scale(unet: Any, call: Call) -> torch.Tensor | None:
+    """The guidance scale for a UNet that takes it so, one row a picture; otherwise None."""
+    width = unet.config.time_cond_proj_dim
+    if width is None:
+        return None
+    row = guidance_embedding(Guide.of(call.arguments).guidance_scale, width)
+    return row.to(call.device, call.family.dtype).expand(call.pictures, -1)
+
+
+def guidance_embedding(scale: float, width: int) -> torch.Tensor:
+    """Sinusoids of 1000·(scale − 1), shape (1, width): how distilled UNets are told w (arXiv:2310.04378)."""
+    half = width // 2
+    frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * -(math.log(10_000.0) / (half - 1)))
+    angles = torch.tensor([[(scale - 1) * 1000.0]]) * frequencies
+    return torch.nn.functional.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, width % 2))
+
+
+def refuse_image_prompt(arguments: Mapping[str, Any]) -> None:
+    """Refuse pictures for an adapter that is not there."""
+    attention = Attention.of(arguments)
+    if attention.ip_adapter_image is not None or attention.ip_adapter_image_embeds is not None:
+        raise InputError("ip_adapter_image is given, but no IP-Adapter is loaded in this pipeline.")

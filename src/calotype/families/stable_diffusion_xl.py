@@ -1,0 +1,266 @@
+"""Stable Diffusion XL (arXiv:2307.01952): two text encoders, and a denoiser that is told about size and crop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import torch
+
+from calotype.core.errors import InputError
+from calotype.diffusion import codec
+from calotype.diffusion.conditions import Conditions, repeated
+from calotype.diffusion.guidance import Guidance
+from calotype.diffusion.inputs import Attention, MicroConditions, TwoPrompts
+from calotype.families import clip_text, watermark
+from calotype.families.family import Family, component, option
+from calotype.families.guided_unet import (
+    embedded_scale,
+    refuse_image_prompt,
+    sample_size,
+    unet_guidance,
+    vae_scale_factor,
+)
+
+if TYPE_CHECKING:
+    from transformers import (
+        CLIPImageProcessor,
+        CLIPTextModel,
+        CLIPTextModelWithProjection,
+        CLIPTokenizer,
+        CLIPVisionModelWithProjection,
+    )
+
+    from calotype.diffusion.call import Call
+    from calotype.models.autoencoder_kl import AutoencoderKL
+    from calotype.models.unet_2d_condition import UNet2DConditionModel
+    from calotype.schedulers.scheduler import SchedulerMixin
+
+
+@dataclass(frozen=True)
+class XLConditions(Conditions):
+    """What the denoiser takes: text, pooled text (branches·batch, channels) and the numbers of size and crop."""
+
+    prompt_embeds: torch.Tensor
+    add_text_embeds: torch.Tensor
+    add_time_ids: torch.Tensor
+    timestep_cond: torch.Tensor | None = None
+    cross_attention_kwargs: dict[str, Any] | None = None
+
+
+class Embedded(NamedTuple):
+    """Prompt and negative prompt, whole (pictures, tokens, channels) and pooled (pictures, channels)."""
+
+    prompt_embeds: torch.Tensor
+    negative_prompt_embeds: torch.Tensor | None
+    pooled_prompt_embeds: torch.Tensor
+    negative_pooled_prompt_embeds: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class StableDiffusionXL(Family):
+    """The family bound to its components; the refiner has the second text encoder alone and is told a score."""
+
+    vae: AutoencoderKL = component()
+    text_encoder: CLIPTextModel = component()
+    text_encoder_2: CLIPTextModelWithProjection = component()
+    tokenizer: CLIPTokenizer = component()
+    tokenizer_2: CLIPTokenizer = component()
+    unet: UNet2DConditionModel = component()
+    scheduler: SchedulerMixin = component()
+    image_encoder: CLIPVisionModelWithProjection | None = component(None)
+    feature_extractor: CLIPImageProcessor | None = component(None)
+    requires_aesthetics_score: bool = option(False)
+    force_zeros_for_empty_prompt: bool = option(True)
+    add_watermarker: bool | None = option(None)
+
+    tensor_names: ClassVar[tuple[str, ...]] = ("latents", "prompt_embeds", "add_text_embeds", "add_time_ids")
+    negative_sizes_as_pair: ClassVar[bool] = True
+    """Whether the negative sizes count only if both are given, or each by itself."""
+
+    def subject(self, arguments: Mapping[str, Any]) -> TwoPrompts:
+        return TwoPrompts.of(arguments)
+
+    @property
+    def scale_factor(self) -> int:
+        return vae_scale_factor(self.vae)
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        height, width = sample_size(self.unet)
+        return height * self.scale_factor, width * self.scale_factor
+
+    @property
+    def multiple(self) -> int:
+        return self.scale_factor
+
+    @property
+    def latent_channels(self) -> int:
+        return self.vae.config.latent_channels
+
+    @property
+    def input_channels(self) -> int:
+        return self.unet.config.in_channels
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that embeddings and latents are handed on in."""
+        return self.unet.dtype if self.text_encoder_2 is None else self.text_encoder_2.dtype
+
+    def guidance(self, arguments: Mapping[str, Any]) -> Guidance:
+        return unet_guidance(self.unet, arguments)
+
+    def encode(self, call: Call) -> XLConditions:
+        refuse_image_prompt(call.arguments)
+        guided = "uncond" in call.guidance.branches
+        text = self.embed(call.subject, guided, call.device)
+        told = MicroConditions.of(call.arguments)
+        size = (call.height, call.width)
+        original, target = told.original_size or size, told.target_size or size
+        rows = [self.time_ids(original, told.crops_coords_top_left, target, told.aesthetic_score, text)]
+        if guided:
+            rows.insert(0, self._negative_time_ids(told, original, target, text))
+        ids = torch.tensor(rows, dtype=self.dtype, device=call.device).repeat_interleave(call.pictures, dim=0)
+        return XLConditions(
+            prompt_embeds=_stacked(text.negative_prompt_embeds, text.prompt_embeds),
+            add_text_embeds=_stacked(text.negative_pooled_prompt_embeds, text.pooled_prompt_embeds),
+            add_time_ids=ids,
+            timestep_cond=embedded_scale(self.unet, call),
+            cross_attention_kwargs=Attention.of(call.arguments).cross_attention_kwargs,
+        )
+
+    def time_ids(
+        self,
+        original: Sequence[int],
+        corner: Sequence[int],
+        target: Sequence[int],
+        score: float,
+        text: Embedded,
+    ) -> list[float]:
+        """The numbers that the denoiser is told; ``InputError`` if it was made for another count of them."""
+        numbers = [*original, *corner, *((score,) if self.requires_aesthetics_score else target)]
+        pooled = text.pooled_prompt_embeds.shape[-1]
+        made = self.unet.config.addition_time_embed_dim * len(numbers) + pooled
+        wanted = self.unet.config.projection_class_embeddings_input_dim
+        if made != wanted:
+            raise InputError(
+                f"The denoiser takes {wanted} numbers beside the text and would get {made}; set "
+                f"requires_aesthetics_score={not self.requires_aesthetics_score} with pipe.register_to_config, or "
+                f"check that its configuration and text_encoder_2 belong together."
+            )
+        return [float(number) for number in numbers]
+
+    def _negative_time_ids(
+        self, told: MicroConditions, original: Sequence[int], target: Sequence[int], text: Embedded
+    ) -> list[float]:
+        negative_original, negative_target = told.negative_original_size, told.negative_target_size
+        if self.negative_sizes_as_pair:
+            if negative_original is None or negative_target is None:
+                return self.time_ids(original, told.crops_coords_top_left, target, told.aesthetic_score, text)
+            corner = told.negative_crops_coords_top_left
+        else:
+            corner = (
+                told.negative_crops_coords_top_left
+                if self.requires_aesthetics_score
+                else told.crops_coords_top_left
+            )
+        return self.time_ids(
+            negative_original or original,
+            corner,
+            negative_target or target,
+            told.negative_aesthetic_score,
+            text,
+        )
+
+    def embed(self, subject: TwoPrompts, guided: bool, device: torch.device) -> Embedded:
+        """Prompts and negative prompts; no negatives where there is no guidance."""
+        whole, pooled = subject.prompt_embeds, subject.pooled_prompt_embeds
+        if subject.texts is not None:
+            texts = (subject.texts, _spread(subject.prompt_2, subject.prompts) or subject.texts)
+            whole, made = self._read(texts, None, subject.clip_skip)
+            pooled = made if pooled is None else pooled
+        assert whole is not None
+        assert pooled is not None
+        uncond, uncond_pooled = subject.negative_prompt_embeds, subject.negative_pooled_prompt_embeds
+        if guided and uncond is None:
+            if subject.negative_prompt is None and self.force_zeros_for_empty_prompt:
+                uncond, uncond_pooled = torch.zeros_like(whole), torch.zeros_like(pooled)
+            else:
+                negatives = subject.negative_texts
+                seconds = _spread(subject.negative_prompt_2, subject.prompts) or negatives
+                uncond, made = self._read((negatives, seconds), whole.shape[1], None)
+                uncond_pooled = made if uncond_pooled is None else uncond_pooled
+
+        def placed(embeds: torch.Tensor) -> torch.Tensor:
+            return repeated(embeds.to(device, self.dtype), subject.repeats)
+
+        return Embedded(
+            placed(whole),
+            placed(uncond) if guided and uncond is not None else None,
+            placed(pooled),
+            placed(uncond_pooled) if guided and uncond_pooled is not None else None,
+        )
+
+    def _read(
+        self, texts: Sequence[Sequence[str]], length: int | None, clip_skip: int | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The encoders' states side by side, and the pooled output of the last."""
+        readers = [(self.tokenizer, self.text_encoder), (self.tokenizer_2, self.text_encoder_2)]
+        if self.tokenizer is None:
+            readers, texts = readers[1:], texts[:1]
+        states, pooled = [], None
+        for (tokenizer, encoder), lines in zip(readers, texts, strict=True):
+            if length is None:
+                clip_text.warn_of_cut(tokenizer, lines, tokenizer.model_max_length)
+            hidden, pooled = clip_text.encode_penultimate(
+                encoder, tokenizer, lines, length or tokenizer.model_max_length, clip_skip
+            )
+            states.append(hidden)
+        assert pooled is not None
+        return torch.cat(states, dim=-1), pooled
+
+    def predict(self, latents: torch.Tensor, timestep: torch.Tensor, conditions: Conditions) -> torch.Tensor:
+        assert isinstance(conditions, XLConditions)
+        return self.unet(
+            latents,
+            timestep,
+            encoder_hidden_states=conditions.prompt_embeds,
+            timestep_cond=conditions.timestep_cond,
+            cross_attention_kwargs=conditions.cross_attention_kwargs,
+            added_cond_kwargs={
+                "text_embeds": conditions.add_text_embeds,
+                "time_ids": conditions.add_time_ids,
+            },
+            return_dict=False,
+        )[0]
+
+    def to_latents(self, pixels: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+        accurate = codec.accurate(self.vae)
+        return codec.encode(accurate, pixels.to(accurate.dtype), generator).to(pixels.dtype)
+
+    def decode(self, latents: torch.Tensor, generator: Any) -> torch.Tensor:
+        accurate = codec.accurate(self.vae)
+        return codec.decode(accurate, latents.to(accurate.dtype))
+
+    def screen(self, images: torch.Tensor) -> tuple[torch.Tensor, list[bool] | None]:
+        wanted = watermark.is_available() if self.add_watermarker is None else self.add_watermarker
+        return (watermark.marked(images) if wanted else images), None
+
+
+@dataclass(frozen=True)
+class StableDiffusionXLFromImage(StableDiffusionXL):
+    """The family in the tasks that start from a picture."""
+
+    negative_sizes_as_pair: ClassVar[bool] = False
+
+
+def _stacked(uncond: torch.Tensor | None, cond: torch.Tensor) -> torch.Tensor:
+    return cond if uncond is None else torch.cat([uncond, cond])
+
+
+def _spread(text: str | list[str] | None, count: int) -> tuple[str, ...] | None:
+    """One text for all as one for each; nothing for an empty one, which stands for the first encoder's."""
+    if not text:
+        return None
+    return (text,) * count if isinstance(text, str) else tuple(text)
