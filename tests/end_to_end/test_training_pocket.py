@@ -18,9 +18,10 @@ from calotype.training.recipes.pocket.data import (
     LatentSet,
     chunk_captions,
     chunk_ids,
-    chunk_scenes,
 )
-from calotype.training.recipes.pocket.settings import PROMPTS, changed, preset
+from calotype.training.recipes.pocket.networks import build_text_encoder, build_unet, build_vae
+from calotype.training.recipes.pocket.pictures import PictureSource, chunk_scenes
+from calotype.training.recipes.pocket.settings import PRESETS, PROMPTS, changed, preset
 from calotype.training.tokenizer import Encoder
 
 
@@ -140,7 +141,7 @@ def test_batches_are_a_function_of_their_number_and_drop_captions() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--preset", "huge"], "no preset 'huge'; there are full, tiny"),
+        (["--preset", "huge"], "no preset 'huge'; there are full, cpu, tiny"),
         (["--preset", "tiny", "--stage", "vea"], "no stage vea"),
         (["--preset", "tiny", "--stage", "unet"], "run the stage latents first"),
         (["--preset", "tiny", "--stage", "latents"], "run the stage vae first"),
@@ -163,6 +164,38 @@ def test_mistakes_are_one_line_and_a_code(
     error = capsys.readouterr().err
     assert code == 1
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+def test_kept_pictures_are_read_again_and_mismatched_ones_refused(tmp_path: Path) -> None:
+    settings = changed(preset("tiny"), ["data.keep_pictures=true", "pixels=16"])
+
+    def source() -> PictureSource:
+        return PictureSource(settings, torch.device("cpu"), print, tmp_path)
+
+    rendered = source()("latents", 1, 3)
+    assert rendered.shape == (3, 3, 16, 16) and [file.name for file in tmp_path.iterdir()] == ["latents-1.pt"]
+    stored = torch.load(tmp_path / "latents-1.pt", weights_only=True)
+    torch.testing.assert_close(stored.float() / 255, rendered, atol=0.5 / 255 + 1e-6, rtol=0)
+    torch.save(255 - stored, tmp_path / "latents-1.pt")
+    torch.testing.assert_close(source()("latents", 1, 3), 1 - stored.float() / 255)
+    with pytest.raises(InputError, match=r"3 pictures of other settings, not 4"):
+        source()("latents", 1, 4)
+
+
+def test_the_least_detail_leaves_out_terse_captions() -> None:
+    def mean_length(least: float) -> float:
+        settings = changed(preset("tiny"), [f"data.least_detail={least}"])
+        texts = [text for row in chunk_captions(settings, "latents", 0, 200) for text in row]
+        return sum(map(len, texts)) / len(texts)
+
+    assert mean_length(0.0) + 5 < mean_length(0.8)
+
+
+def test_every_preset_makes_networks_within_the_budget_of_parameters() -> None:
+    for name in PRESETS:
+        settings = preset(name)
+        parts = (build_vae(settings), build_unet(settings), build_text_encoder(settings, 1_000))
+        assert sum(p.numel() for part in parts for p in part.parameters()) < 9_800_000, name
 
 
 def test_the_log_has_numbers(trained: tuple[Path, Path]) -> None:

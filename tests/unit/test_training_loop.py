@@ -13,6 +13,7 @@ from torch import nn
 
 from calotype.core.errors import InputError, ModelFilesError
 from calotype.training.checkpoint import Position
+from calotype.training.gradients import accumulate_gradients
 from calotype.training.loop import LoopSettings, Outcome, TrainingError, fit, optimizer_for
 from calotype.training.pace import Pace
 from calotype.training.vae import (
@@ -286,3 +287,24 @@ def test_compiling_changes_nothing_and_its_failure_is_said(
     assert torch.equal(*weights)
     warnings = [line for line in said if line.startswith("WARNING")]
     assert warnings == [] if fails_in == "nothing" else f"no code for the {fails_in} pass" in warnings[0]
+
+
+@pytest.mark.parametrize("threads", [2, 3, 16])
+def test_parts_side_by_side_have_the_gradient_of_the_whole_batch(threads: int) -> None:
+    def gradient(count: int) -> tuple[list[torch.Tensor], torch.Tensor]:
+        torch.manual_seed(0)
+        module = Regression().eval()
+        values = accumulate_gradients(
+            module, batches(1), share=0.5, device=torch.device("cpu"), dtype=None, threads=count
+        )
+        assert not values["loss"].requires_grad
+        return [p.grad for p in module.parameters() if p.grad is not None], values["loss"]
+
+    (whole, loss), (parts, mean) = gradient(1), gradient(threads)
+    torch.testing.assert_close(parts, whole)
+    torch.testing.assert_close(mean, loss)
+
+
+def test_a_batch_needs_a_thread() -> None:
+    with pytest.raises(InputError, match="at least one thread, not 0"):
+        LoopSettings(pace=Pace(0.1, steps=1), threads=0)

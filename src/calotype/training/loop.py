@@ -10,7 +10,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -21,9 +20,8 @@ from torch import nn
 from calotype.core.errors import CalotypeError, InputError
 from calotype.training.checkpoint import Position, resume_training, save_training
 from calotype.training.ema import EMA
+from calotype.training.gradients import Batch, accumulate_gradients
 from calotype.training.pace import Pace
-
-Batch = Mapping[str, torch.Tensor]
 
 
 class Objective(Protocol):
@@ -42,13 +40,17 @@ class TrainingError(CalotypeError, RuntimeError):
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """How to optimise. ``accumulate`` batches make one step; times are in seconds, ``None`` switches off."""
+    """How to optimise. ``accumulate`` batches make one step; times are in seconds, ``None`` switches off.
+
+    ``threads`` is for a CPU: so many parts of a batch are computed side by side.
+    """
 
     pace: Pace
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.01
     clip: float = 1.0
     accumulate: int = 1
+    threads: int = 1
     ema_decay: float = 0.9995
     autocast: torch.dtype | None = torch.bfloat16
     compile: bool = False
@@ -59,6 +61,8 @@ class LoopSettings:
     def __post_init__(self) -> None:
         if self.accumulate < 1:
             raise InputError(f"A step accumulates at least one batch, not {self.accumulate}.")
+        if self.threads < 1:
+            raise InputError(f"A batch is computed in at least one thread, not {self.threads}.")
 
 
 @dataclass
@@ -135,9 +139,14 @@ def fit(
             group["lr"] = rate
         for part in range(settings.accumulate):
             batch = batches(position.step * settings.accumulate + part)
-            with _precision(device, settings.autocast):
-                values = compute(batch)
-            (values["loss"] / settings.accumulate).backward()
+            values = accumulate_gradients(
+                compute,
+                batch,
+                share=1 / settings.accumulate,
+                device=device,
+                dtype=settings.autocast,
+                threads=settings.threads,
+            )
             log.add(values)
         norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
         optimizer.step()
@@ -161,10 +170,6 @@ def fit(
                 log.note(position, _inspected(inspect, objective, ema, position, say))
                 inspected = position.seconds = time.monotonic() - started
     return outcome
-
-
-def _precision(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
 def _compiled(objective: nn.Module, say: Callable[[str], None]) -> Objective:

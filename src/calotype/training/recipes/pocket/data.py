@@ -20,24 +20,14 @@ from typing import Any
 
 import torch
 
+from calotype.training.gradients import precision
 from calotype.training.objectives import stratified_timesteps
-from calotype.training.recipes.pocket.networks import latent_shape
+from calotype.training.recipes.pocket.networks import autocast_type, latent_shape
+from calotype.training.recipes.pocket.pictures import PictureSource, chunk_scenes, wait_for
 from calotype.training.recipes.pocket.settings import PocketSettings
 from calotype.training.tokenizer import Encoder
 
-_CHUNK_SEEDS = 1_000_003
-"""Seeds of chunks of different purposes are this far apart."""
-PURPOSES = {"images": 0, "latents": 1, "validation": 2, "corpus": 3}
 _PARTS = 4
-
-
-def chunk_scenes(settings: PocketSettings, purpose: str, chunk: int, count: int) -> Any:
-    """The ``count`` scenes of a chunk, on the CPU; validation's are of the held-out split."""
-    from calotype.pocket.scene import sample_scenes
-
-    seed = settings.seed + _CHUNK_SEEDS * (1 + PURPOSES[purpose]) + chunk
-    split = "heldout" if purpose == "validation" else "train"
-    return sample_scenes(count, torch.Generator().manual_seed(seed), split=split)
 
 
 def chunk_captions(settings: PocketSettings, purpose: str, chunk: int, count: int) -> list[list[str]]:
@@ -46,7 +36,12 @@ def chunk_captions(settings: PocketSettings, purpose: str, chunk: int, count: in
 
     rng = random.Random(f"{settings.seed} {purpose} {chunk}")
     records = chunk_scenes(settings, purpose, chunk, count).records()
-    return [[caption(record, rng) for _ in range(settings.data.captions)] for record in records]
+    least = settings.data.least_detail
+
+    def detail() -> float:
+        return least + (1 - least) * rng.random()
+
+    return [[caption(record, rng, detail()) for _ in range(settings.data.captions)] for record in records]
 
 
 @cache
@@ -64,31 +59,6 @@ def chunk_ids(
     return torch.tensor([[encoder.encode(text, length) for text in row] for row in rows], dtype=torch.int16)
 
 
-Renderer = Callable[[Any], torch.Tensor]
-"""Scenes on a device to pictures [B, 3, H, W] in [0, 1]."""
-
-
-def picture_renderer(settings: PocketSettings, device: torch.device, say: Callable[[str], None]) -> Renderer:
-    """Scenes to pictures on ``device``: compiled on a GPU, plain if that fails, which is said."""
-    from calotype.pocket.renderer import compiled_renderer, render
-
-    def plain(scenes: Any) -> torch.Tensor:
-        return render(scenes.to(device), settings.pixels, settings.supersample).rgb
-
-    if device.type != "cuda":
-        return plain
-    compiled = compiled_renderer(settings.pixels, settings.supersample)
-    began = time.monotonic()
-    try:
-        compiled(chunk_scenes(settings, "images", 0, 128).to(device))
-        torch.cuda.synchronize()
-        say(f"renderer compiled in {time.monotonic() - began:.0f} s")
-    except Exception as error:
-        say(f"WARNING: the renderer does not compile, rendering uncompiled, more slowly: {error}"[:1500])
-        return plain
-    return lambda scenes: compiled(scenes.to(device)).rgb
-
-
 def chunks_of(total: int, size: int) -> list[tuple[int, int]]:
     """(number, length) of the chunks that make up ``total``."""
     return [(start // size, min(size, total - start)) for start in range(0, total, size)]
@@ -96,7 +66,7 @@ def chunks_of(total: int, size: int) -> list[tuple[int, int]]:
 
 def render_pool(
     settings: PocketSettings,
-    render: Renderer,
+    pictures: PictureSource,
     device: torch.device,
     seconds: float,
     say: Callable[[str], None],
@@ -106,13 +76,13 @@ def render_pool(
     pool = torch.empty((settings.vae.images, 3, size, size), dtype=torch.uint8, device=device)
     made = 0
     chunks = chunks_of(len(pool), settings.data.chunk)
-    upcoming = chunk_scenes(settings, "images", *chunks[0])
-    for index, (_, count) in enumerate(chunks):
-        pool[made : made + count] = (render(upcoming) * 255).round().byte()
+    purpose = "latents" if settings.data.keep_pictures else "images"
+    for index, (chunk, count) in enumerate(chunks):
+        pool[made : made + count] = (pictures(purpose, chunk, count) * 255).round().byte()
         made += count
-        if index + 1 < len(chunks):  # drawn while the device renders
-            upcoming = chunk_scenes(settings, "images", *chunks[index + 1])
-        _wait(device)
+        if index + 1 < len(chunks):
+            pictures.prepare(purpose, *chunks[index + 1])
+        wait_for(device)
         if time.monotonic() - began > seconds:
             break
     spent = time.monotonic() - began
@@ -211,7 +181,7 @@ def make_latents(
     settings: PocketSettings,
     vae: Any,
     tokenizer: Path,
-    render: Renderer,
+    source: PictureSource,
     device: torch.device,
     *,
     purpose: str,
@@ -232,11 +202,10 @@ def make_latents(
             [executor.submit(chunk_ids, settings, tokenizer, purpose, *c) for c in chunks] if workers else []
         )
         ids: list[Future[torch.Tensor]] = []
-        upcoming = chunk_scenes(settings, purpose, *chunks[0])
         for index, (chunk, count) in enumerate(chunks):
-            pictures = render(upcoming)
+            pictures = source(purpose, chunk, count)
             for part in torch.arange(count, device=device).chunk(_PARTS):
-                with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+                with precision(device, autocast_type(settings, device)):
                     mean = vae.encode(pictures[part] * 2 - 1).latent_dist.mean
                 latents[made + part] = (mean.float() * factor).half()
             made += count
@@ -244,9 +213,9 @@ def make_latents(
                 ids.append(ahead[index])
             else:
                 ids.append(executor.submit(chunk_ids, settings, tokenizer, purpose, chunk, count))
-            if index + 1 < len(chunks):  # drawn while the device renders
-                upcoming = chunk_scenes(settings, purpose, *chunks[index + 1])
-            _wait(device)
+            if index + 1 < len(chunks):
+                source.prepare(purpose, *chunks[index + 1])
+            wait_for(device)
             now = time.monotonic()
             if now - said > 10 or now - began > seconds:
                 said = now
@@ -271,8 +240,3 @@ def corpus(settings: PocketSettings) -> Iterator[str]:
     for chunk, count in chunks_of(settings.text.corpus // settings.data.captions, settings.data.chunk):
         for row in chunk_captions(settings, "corpus", chunk, count):
             yield from row
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

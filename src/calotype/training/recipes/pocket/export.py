@@ -19,7 +19,7 @@ from calotype.training.loop import LoopSettings, optimizer_for
 from calotype.training.pace import Pace
 from calotype.training.recipes.pocket.networks import build_scheduler
 from calotype.training.recipes.pocket.run import Run
-from calotype.training.recipes.pocket.settings import PROMPTS, PocketSettings
+from calotype.training.recipes.pocket.settings import PRESETS, PROMPTS, PocketSettings
 from calotype.training.recipes.pocket.stages import build_objective
 from calotype.training.sheets import write_sheet
 
@@ -200,11 +200,12 @@ Made by `calotype train pocket`, calotype {__version__}, PyTorch {torch.__versio
 
 | | |
 | --- | --- |
+| preset | {_preset_name(settings)} |
 | seed | {settings.seed} |
 | pictures | {pictures:,} rendered scenes, {settings.data.captions} captions each; held-out pairs of shape and colour |
 | steps | {position.step:,} of {settings.unet.batch} ({seen:,} samples) |
 | time of the UNet's training | {position.seconds / 60:.1f} minutes on {device} |
-| objective | {settings.unet.prediction}, scaled linear betas, zero terminal SNR: {settings.unet.zero_snr} |
+| objective | {settings.unet.prediction}, scaled linear betas up to 0.02 |
 | optimiser | AdamW, peak learning rate {settings.unet.learning_rate}, cosine decay, EMA {settings.unet.ema_decay} |
 | captions dropped | {settings.unet.caption_dropout:.0%} |
 | latents | 1/{2 ** (len(settings.vae.channels) - 1)} of the side, {settings.vae.latent_channels} channels, \
@@ -224,6 +225,10 @@ All settings:
 
 Apache-2.0. The pictures that it was trained on were rendered by the code beside it; no other data was used.
 """
+
+
+def _preset_name(settings: PocketSettings) -> str:
+    return next((name for name, preset in PRESETS.items() if preset == settings), "none, settings as below")
 
 
 def _elements(path: Path) -> int:

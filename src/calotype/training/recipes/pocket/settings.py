@@ -1,4 +1,4 @@
-"""Every number of the pocket recipe, for a real run and for a tiny one that only goes through the motions."""
+"""Every number of the pocket recipe: for a GPU, for a CPU, and for a tiny run that only goes through the motions."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ class VAESettings:
     warmup: int = 300
     sharpness: float = 1.0
     kl: float = 1e-4
+    attention: bool = True
+    """between the two residual blocks at the bottom"""
+    ema_decay: float = 0.999
     steps: int | None = None
 
 
@@ -42,12 +45,18 @@ class TextSettings:
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Scenes to render and encode, and captions for each."""
+    """Scenes to render and encode, and captions for each.
+
+    ``least_detail`` (0 to 1) leaves out captions terser than that. ``keep_pictures`` is for where rendering is slow:
+    pictures stay in the work folder, and the VAE learns from the same ones that become latents.
+    """
 
     scenes: int = 400_000
     captions: int = 4
+    least_detail: float = 0.0
     validation: int = 2_048
     chunk: int = 2_048
+    keep_pictures: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,7 +70,6 @@ class UNetSettings:
     groups: int = 32
     time_width: int = 256
     prediction: Prediction = "v_prediction"
-    zero_snr: bool = True
     min_snr_gamma: float | None = None
     caption_dropout: float = 0.1
     batch: int = 384
@@ -69,6 +77,17 @@ class UNetSettings:
     warmup: int = 500
     ema_decay: float = 0.9995
     steps: int | None = None
+
+
+@dataclass(frozen=True)
+class ProcessorSettings:
+    """What is done on a CPU only."""
+
+    bfloat16: bool = False
+    """pays on processors with AVX512-BF16 or AMX"""
+    threads: int = 1
+    """parts of a batch computed side by side"""
+    compiled_renderer: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,6 +101,7 @@ class PocketSettings:
     text: TextSettings = field(default_factory=TextSettings)
     data: DataSettings = field(default_factory=DataSettings)
     unet: UNetSettings = field(default_factory=UNetSettings)
+    on_cpu: ProcessorSettings = field(default_factory=ProcessorSettings)
     guidance: float = 5.0
     sampling_steps: int = 20
 
@@ -109,7 +129,33 @@ TINY = PocketSettings(
     sampling_steps=3,
 )
 
-PRESETS = {"full": PocketSettings(), "tiny": TINY}
+CPU = PocketSettings(
+    vae=VAESettings(
+        channels=(16, 32, 64),
+        groups=8,
+        attention=False,
+        images=10_240,
+        batch=4,
+        learning_rate=2e-3,
+        warmup=50,
+        kl=3e-4,
+        ema_decay=0.99,
+    ),
+    text=TextSettings(hidden=128, layers=2, heads=4, corpus=8_000, length=32),
+    data=DataSettings(scenes=10_240, least_detail=0.35, validation=512, chunk=512, keep_pictures=True),
+    unet=UNetSettings(
+        channels=(32, 64, 160),
+        attention=(False, False, True),
+        groups=8,
+        batch=32,
+        warmup=100,
+        ema_decay=0.998,
+    ),
+    on_cpu=ProcessorSettings(bfloat16=True, threads=2, compiled_renderer=True),
+)
+"""An hour on two CPU cores: a smaller, weaker model in the same format."""
+
+PRESETS = {"full": PocketSettings(), "cpu": CPU, "tiny": TINY}
 
 
 def preset(name: str) -> PocketSettings:

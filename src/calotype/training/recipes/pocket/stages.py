@@ -12,25 +12,28 @@ import torch
 from calotype.core.errors import InputError
 from calotype.core.files import replacing
 from calotype.training.checkpoint import Position
+from calotype.training.gradients import precision
 from calotype.training.loop import LoopSettings, fit
 from calotype.training.pace import Pace
 from calotype.training.recipes.pocket.data import (
     LatentBatches,
     LatentSet,
     PictureBatches,
-    chunk_scenes,
+    chunks_of,
     corpus,
     make_latents,
-    picture_renderer,
     render_pool,
 )
 from calotype.training.recipes.pocket.networks import (
+    attention_of,
+    autocast_type,
     build_scheduler,
     build_text_encoder,
     build_unet,
     build_vae,
     latent_shape,
 )
+from calotype.training.recipes.pocket.pictures import PictureSource
 from calotype.training.recipes.pocket.run import Run
 from calotype.training.recipes.pocket.settings import PROMPTS, PocketSettings
 from calotype.training.sheets import write_sheet
@@ -45,28 +48,30 @@ _POOL_SHARE = 0.2
 def train_vae(settings: PocketSettings, run: Run) -> None:
     """Stage ``vae``: leaves ``work/vae`` (float16) and in ``out`` the same, a sheet and the log."""
     chosen, device = settings.vae, run.device
-    render = picture_renderer(settings, device, run.say)
-    pool = render_pool(settings, render, device, _POOL_SHARE * _seconds(run, "vae"), run.say)
+    pictures = _pictures(settings, run)
+    pool = render_pool(settings, pictures, device, _POOL_SHARE * _seconds(run, "vae"), run.say)
     torch.manual_seed(settings.seed)
     vae = build_vae(settings).to(device)
     if device.type == "cuda":
         vae.to(memory_format=torch.channels_last)
     run.say(f"VAE: {sum(p.numel() for p in vae.parameters()):,} parameters")
-    fresh = render(chunk_scenes(settings, "validation", 0, min(256, settings.data.validation))) * 2 - 1
+    held_out = chunks_of(settings.data.validation, settings.data.chunk)[0]
+    fresh = pictures("validation", *held_out)[:256] * 2 - 1
 
     def inspect(position: Position) -> Mapping[str, float]:
-        pictures = fresh[:8]
-        decoded = vae.decode(vae.encode(pictures).latent_dist.mean).sample
-        pairs = torch.stack([pictures, decoded], dim=1).flatten(0, 1)
-        captions = ["rendered", "decoded"] * len(pictures)
+        shown = fresh[:8]
+        decoded = vae.decode(vae.encode(shown).latent_dist.mean).sample
+        pairs = torch.stack([shown, decoded], dim=1).flatten(0, 1)
+        captions = ["rendered", "decoded"] * len(shown)
         write_sheet(run.out / "vae.png", (pairs + 1) / 2, captions)
         return {"validation_psnr": sum(psnr(vae, part) for part in fresh.split(32)) / len(fresh.split(32))}
 
     minutes = None if chosen.steps is not None else run.minutes_for("vae")
     loop = LoopSettings(
         pace=Pace(chosen.learning_rate, _steps(chosen.steps, minutes), minutes, chosen.warmup),
-        ema_decay=0.999,
-        autocast=torch.bfloat16 if device.type == "cuda" else None,
+        ema_decay=chosen.ema_decay,
+        autocast=autocast_type(settings, device),
+        threads=_threads(settings, run),
         compile=run.compile,
         inspect_every=60.0,
     )
@@ -101,11 +106,11 @@ def make_data(settings: PocketSettings, run: Run) -> None:
     )
     run.say(f"tokenizer of {size} tokens")
     vae = load_vae(settings, run)
-    render = picture_renderer(settings, run.device, run.say)
+    pictures = _pictures(settings, run)
     sets = {}
     for purpose, total in (("validation", settings.data.validation), ("latents", settings.data.scenes)):
         sets[purpose] = make_latents(
-            settings, vae, run.work / "tokenizer", render, run.device,
+            settings, vae, run.work / "tokenizer", pictures, run.device,
             purpose=purpose, total=total, seconds=_seconds(run, "latents"),
             workers=run.workers if total > 10_000 else 0, say=run.say,
         )  # fmt: skip
@@ -173,23 +178,24 @@ def train_unet(settings: PocketSettings, run: Run) -> None:
     empty = ids(("",))
     inspection = _Inspection(settings, run, objective, vae, data["validation"], ids(PROMPTS).long(), empty)
     minutes = None if chosen.steps is not None else run.minutes_for("unet")
-    autocast = torch.bfloat16 if device.type == "cuda" else None
-    fit(
-        objective,
-        LatentBatches(data["latents"], empty[0], settings),
-        LoopSettings(
-            pace=Pace(chosen.learning_rate, _steps(chosen.steps, minutes), minutes, chosen.warmup),
-            ema_decay=chosen.ema_decay,
-            autocast=autocast,
-            compile=run.compile,
-        ),
-        folder=run.work / "unet-training",
-        samples_per_batch=chosen.batch,
-        identity={**unet_identity(settings), "pictures": len(data["latents"])},
-        resume=run.resume,
-        inspect=inspection,
-        say=run.say,
-    )
+    with attention_of(device):
+        fit(
+            objective,
+            LatentBatches(data["latents"], empty[0], settings),
+            LoopSettings(
+                pace=Pace(chosen.learning_rate, _steps(chosen.steps, minutes), minutes, chosen.warmup),
+                ema_decay=chosen.ema_decay,
+                autocast=autocast_type(settings, device),
+                threads=_threads(settings, run),
+                compile=run.compile,
+            ),
+            folder=run.work / "unet-training",
+            samples_per_batch=chosen.batch,
+            identity={**unet_identity(settings), "pictures": len(data["latents"])},
+            resume=run.resume,
+            inspect=inspection,
+            say=run.say,
+        )
     _keep_log(run, "unet")
 
 
@@ -213,7 +219,7 @@ class _Inspection:
     def __call__(self, position: Position) -> Mapping[str, float]:
         device = self._run.device
         losses = []
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+        with precision(device, autocast_type(self._settings, device)):
             for number in range(max(1, min(4, len(self._batches.data) // self._settings.unet.batch))):
                 losses.append(self._objective(self._batches(number))["loss"])
             latents = sample_latents(
@@ -242,6 +248,16 @@ def _seconds(run: Run, stage: str) -> float:
     """Seconds for a stage; without a limit, as many as it needs."""
     minutes = run.minutes_for(stage)
     return math.inf if minutes is None else 60 * minutes
+
+
+def _pictures(settings: PocketSettings, run: Run) -> PictureSource:
+    folder = run.work / "pictures" if settings.data.keep_pictures else None
+    return PictureSource(settings, run.device, run.say, folder)
+
+
+def _threads(settings: PocketSettings, run: Run) -> int:
+    """Parts of a batch side by side; a compiled step has its own threads."""
+    return settings.on_cpu.threads if run.device.type == "cpu" and not run.compile else 1
 
 
 def _keep_log(run: Run, stage: str) -> None:
