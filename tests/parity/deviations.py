@@ -54,6 +54,10 @@ DEVIATIONS: dict[str, str] = {
     "reference takes κ for the flow's σ",
     "schedulers/FlowMatchHeunDiscreteScheduler/*;steep*": "as HeunDiscreteScheduler, in σ",
     "schedulers/FlowMatch*/*shift_terminal=*;one-level*": "the reference divides by zero where the only level is 1",
+    "schedulers/UnCLIPScheduler/*/steps=1": "the reference divides by zero for a run of one step",
+    "schedulers/DDIMInverseScheduler/prediction_type=sample/defaults/steps=[0-9]": "a clean sample has no ε̂ beside x̂0; "
+    "the reference divides by zero, here it is refused",
+    "schedulers/DDIMInverseScheduler/prediction_type=sample/defaults/steps=[0-9][0-9]": "as the one before",
     "unets/UNet2DModel/ncsnpp/timestep=1.75": "the reference cuts a noise level given as a Python number to an integer",
     "files/missing-key": "the reference warns and computes with weights that no file holds",
     "files/superfluous-key": "the reference warns and goes on, though the file is of another model",

@@ -165,6 +165,23 @@ OPTIONS |= {
     },
 }
 
+OPTIONS |= {
+    "DPMSolverSDEScheduler": _VE | {"prediction_type": ["v_prediction"], "noise_sampler_seed": [5]},
+    "CosineDPMSolverMultistepScheduler": {
+        "sigma_min": [0.1],
+        "sigma_max": [100.0],
+        "sigma_data": [0.5],
+        "sigma_schedule": ["karras"],
+        "prediction_type": ["epsilon"],
+        "rho": [5.0],
+        "solver_order": [1],
+        "solver_type": ["heun"],
+        "lower_order_final": [False],
+        "euler_at_final": [True],
+        "final_sigmas_type": ["sigma_min"],
+    },
+}
+
 STEP: dict[str, list[dict[str, Any]]] = {
     "DDIMScheduler": [{"eta": 0.5}, {"eta": 1.0}, {"use_clipped_model_output": True}],
     "EDMEulerScheduler": [{"s_churn": 10.0, "s_tmin": 0.1, "s_tmax": 8.0, "s_noise": 1.01}],

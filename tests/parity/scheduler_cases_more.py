@@ -1,5 +1,5 @@
-"""Options of the flow, distilled, parallel, stochastic and discrete schedulers, and how those with a loop of their own
-are run. The table has the form of ``scheduler_cases`` and is part of it."""
+"""Options of the flow, distilled, parallel, stochastic and discrete schedulers. The table has the form of
+``scheduler_cases`` and is part of it."""
 
 from __future__ import annotations
 
@@ -40,9 +40,39 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
     "FlowMatchEulerDiscreteScheduler": _FLOW | {"stochastic_sampling": [True]},
     "FlowMatchHeunDiscreteScheduler": {"num_train_timesteps": [500], "shift": [3.0, 0.5]},
     "FlowMatchLCMScheduler": _FLOW | {"upscale_mode": ["nearest"]},
+    "LCMScheduler": _BETAS
+    | _CLIP
+    | _THRESHOLD
+    | _PREDICTION
+    | _ZERO
+    | {"original_inference_steps": [100], "timestep_scaling": [5.0]},
+    "TCDScheduler": _BETAS | _PREDICTION | _ZERO | {"original_inference_steps": [100]},
+    "CMStochasticIterativeScheduler": {
+        "num_train_timesteps": [100],
+        "sigma_min": [0.01],
+        "sigma_max": [50.0],
+        "sigma_data": [1.0],
+        "s_noise": [1.1],
+        "rho": [5.0],
+        "clip_denoised": [False],
+    },
+    "SCMScheduler": {"num_train_timesteps": [100], "sigma_data": [1.0]},
+    "UnCLIPScheduler": _CLIP
+    | {"num_train_timesteps": [500], "prediction_type": ["sample"], "variance_type": ["learned_range"]},
+    "DDPMWuerstchenScheduler": {"scaler": [0.5, 2.0], "s": [0.02]},
+    "IPNDMScheduler": {"num_train_timesteps": [500]},
+    "DDIMInverseScheduler": _BETAS
+    | {"timestep_spacing": ["leading", "trailing"], "steps_offset": [1]}
+    | _CLIP
+    | _PREDICTION
+    | _ZERO
+    | _ALPHA,
+    "CogVideoXDDIMScheduler": _BETAS | _SPACING | _PREDICTION | _ZERO | _ALPHA | {"snr_shift_scale": [1.0]},
+    "CogVideoXDPMScheduler": _BETAS | _SPACING | _PREDICTION | _ZERO | _ALPHA | {"snr_shift_scale": [1.0]},
 }
 
 STEP: dict[str, list[dict[str, Any]]] = {
+    "TCDScheduler": [{"eta": 0.0}, {"eta": 1.0}],
     "DDIMParallelScheduler": [{"eta": 0.5}, {"use_clipped_model_output": True}],
     "FlowMatchEulerDiscreteScheduler": [{"s_churn": 10.0}],
     "FlowMatchHeunDiscreteScheduler": [{"s_churn": 10.0, "s_tmin": 0.1, "s_tmax": 0.8, "s_noise": 1.01}],
@@ -58,6 +88,3 @@ SETUP: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     for name in ("FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler")
 }
 """What ``set_timesteps`` takes beside the number of steps."""
-
-LOOPS: dict[str, Callable[..., dict[str, Any]]] = {}
-"""Runs of the classes whose steps take or return other things."""

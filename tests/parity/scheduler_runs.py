@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tests.parity.scheduler_cases_more import LOOPS, SETUP
+from tests.parity.scheduler_cases_more import SETUP
 
 SHAPE = (1, 4, 8, 8)
 PATTERN = torch.linspace(-2, 2, 256, dtype=torch.float64).reshape(SHAPE)
@@ -37,11 +37,14 @@ def run(
 
     With ``jitter`` the sample is disturbed before each step by as much as rounding its terms to float32 does.
     """
+    from tests.parity.scheduler_loops import LOOPS  # which stand on this module
+
     name = type(scheduler).__name__
     if name in LOOPS:
         return LOOPS[name](scheduler, steps, call or {}, dtype=dtype, begin=begin, jitter=jitter)
     extra_setup = SETUP[name](scheduler.config) if name in SETUP else {}
     scheduler.set_timesteps(**(setup or {"num_inference_steps": steps, **extra_setup}))
+    torch.manual_seed(11)  # for draws that no generator is given for
     generator = torch.Generator().manual_seed(3)
     timesteps = scheduler.timesteps
     if begin is not None:
@@ -138,10 +141,14 @@ def compare(
     if ours["sigmas"] is not None and difference(ours["sigmas"], theirs["sigmas"]) > 1e-6:
         wrong.append(f"sigmas {ours['sigmas'].tolist()[:6]} against {theirs['sigmas'].tolist()[:6]}")
     for i, (x, y) in enumerate(zip(ours["samples"], theirs["samples"], strict=True)):
+        if not x.isfinite().all() and not y.isfinite().all():
+            break  # an infinite x̂0 (ε-prediction where no signal is): what follows means nothing
         if x.dtype != y.dtype or not difference(x, y) <= allowed("samples", i):
             wrong.append(f"sample {i} {x.dtype}/{y.dtype} off by {difference(x, y):.2e}")
             break
     for i, (x, y) in enumerate(zip(ours["clean"], theirs["clean"], strict=True)):
+        if x is not None and y is not None and not x.isfinite().all() and not y.isfinite().all():
+            break
         if (x is None) != (y is None) or (x is not None and not difference(x, y) <= allowed("clean", i)):
             wrong.append(
                 f"clean {i} off by {difference(x, y) if x is not None and y is not None else 'a None'}"

@@ -16,6 +16,7 @@ import calotype
 from calotype.core.errors import InputError
 from calotype.schedulers import grid
 from calotype.schedulers.affine import affine
+from calotype.schedulers.brownian import BrownianNoise, BrownianPath
 from calotype.schedulers.exponential import exponential_update, moments
 from calotype.schedulers.transfer import Level, fresh_noise, posterior, transfer
 from tests.parity.scheduler_cases import OPTIONS
@@ -217,3 +218,22 @@ def test_beta_quantiles() -> None:
     for a, b in ((0.6, 0.6), (0.6, 1.5), (2.0, 0.5)):
         p = np.array([0.0, 1e-6, 0.02, 0.3, 0.5, 0.77, 0.999, 1.0])
         assert grid.beta_quantile(p, a, b) == pytest.approx(scipy.beta.ppf(p, a, b), rel=1e-10)
+
+
+def test_brownian_noise_is_torchsdes() -> None:
+    """Values of torchsde 0.2.6's BrownianTree over [0.1, 10] with these seeds, as noise of steps down."""
+    noise = BrownianNoise(torch.zeros(2, 4), 0.1, 10.0, [5, 6])
+    expected = [[0.1045, 0.1711, -0.1629, 0.2912], [-0.7710, 0.4635, -1.7014, 0.7453]]
+    torch.testing.assert_close(noise(10.0, 5.0), torch.tensor(expected), atol=1e-4, rtol=0)
+    one = BrownianNoise(torch.zeros(1, 4), 0.1, 10.0, 5)
+    torch.testing.assert_close(one(3.0, 2.0), torch.tensor([[-0.0830, -0.4767, 1.0110, -0.2931]]), atol=1e-4, rtol=0)
+
+
+def test_brownian_increments_add_up_and_vary_as_they_should() -> None:
+    path = BrownianPath(torch.zeros(20000), 0.0, 4.0, 1)
+    whole, first, second = path.increment(0.5, 3.0), path.increment(0.5, 1.7), path.increment(1.7, 3.0)
+    torch.testing.assert_close(first + second, whole, atol=1e-5, rtol=0)
+    assert float(first.var()) == pytest.approx(1.2, rel=0.05)
+    assert float((first * second).mean()) == pytest.approx(0.0, abs=0.03)
+    assert path.increment(3.9, 9.0).equal(path.increment(3.9, 4.0))
+    assert float(path.increment(5.0, 6.0).abs().max()) == 0.0

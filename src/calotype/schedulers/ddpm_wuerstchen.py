@@ -1,0 +1,103 @@
+"""DDPM over continuous time in [0, 1] with a cosine schedule (Würstchen: Pernias et al., arXiv:2306.00637)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from calotype.core.errors import InputError
+from calotype.core.random import Generators, randn_tensor
+from calotype.schedulers.affine import affine
+from calotype.schedulers.checks import step_count
+from calotype.schedulers.outputs import SchedulerOutput as DDPMWuerstchenSchedulerOutput
+from calotype.schedulers.run import Plan
+from calotype.schedulers.scheduler import SchedulerMixin
+from calotype.schedulers.transfer import level_of_alpha_bar, posterior
+
+
+class DDPMWuerstchenScheduler(SchedulerMixin):
+    """x' = (x − β/σ·ε̂)/√(1 − β) + ς·z with β = 1 − ᾱ/ᾱ'. ``timesteps`` fall from 1 to 0, both included."""
+
+    init_noise_sigma: float = 1.0
+
+    def __init__(self, scaler: float = 1.0, s: float = 0.008) -> None:
+        if scaler <= 0:
+            raise InputError(f"scaler={scaler} must be above 0.")
+
+    def _begin_initial(self) -> None:
+        self._start(Plan(None))
+
+    def _alpha_bar(self, t: Any) -> Any:
+        """ᾱ at a tensor of times: the cosine of Nichol & Dhariwal (arXiv:2102.09672), with time warped by ``scaler``."""
+        scaler, s = self.config.scaler, self.config.s
+        t = 1 - (1 - t) ** scaler if scaler > 1 else t**scaler
+        first = math.cos(s / (1 + s) * math.pi / 2) ** 2
+        return (torch.cos((t + s) / (1 + s) * (math.pi / 2)).square() / first).clamp(0.0001, 0.9999)
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        timesteps: Sequence[float] | torch.Tensor | None = None,
+        device: str | torch.device | None = None,
+    ) -> None:
+        """Begin a run of so many steps, or over the given times, of which the last is where it ends."""
+        if timesteps is None:
+            times = torch.linspace(1.0, 0.0, step_count(num_inference_steps) + 1)
+        else:
+            times = torch.as_tensor(timesteps, dtype=torch.float32).cpu()
+        count = step_count(len(times) - 1)
+        self._start(Plan(times.to(device), count=count, t=tuple(times.tolist())))
+
+    def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
+        """The network's input: the sample itself."""
+        return sample
+
+    def _step(self, timestep: Any) -> int:
+        """The step nearest to a time, which is a number or a batch of equal ones."""
+        plan = self._running().plan
+        if isinstance(timestep, torch.Tensor) and timestep.dim() > 0:
+            timestep = timestep.flatten()[0]
+        t = plan.value(timestep)
+        index = min(range(len(plan.t)), key=lambda i: abs(plan.t[i] - t))
+        if index + 1 == len(plan.t):
+            raise InputError(f"At time {t:g} the run is over: step from `timesteps[:-1]`.")
+        return index
+
+    def previous_timestep(self, timestep: torch.Tensor) -> torch.Tensor:
+        """The time after this one in the run, shaped as ``timestep``."""
+        following = self.timesteps[self._step(timestep) + 1]
+        return following.expand_as(timestep) if isinstance(timestep, torch.Tensor) else following
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: torch.Tensor,
+        sample: torch.Tensor,
+        generator: Generators = None,
+        return_dict: bool = True,
+    ) -> DDPMWuerstchenSchedulerOutput | tuple[torch.Tensor]:
+        """The sample one step on; draws noise at every step, the last included."""
+        i = self._step(timestep)
+        plan = self._run.plan
+        if i not in plan.memo:
+            bar, following = self._alpha_bar(torch.tensor(plan.t[i : i + 2])).tolist()
+            s, beta = level_of_alpha_bar(bar), 1 - bar / following
+            mean = 1 / math.sqrt(1 - beta)
+            deviation = math.sqrt(posterior(s, level_of_alpha_bar(following), beta)[2])
+            plan.memo[i] = mean, -mean * beta / s.sigma, deviation if plan.t[i + 1] else 0.0
+        along, across, fresh = plan.memo[i]
+        z = randn_tensor(model_output.shape, generator, model_output.device, model_output.dtype)
+        prev_sample = affine((along, sample), (across, model_output), (fresh, z)).to(model_output.dtype)
+        return DDPMWuerstchenSchedulerOutput(prev_sample) if return_dict else (prev_sample,)
+
+    def add_noise(
+        self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+    ) -> torch.Tensor:
+        """√ᾱ·x0 + √(1 − ᾱ)·ε at times in [0, 1], one an item."""
+        shape = (-1,) + (1,) * (original_samples.dim() - 1)
+        bar = self._alpha_bar(timesteps.to(original_samples.device, torch.float32)).reshape(shape)
+        noisy = bar.sqrt() * original_samples + (1 - bar).sqrt() * noise
+        return noisy.to(original_samples.dtype)
