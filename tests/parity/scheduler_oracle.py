@@ -22,7 +22,9 @@ NEEDS_TORCHSDE = {
 class BrownianInterval:
     """What the reference uses of `torchsde`, over our path, whose values a test of its own compares with torchsde's."""
 
-    def __init__(self, t0: Any, t1: Any, size: Any, dtype: Any, device: Any, entropy: int, **tree: Any) -> None:
+    def __init__(
+        self, t0: Any, t1: Any, size: Any, dtype: Any, device: Any, entropy: int, **tree: Any
+    ) -> None:
         assert tree["halfway_tree"] and tree["tol"] == 1e-6 and tree["pool_size"] == 24, tree
         like = torch.empty(size, dtype=dtype, device=device)
         self.path = BrownianPath(like, float(t0), float(t1), int(entropy))

@@ -130,7 +130,7 @@ def compare(
     def allowed(key: str, i: int) -> float:
         if not sensitivity:
             return tolerance
-        moved = 5 * sensitivity[key][i]
+        moved = 8 * sensitivity[key][i]
         return max(tolerance, rounding[i], moved if moved < 1 else 0.0)
 
     wrong = []

@@ -226,7 +226,9 @@ def test_brownian_noise_is_torchsdes() -> None:
     expected = [[0.1045, 0.1711, -0.1629, 0.2912], [-0.7710, 0.4635, -1.7014, 0.7453]]
     torch.testing.assert_close(noise(10.0, 5.0), torch.tensor(expected), atol=1e-4, rtol=0)
     one = BrownianNoise(torch.zeros(1, 4), 0.1, 10.0, 5)
-    torch.testing.assert_close(one(3.0, 2.0), torch.tensor([[-0.0830, -0.4767, 1.0110, -0.2931]]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        one(3.0, 2.0), torch.tensor([[-0.0830, -0.4767, 1.0110, -0.2931]]), atol=1e-4, rtol=0
+    )
 
 
 def test_brownian_increments_add_up_and_vary_as_they_should() -> None:

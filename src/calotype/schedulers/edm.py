@@ -7,9 +7,9 @@ and takes c_in·x with c_in = 1/√(σ² + σ_d²).
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from typing import Any
 
-import numpy as np
 import torch
 
 from calotype.schedulers.checks import one_of
@@ -39,8 +39,12 @@ class EDMScheduler(SigmaScheduler):
         return sample * (1 / (sigma**2 + self.config.sigma_data**2) ** 0.5)
 
     def precondition_noise(self, sigma: float | torch.Tensor) -> torch.Tensor:
-        """The network's time, ¼·ln σ."""
-        return 0.25 * torch.log(torch.as_tensor(sigma, dtype=torch.float32))
+        """The network's time."""
+        return self._time(torch.as_tensor(sigma, dtype=torch.float32))
+
+    @abstractmethod
+    def _time(self, sigma: torch.Tensor) -> torch.Tensor:
+        """The network's time at a level."""
 
     def precondition_outputs(
         self, sample: torch.Tensor, model_output: torch.Tensor, sigma: float | torch.Tensor
@@ -64,15 +68,20 @@ class EDMScheduler(SigmaScheduler):
         return torch.linspace(*ends, len(ramp)).exp().flip(0).to(ramp.dtype)
 
     def _begin_edm(self, levels: torch.Tensor, final: float, device: Any, count: int | None) -> None:
-        """Begin a run over ``levels`` and a final one, at the times ¼·ln σ."""
+        """Begin a run over ``levels`` and a final one."""
         levels = levels.to(torch.float32)
         sigmas = torch.cat([levels, torch.tensor([final], dtype=torch.float32)])
-        self._begin_levels(0.25 * torch.log(levels), sigmas, device, count)
+        self._begin_levels(self._time(levels), sigmas, device, count)
 
     def _final(self, lowest: float) -> float:
         return lowest if self.config.final_sigmas_type == "sigma_min" else 0.0
 
 
+def quarter_log(sigma: torch.Tensor) -> torch.Tensor:
+    """The time of EDM's networks, ¼·ln σ."""
+    return 0.25 * torch.log(sigma)
+
+
 def ramp(steps: int, dtype: torch.dtype) -> torch.Tensor:
     """``steps`` numbers from 0 to 1."""
-    return torch.from_numpy(np.linspace(0, 1, steps)).to(dtype)
+    return torch.linspace(0, 1, steps, dtype=dtype)

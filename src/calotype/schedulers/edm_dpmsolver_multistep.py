@@ -7,7 +7,7 @@ import torch
 from calotype.core.random import Generators, randn_tensor
 from calotype.schedulers.affine import affine
 from calotype.schedulers.checks import one_of, step_count
-from calotype.schedulers.edm import EDMScheduler, ramp
+from calotype.schedulers.edm import EDMScheduler, quarter_log, ramp
 from calotype.schedulers.multistep import multistep_update, step_order
 from calotype.schedulers.outputs import SchedulerOutput
 from calotype.schedulers.prediction import Limits
@@ -45,6 +45,9 @@ class EDMDPMSolverMultistepScheduler(EDMScheduler):
         self._limits = Limits()
         if thresholding:
             self._limits = Limits(ratio=dynamic_thresholding_ratio, largest=sample_max_value)
+
+    def _time(self, sigma: torch.Tensor) -> torch.Tensor:
+        return quarter_log(sigma)
 
     def _begin_initial(self) -> None:
         levels = self._levels(ramp(self.config.num_train_timesteps, torch.float32))

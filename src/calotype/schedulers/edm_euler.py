@@ -10,7 +10,7 @@ import torch
 from calotype.core.random import Generators, randn_tensor
 from calotype.schedulers.affine import affine
 from calotype.schedulers.checks import exactly_one, step_count
-from calotype.schedulers.edm import EDMScheduler, ramp
+from calotype.schedulers.edm import EDMScheduler, quarter_log, ramp
 from calotype.schedulers.outputs import PredictionSchedulerOutput as EDMEulerSchedulerOutput
 
 
@@ -29,6 +29,9 @@ class EDMEulerScheduler(EDMScheduler):
         final_sigmas_type: str = "zero",
     ) -> None:
         self._configure()
+
+    def _time(self, sigma: torch.Tensor) -> torch.Tensor:
+        return quarter_log(sigma)
 
     def _begin_initial(self) -> None:
         levels = self._levels(ramp(self.config.num_train_timesteps + 1, torch.float64))

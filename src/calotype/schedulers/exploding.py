@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,11 +31,15 @@ class ExplodingScheduler(Tabled, SigmaScheduler):
         self._begin_grid(steps, None, None, dtype)
 
     def _ladder(
-        self, steps: int, timesteps: Sequence[int] | None = None, total: int | None = None
+        self,
+        steps: int,
+        timesteps: Sequence[int] | None = None,
+        total: int | None = None,
+        dtype: type[np.floating[Any]] = np.float32,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Training steps and κ of a run: spaced over the table (of which ``total`` steps count), then converted.
 
-        The final level, zero or the table's lowest, is appended to κ; both are float64 with float32 steps.
+        The final level, zero or the table's lowest, is appended to κ; the steps are rounded to ``dtype``.
         """
         config, kappa = self.config, self._table.kappa
         if timesteps is not None:
@@ -42,7 +47,7 @@ class ExplodingScheduler(Tabled, SigmaScheduler):
         else:
             total = config.num_train_timesteps if total is None else total
             t = grid.spaced(config.timestep_spacing, steps, total, config.steps_offset)
-            t = t.astype(np.float32).astype(np.float64)
+            t = t.astype(dtype).astype(np.float64)
         if config.get("interpolation_type", "linear") == "linear":
             levels = np.interp(t, np.arange(len(kappa)), kappa)
         else:

@@ -47,8 +47,10 @@ class KDPM2DiscreteScheduler(MidpointScheduler):
     ) -> None:
         """Begin a run of so many steps; ``timesteps`` then has two entries a step, one for the last."""
         steps = step_count(num_inference_steps)
-        t, kappa = self._ends(steps, num_train_timesteps)
-        self._begin_stages(t, kappa, np.sqrt(kappa[:-2].astype(np.float64) * kappa[1:-1]), device, steps)
+        t, kappa, dtype = self._ends(steps, num_train_timesteps)
+        self._begin_stages(
+            t, kappa, np.sqrt(kappa[:-2].astype(np.float64) * kappa[1:-1]), device, dtype, finals=3
+        )
 
     def step(
         self,

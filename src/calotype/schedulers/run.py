@@ -71,7 +71,7 @@ class Plan:
 class Run:
     """Where one run of a plan stands: the next step, the predictions that a multistep method remembers."""
 
-    __slots__ = ("begin", "history", "index", "plan", "scaled", "stage")
+    __slots__ = ("begin", "history", "index", "noise", "plan", "scaled", "stage")
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -79,6 +79,7 @@ class Run:
         self.begin: int | None = None
         self.history: tuple[Any, ...] = ()
         self.stage: Any = None
+        self.noise: Any = None
         self.scaled = False
 
     def __getstate__(self) -> dict[str, Any]:

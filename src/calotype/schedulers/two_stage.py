@@ -24,27 +24,34 @@ class MidpointScheduler(ExplodingScheduler):
 
     order = 2
 
-    def _ends(self, steps: int, total: int | None) -> tuple[np.ndarray, np.ndarray]:
-        """Training steps and levels of the steps' beginnings, as float32; rounded steps for karras levels."""
+    def _ends(self, steps: int, total: int | None) -> tuple[np.ndarray, np.ndarray, torch.dtype]:
+        """Training steps and levels (float32) at which steps begin, and the dtype that the training steps have."""
+        config = self.config
         t, kappa = self._ladder(steps, None, total)
-        if self.config.use_karras_sigmas:
+        if config.use_karras_sigmas:
             t = t.round()
-        return t, kappa.astype(np.float32)
+        converted = config.use_karras_sigmas or config.use_exponential_sigmas or config.use_beta_sigmas
+        return t, kappa.astype(np.float32), torch.float64 if converted else torch.float32
 
     def _begin_stages(
-        self, t: np.ndarray, kappa: np.ndarray, middle: np.ndarray, device: Any, steps: int
+        self,
+        t: np.ndarray,
+        kappa: np.ndarray,
+        middle: np.ndarray,
+        device: Any,
+        dtype: torch.dtype,
+        finals: int,
     ) -> None:
-        """Begin a run over steps from κ_i with evaluations at ``middle``; the last step has none."""
-        table = self._table.log_kappa
-        walk = np.empty(2 * steps - 1)
-        walk[0::2], walk[1::2] = t, sigma_to_t(middle, table)
-        levels = np.empty(2 * steps)
+        """Begin a run over steps from ``kappa`` to the next with evaluations at ``middle``; the last step has none.
+
+        ``sigmas`` shows the ends of the steps, each twice, and the final level ``finals`` times.
+        """
+        steps = len(t)
+        walk, levels = np.empty(2 * steps - 1), np.empty(2 * steps)
+        walk[0::2], walk[1::2] = t, sigma_to_t(middle, self._table.log_kappa)
         levels[0:-1:2], levels[1:-1:2], levels[-1] = kappa[:-1], middle, kappa[-1]
-        plain = not (
-            self.config.use_karras_sigmas or self.config.use_exponential_sigmas or self.config.use_beta_sigmas
-        )
-        self._begin_grid(Grid(walk, levels), device, steps, torch.float32 if plain else torch.float64)
-        ends = np.concatenate([kappa[:1], np.repeat(kappa[1:], 2), kappa[-1:]]).astype(np.float32)
+        self._begin_grid(Grid(walk, levels), device, steps, dtype)
+        ends = np.repeat(kappa, [1, *[2] * (steps - 1), finals]).astype(np.float32)
         self._start(replace(self._plan, sigmas=torch.from_numpy(ends)))
 
     def _advance(
