@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,17 +13,23 @@ from calotype.core.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+_TOKENIZING = threading.Lock()
+"""A tokenizer of transformers keeps padding and cutting as its own state: two threads must not use one at once."""
+
 
 def tokenize(tokenizer: Any, texts: Sequence[str], length: int) -> Any:
     """Token ids and attention mask (batch, length), padded and cut."""
-    return tokenizer(
-        list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-    )
+    with _TOKENIZING:
+        return tokenizer(
+            list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        )
 
 
 def warn_of_cut(tokenizer: Any, texts: Sequence[str], length: int) -> None:
     """Log the words of each text that lie past the ``length`` tokens which the encoder reads."""
-    for text, ids in zip(texts, tokenizer(list(texts)).input_ids, strict=True):
+    with _TOKENIZING:
+        whole = tokenizer(list(texts)).input_ids
+    for text, ids in zip(texts, whole, strict=True):
         if len(ids) > length:
             # the last token that is read is the end mark, so the text is cut one token earlier
             cut = tokenizer.decode(ids[length - 1 : -1])
