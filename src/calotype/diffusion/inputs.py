@@ -366,6 +366,51 @@ class Masked(Inputs):
     )
 
 
+@dataclass(frozen=True)
+class Controlled(Inputs):
+    """How strongly, and in which part of the way, ControlNets steer; lists have a value for each of several."""
+
+    control_image: Any = argument(
+        None, "The picture that the ControlNet reads, or a list of one for each of several."
+    )
+    controlnet_conditioning_scale: float | list[float] = argument(1.0, "How strongly the ControlNet steers.")
+    guess_mode: bool = argument(False, "Let the ControlNet guess the content, also without a prompt.")
+    control_guidance_start: float | list[float] = argument(
+        0.0, "The fraction of the steps at which it begins."
+    )
+    control_guidance_end: float | list[float] = argument(1.0, "The fraction of the steps at which it ends.")
+
+    def ranges(self, count: int) -> list[tuple[float, float]]:
+        """Beginning and end for each of ``count`` ControlNets; ``InputError`` for what is no range in [0, 1]."""
+        columns = []
+        for name in ("control_guidance_start", "control_guidance_end"):
+            value = getattr(self, name)
+            values = list(value) if isinstance(value, list | tuple) else [value] * count
+            if len(values) != count:
+                raise InputError(f"There are {len(values)} values of {name} for {count} ControlNets.")
+            columns.append([_finite(name, one) for one in values])
+        for start, end in zip(*columns, strict=True):
+            if not 0 <= start < end <= 1:
+                raise InputError(
+                    f"A ControlNet cannot steer from {start} to {end} of the steps; control_guidance_start must be "
+                    f"below control_guidance_end, both between 0 and 1."
+                )
+        return list(zip(*columns, strict=True))
+
+    def scales(self, count: int, steps: int) -> list[list[float]]:
+        """The scale of each ControlNet in each step: its own within its range, else 0."""
+        given = self.controlnet_conditioning_scale
+        each = list(given) if isinstance(given, list | tuple) else [given] * count
+        ranges = self.ranges(count)
+        return [
+            [
+                scale if i / steps >= start and (i + 1) / steps <= end else 0.0
+                for scale, (start, end) in zip(each, ranges, strict=True)
+            ]
+            for i in range(steps)
+        ]
+
+
 StepCallback = Callable[[Any, int, torch.Tensor, dict[str, Any]], dict[str, Any] | None]
 
 
@@ -418,6 +463,7 @@ GROUPS: tuple[type[Inputs], ...] = (
     Batch,
     Picture,
     Masked,
+    Controlled,
     Size,
     Steps,
     Guide,

@@ -74,3 +74,10 @@ def encode_penultimate(
         tokenize(tokenizer, texts, length).input_ids.to(encoder.device), output_hidden_states=True
     )
     return output.hidden_states[-back], output[0] if output[0].ndim == 2 else None
+
+
+def encode_pooled(encoder: Any, tokenizer: Any, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The last layer's states before the final norm (batch, length, channels), and the pooled output."""
+    ids = tokenize(tokenizer, texts, tokenizer.model_max_length).input_ids.to(encoder.device)
+    output = encoder(ids, output_hidden_states=True)
+    return output.hidden_states[-1], output.pooler_output

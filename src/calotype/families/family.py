@@ -19,6 +19,7 @@ from calotype.image_processor import VaeImageProcessor
 
 if TYPE_CHECKING:
     from calotype.diffusion.call import Call
+    from calotype.diffusion.controls.control import Residuals
 
 
 def component(default: Any = MISSING) -> Any:
@@ -114,8 +115,10 @@ class Family(ABC):
         """The type that latents are drawn in."""
 
     @abstractmethod
-    def predict(self, latents: torch.Tensor, timestep: torch.Tensor, conditions: Conditions) -> torch.Tensor:
-        """The denoiser's output for the stacked latents."""
+    def predict(
+        self, latents: torch.Tensor, timestep: torch.Tensor, conditions: Conditions, residuals: Residuals
+    ) -> torch.Tensor:
+        """The denoiser's output for the stacked latents, with what the controls add inside it."""
 
     @abstractmethod
     def decode(self, latents: torch.Tensor, generator: Any) -> torch.Tensor:

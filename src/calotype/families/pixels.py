@@ -15,6 +15,7 @@ from calotype.families.family import Family, component
 
 if TYPE_CHECKING:
     from calotype.diffusion.call import Call
+    from calotype.diffusion.controls.control import Residuals
     from calotype.models.unet_2d import UNet2DModel
     from calotype.schedulers.scheduler import SchedulerMixin
 
@@ -63,7 +64,9 @@ class Pixels(Family):
     def dtype(self) -> torch.dtype:
         return self.unet.dtype
 
-    def predict(self, latents: torch.Tensor, timestep: torch.Tensor, conditions: Conditions) -> torch.Tensor:
+    def predict(
+        self, latents: torch.Tensor, timestep: torch.Tensor, conditions: Conditions, residuals: Residuals
+    ) -> torch.Tensor:
         return self.unet(latents, timestep, return_dict=False)[0]
 
     def decode(self, latents: torch.Tensor, generator: Any) -> torch.Tensor:

@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
     from calotype.diffusion.call import Call
+    from calotype.diffusion.controls.control import Residuals
     from calotype.models.autoencoder_kl import AutoencoderKL
+    from calotype.models.controlnet import ControlNetModel
+    from calotype.models.multicontrolnet import MultiControlNetModel
     from calotype.models.unet_2d_condition import UNet2DConditionModel
     from calotype.pipelines.safety_checker import StableDiffusionSafetyChecker
     from calotype.schedulers.scheduler import SchedulerMixin
@@ -139,22 +142,28 @@ class StableDiffusionFamily(Family):
         """Channels that the denoiser reads."""
         return self.unet.config.in_channels
 
-    def predict(self, latents: torch.Tensor, timestep: torch.Tensor, conditions: Conditions) -> torch.Tensor:
+    def predict(
+        self, latents: torch.Tensor, timestep: torch.Tensor, conditions: Conditions, residuals: Residuals
+    ) -> torch.Tensor:
         assert isinstance(conditions, UNetConditions)
         return self.unet(
             latents,
             timestep,
-            encoder_hidden_states=conditions.prompt_embeds,
             timestep_cond=conditions.timestep_cond,
             cross_attention_kwargs=conditions.cross_attention_kwargs,
             class_labels=conditions.class_labels,
             return_dict=False,
+            **self.told(conditions),
+            **residuals.as_arguments(),
         )[0]
 
+    def told(self, conditions: Conditions) -> dict[str, Any]:
+        """What every network that is conditioned as the UNet is takes, ControlNets included."""
+        assert isinstance(conditions, UNetConditions)
+        return {"encoder_hidden_states": conditions.prompt_embeds}
+
     def decode(self, latents: torch.Tensor, generator: Any) -> torch.Tensor:
-        return self.vae.decode(
-            latents / self.vae.config.scaling_factor, return_dict=False, generator=generator
-        )[0]
+        return codec.decode(self.vae, latents, generator)
 
     def to_latents(self, pixels: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         return codec.encode(self.vae, pixels, generator)
@@ -206,6 +215,27 @@ def check_safety(values: dict[str, Any]) -> None:
             "The safety checker is off (safety_checker=None): see to it that what you publish is filtered, as the "
             "licence of Stable Diffusion asks."
         )
+
+
+@dataclass(frozen=True)
+class StableDiffusionWithControlNet(StableDiffusion):
+    """The family with one or several ControlNets beside its denoiser."""
+
+    controlnet: ControlNetModel | MultiControlNetModel = component(None)
+
+    @classmethod
+    def prepared(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """As without; a list of ControlNets becomes the group that files have."""
+        return super().prepared({**values, "controlnet": grouped(values["controlnet"])})
+
+
+def grouped(controlnet: Any) -> Any:
+    """Several ControlNets, given as a list, as one."""
+    if isinstance(controlnet, list | tuple):
+        from calotype.models.multicontrolnet import MultiControlNetModel
+
+        return MultiControlNetModel(list(controlnet))
+    return controlnet
 
 
 def modern(scheduler: Any) -> Any:

@@ -22,6 +22,7 @@ from calotype.families.guided_unet import (
     unet_guidance,
     vae_scale_factor,
 )
+from calotype.families.stable_diffusion import grouped
 
 if TYPE_CHECKING:
     from transformers import (
@@ -33,7 +34,10 @@ if TYPE_CHECKING:
     )
 
     from calotype.diffusion.call import Call
+    from calotype.diffusion.controls.control import Residuals
     from calotype.models.autoencoder_kl import AutoencoderKL
+    from calotype.models.controlnet import ControlNetModel
+    from calotype.models.multicontrolnet import MultiControlNetModel
     from calotype.models.unet_2d_condition import UNet2DConditionModel
     from calotype.schedulers.scheduler import SchedulerMixin
 
@@ -220,20 +224,25 @@ class StableDiffusionXL(Family):
         assert pooled is not None
         return torch.cat(states, dim=-1), pooled
 
-    def predict(self, latents: torch.Tensor, timestep: torch.Tensor, conditions: Conditions) -> torch.Tensor:
+    def predict(
+        self, latents: torch.Tensor, timestep: torch.Tensor, conditions: Conditions, residuals: Residuals
+    ) -> torch.Tensor:
         assert isinstance(conditions, XLConditions)
         return self.unet(
             latents,
             timestep,
-            encoder_hidden_states=conditions.prompt_embeds,
             timestep_cond=conditions.timestep_cond,
             cross_attention_kwargs=conditions.cross_attention_kwargs,
-            added_cond_kwargs={
-                "text_embeds": conditions.add_text_embeds,
-                "time_ids": conditions.add_time_ids,
-            },
             return_dict=False,
+            **self.told(conditions),
+            **residuals.as_arguments(),
         )[0]
+
+    def told(self, conditions: Conditions) -> dict[str, Any]:
+        """What every network that is conditioned as the UNet is takes, ControlNets included."""
+        assert isinstance(conditions, XLConditions)
+        added = {"text_embeds": conditions.add_text_embeds, "time_ids": conditions.add_time_ids}
+        return {"encoder_hidden_states": conditions.prompt_embeds, "added_cond_kwargs": added}
 
     def to_latents(self, pixels: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         accurate = codec.accurate(self.vae)
@@ -251,6 +260,25 @@ class StableDiffusionXL(Family):
 @dataclass(frozen=True)
 class StableDiffusionXLFromImage(StableDiffusionXL):
     """The family in the tasks that start from a picture."""
+
+    negative_sizes_as_pair: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
+class StableDiffusionXLWithControlNet(StableDiffusionXL):
+    """The family with one or several ControlNets beside its denoiser."""
+
+    controlnet: ControlNetModel | MultiControlNetModel = component(None)
+
+    @classmethod
+    def prepared(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """As without; a list of ControlNets becomes the group that files have."""
+        return super().prepared({**values, "controlnet": grouped(values["controlnet"])})
+
+
+@dataclass(frozen=True)
+class StableDiffusionXLFromImageWithControlNet(StableDiffusionXLWithControlNet):
+    """The family with ControlNets in the tasks that start from a picture."""
 
     negative_sizes_as_pair: ClassVar[bool] = False
 

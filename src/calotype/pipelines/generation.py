@@ -9,6 +9,7 @@ import torch
 
 from calotype.core.errors import InputError
 from calotype.diffusion.call import Call
+from calotype.diffusion.controls.control import Residuals, Steer, together
 from calotype.diffusion.images import check_finite, present, to_unit
 from calotype.diffusion.inputs import Callbacks, Output, Span
 from calotype.diffusion.loop import State, denoise
@@ -23,22 +24,25 @@ def generate(pipe: Any, arguments: Mapping[str, Any], output_class: type) -> Any
     """Run ``pipe`` with the bound arguments of its call; raises ``InputError`` before anything is computed."""
     output, callbacks = Output.of(arguments), Callbacks.of(arguments)
     call = checked(pipe, arguments)
-    callbacks.check_names((*call.family.tensor_names, *pipe.task.tensor_names))
+    controls = tuple(name for control in pipe.controls for name in control.tensor_names)
+    callbacks.check_names((*call.family.tensor_names, *pipe.task.tensor_names, *controls))
 
     conditions = call.family.encode(call)
     path = pipe.task.path(call, set_timesteps(call.scheduler, call.steps, call.device))
     start = pipe.task.start(call, path)
     path = until_end(call.scheduler, path, Span.of(arguments))
+    steerings = [control.prepare(call, path, pipe.task) for control in pipe.controls]
+    tensors = {**start.tensors, **{k: v for steering in steerings for k, v in steering.tensors.items()}}
     earlier = {name: arguments[name] for name in EARLIER_CALLBACK if name in arguments}
     with (
         pipe.running(Running(pipe, call.family, arguments, len(path.timesteps))) as running,
         pipe.progress_bar(total=path.steps) as bar,
     ):
         state = denoise(
-            State(start.latents, conditions.replaced(start.conditions), call.guidance, start.tensors),
+            State(start.latents, conditions.replaced(start.conditions), call.guidance, tensors),
             path.timesteps,
             scheduler=call.scheduler,
-            predict=predictor(call, start),
+            predict=predictor(call, start, together(steerings)),
             step_arguments=step_arguments(call.scheduler, call.steps, call.noise),
             observe=observer(
                 running, callbacks, earlier, path.steps, call.scheduler.order, bar.update, start.reimpose
@@ -59,21 +63,24 @@ def checked(pipe: Any, arguments: Mapping[str, Any]) -> Call:
         raise InputError("The pipeline's models are on the meta device and hold no values; load them first.")
     subject = family.subject(arguments)
     pipe.task.check(family, arguments)
+    for control in pipe.controls:
+        control.check(family, arguments)
     height, width = pipe.task.size(family, arguments, subject.pictures)
     call = Call(family, arguments, subject, pipe.task.guidance(family, arguments), height, width, device)
     call.noise.check_count(subject.pictures)
     return call
 
 
-def predictor(call: Call, start: Start) -> Any:
-    """The family's prediction for the latents and what the task puts beside them."""
+def predictor(call: Call, start: Start, steer: Steer | None) -> Any:
+    """The family's prediction for the latents, with what the task puts beside them and the controls add."""
 
     def predict(index: int, latents: torch.Tensor, timestep: torch.Tensor, state: State) -> torch.Tensor:
+        residuals = Residuals() if steer is None else steer(index, latents, timestep, state)
         if start.channels:
             beside = [state.tensors[name] for name in start.channels]
             beside = [tensor.repeat(len(latents) // len(tensor), 1, 1, 1) for tensor in beside]
             latents = torch.cat([latents, *beside], dim=1)
-        return call.family.predict(latents, timestep, state.conditions)
+        return call.family.predict(latents, timestep, state.conditions, residuals)
 
     return predict
 

@@ -29,6 +29,7 @@ from calotype.pipelines.components import (
 from calotype.pipelines.download import fetch
 
 if TYPE_CHECKING:
+    from calotype.diffusion.controls.control import Control
     from calotype.diffusion.tasks.task import Task
     from calotype.families.family import Family
 
@@ -62,6 +63,7 @@ class DiffusionPipeline(ConfigFile):
     config_name = INDEX
     family: ClassVar[type[Family]]
     task: ClassVar[Task]
+    controls: ClassVar[tuple[Control, ...]] = ()
     model_cpu_offload_seq: ClassVar[str | None] = None
     _optional_components: ClassVar[tuple[str, ...]] = ()
     _exclude_from_cpu_offload: ClassVar[tuple[str, ...]] = ()

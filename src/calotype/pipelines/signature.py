@@ -20,31 +20,36 @@ EARLIER_CALLBACK = ("callback", "callback_steps")
 """The callback of the first releases; still accepted through ``**kwargs`` where the reference does."""
 
 
-def constructor(family: type[Family], without: str = "") -> Callable[..., None]:
-    """An ``__init__`` whose parameters are the family's fields, in their order and with their defaults.
+def constructor(
+    family: type[Family], names: str = "", *, without: str = "", required: str = ""
+) -> Callable[..., None]:
+    """An ``__init__`` whose parameters are the family's fields, with their defaults.
 
-    Fields named in ``without`` (separated by spaces) are left out and keep the family's defaults.
+    ``names`` (separated by spaces) chooses them and their order, or ``without`` leaves some out; those that are not
+    taken keep the family's defaults. ``required`` names some that have no default here.
     """
-    left_out = without.split()
+    known = {f.name: f for f in fields(family)}  # type: ignore[arg-type]
+    chosen = names.split() or [name for name in known if name not in without.split()]
     parameters = [
         inspect.Parameter(
-            f.name,
+            name,
             _KEYWORDS,
-            default=inspect.Parameter.empty if f.default is MISSING else f.default,
-            annotation=f.type,
+            default=inspect.Parameter.empty
+            if known[name].default is MISSING or name in required.split()
+            else known[name].default,
+            annotation=known[name].type,
         )
-        for f in fields(family)  # type: ignore[arg-type]
-        if f.name not in left_out
+        for name in chosen
     ]
     signature = inspect.Signature([_SELF, *parameters], return_annotation=None)
-    names = [name for name in family.components() if name not in left_out]
+    components = [name for name in chosen if known[name].metadata["component"]]
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         bound = signature.bind(self, *args, **kwargs)
         bound.apply_defaults()
         values = family.prepared({k: v for k, v in bound.arguments.items() if k != "self"})
-        self.register_modules(**{name: values[name] for name in names})
-        self.register_to_config(**{name: value for name, value in values.items() if name not in names})
+        self.register_modules(**{name: values[name] for name in components})
+        self.register_to_config(**{name: value for name, value in values.items() if name not in components})
 
     __init__.__signature__ = signature  # type: ignore[attr-defined]
     return __init__

@@ -10,8 +10,7 @@ import torch
 from calotype.core.errors import InputError
 from calotype.core.random import randn_tensor
 from calotype.diffusion.inputs import Picture, Size, Span
-from calotype.diffusion.tasks.task import Path, Start, Task
-from calotype.image_processor import as_list
+from calotype.diffusion.tasks.task import Path, Start, Task, picture_size
 
 if TYPE_CHECKING:
     from calotype.diffusion.call import Call
@@ -28,13 +27,7 @@ class FromImage(Task):
 
     def size(self, family: Family, arguments: Mapping[str, Any], pictures: int) -> tuple[int, int]:
         """The picture's own size, rounded down to what the autoencoder divides."""
-        image = Picture.of(arguments).image
-        first = as_list(image)[0]
-        if isinstance(first, torch.Tensor) and first.shape[-3] == family.latent_shape(1, 1, 1)[1]:
-            return first.shape[-2] * family.scale_factor, first.shape[-1] * family.scale_factor
-        first = first[None] if not hasattr(first, "height") and first.ndim == 3 else first
-        height, width = family.image_processor.get_default_height_width(first)
-        return Size(height, width).checked(family.default_size, family.scale_factor, pictures)
+        return picture_size(family, Picture.of(arguments).image, Size.of(arguments), pictures)
 
     def path(self, call: Call, path: Path) -> Path:
         """The last ``strength`` of the schedule, or what comes after ``denoising_start``."""
@@ -44,7 +37,8 @@ class FromImage(Task):
         """Encode the picture, then draw the noise; latents that stand where the way begins are taken as they are."""
         if call.noise.latents is not None:
             return Start(call.noise.latents.to(call.device))
-        pixels = call.family.image_processor.preprocess(Picture.of(call.arguments).image)
+        picture = Picture.of(call.arguments).image
+        pixels = call.family.image_processor.preprocess(picture, height=call.height, width=call.width)
         if isinstance(call.noise.generator, list | tuple):  # each picture has its own draw from the posterior
             pixels = repeated_to(pixels, call.pictures)
         latents = encoded(call, pixels)

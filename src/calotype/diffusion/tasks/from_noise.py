@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from calotype.core.errors import InputError
 from calotype.core.random import randn_tensor
-from calotype.diffusion.tasks.task import Path, Start, Task
+from calotype.diffusion.inputs import Size
+from calotype.diffusion.tasks.task import Path, Start, Task, picture_size
 
 if TYPE_CHECKING:
     from calotype.diffusion.call import Call
+    from calotype.families.family import Family
 
 
+@dataclass(frozen=True)
 class FromNoise(Task):
-    """Start from noise alone."""
+    """Start from noise alone, at the size of the picture called ``like`` if there is one to be like."""
+
+    like: str | None = None
+
+    def size(self, family: Family, arguments: Mapping[str, Any], pictures: int) -> tuple[int, int]:
+        """As asked for, or what the model was trained for, or what the picture has."""
+        if self.like is None:
+            return Size.of(arguments).checked(family.default_size, family.multiple, pictures)
+        picture = arguments[self.like]
+        while isinstance(picture, list | tuple):
+            picture = picture[0]
+        return picture_size(family, picture, Size.of(arguments), pictures)
 
     def start(self, call: Call, path: Path) -> Start:
         """Draw the noise, or take what the caller gives."""

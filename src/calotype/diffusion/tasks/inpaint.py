@@ -7,15 +7,16 @@ right noise level, re-imposed around the mask after every step (arXiv:2112.10752
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from calotype.core.errors import InputError
-from calotype.diffusion.inputs import Masked, Output, Picture, Span
+from calotype.diffusion.inputs import Masked, Output, Picture, Size, Span
 from calotype.diffusion.tasks.from_image import encoded, later_part, repeated_to
 from calotype.diffusion.tasks.from_noise import initial_noise
-from calotype.diffusion.tasks.task import Path, Start, Task
+from calotype.diffusion.tasks.task import Path, Start, Task, picture_size
 from calotype.image_processor import is_pil
 
 if TYPE_CHECKING:
@@ -24,10 +25,23 @@ if TYPE_CHECKING:
     from calotype.families.family import Family
 
 
+@dataclass(frozen=True)
 class Inpaint(Task):
-    """Start from noise or, below strength 1, from the noised picture, and keep what the mask does not mark."""
+    """Start from noise or, below strength 1, from the noised picture, and keep what the mask does not mark.
 
-    tensor_names = ("mask", "masked_image_latents")
+    With ``at_its_size`` the picture's own size is worked at, otherwise by default what the model was trained for.
+    """
+
+    at_its_size: bool = False
+
+    tensor_names: ClassVar[tuple[str, ...]] = ("mask", "masked_image_latents")
+
+    def size(self, family: Family, arguments: Mapping[str, Any], pictures: int) -> tuple[int, int]:
+        """As asked for, or by default the model's or the picture's."""
+        asked = Size.of(arguments)
+        if self.at_its_size:
+            return picture_size(family, Picture.of(arguments).image, asked, pictures)
+        return asked.checked(family.default_size, family.multiple, pictures)
 
     def check(self, family: Family, arguments: Mapping[str, Any]) -> None:
         """Refuse a call without picture or mask, or a denoiser that fits neither way of inpainting."""
@@ -81,12 +95,14 @@ class Inpaint(Task):
         assert kept is not None
         return Start(latents, tensors, reimpose=around(kept, noise, path.timesteps, call.scheduler))
 
+    def picture_options(self, call: Call) -> dict[str, Any]:
+        """Cut to the region around the mask, if that was asked for."""
+        box = self._box(call)
+        return {} if box is None else {"crops_coords": box, "resize_mode": "fill"}
+
     def _prepared(self, call: Call) -> tuple[torch.Tensor, torch.Tensor]:
         """The picture in [-1, 1] and the mask (1 where something new goes), at the call's size."""
-        options: dict[str, Any] = {"height": call.height, "width": call.width}
-        box = self._box(call)
-        if box is not None:
-            options |= {"crops_coords": box, "resize_mode": "fill"}
+        options = {"height": call.height, "width": call.width, **self.picture_options(call)}
         pixels = call.family.image_processor.preprocess(Picture.of(call.arguments).image, **options)
         mask = call.family.mask_processor.preprocess(Masked.of(call.arguments).mask_image, **options)
         return pixels.float(), mask

@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from calotype.diffusion.guidance import Guidance
 from calotype.diffusion.inputs import Size
+from calotype.image_processor import as_list, is_pil
 
 if TYPE_CHECKING:
     from calotype.diffusion.call import Call
@@ -48,7 +49,7 @@ class Start:
 class Task(ABC):
     """What is made of the given inputs."""
 
-    tensor_names: tuple[str, ...] = ()
+    tensor_names: ClassVar[tuple[str, ...]] = ()
     """The tensors beyond the family's that a callback may ask for."""
 
     def check(self, family: Family, arguments: Mapping[str, Any]) -> None:  # noqa: B027
@@ -61,6 +62,10 @@ class Task(ABC):
     def size(self, family: Family, arguments: Mapping[str, Any], pictures: int) -> tuple[int, int]:
         """Height and width in pixels: as asked for, or what the model was trained for."""
         return Size.of(arguments).checked(family.default_size, family.multiple, pictures)
+
+    def picture_options(self, call: Call) -> dict[str, Any]:
+        """How pictures of the call are cut and fitted, as arguments of the image processor."""
+        return {}
 
     def path(self, call: Call, path: Path) -> Path:
         """The part of the whole schedule that this call visits."""
@@ -76,3 +81,14 @@ class Task(ABC):
     def finish(self, call: Call, images: Any, output_type: str) -> Any:
         """The pictures that the user gets."""
         return images
+
+
+def picture_size(family: Family, picture: Any, asked: Size, pictures: int) -> tuple[int, int]:
+    """Height and width as asked for or as a picture has them, rounded down to what the latents divide."""
+    first = as_list(picture)[0]
+    if isinstance(first, torch.Tensor) and first.shape[-3] == family.latent_channels:
+        return first.shape[-2] * family.scale_factor, first.shape[-1] * family.scale_factor
+    if not is_pil(first) and first.ndim == 3:
+        first = first[None]
+    height, width = family.image_processor.get_default_height_width(first, asked.height, asked.width)
+    return Size(height, width).checked(family.default_size, family.scale_factor, pictures)
