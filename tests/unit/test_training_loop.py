@@ -308,3 +308,15 @@ def test_parts_side_by_side_have_the_gradient_of_the_whole_batch(threads: int) -
 def test_a_batch_needs_a_thread() -> None:
     with pytest.raises(InputError, match="at least one thread, not 0"):
         LoopSettings(pace=Pace(0.1, steps=1), threads=0)
+
+
+def test_the_color_term_is_the_squared_error_and_twice_that_of_coarse_means() -> None:
+    torch.manual_seed(0)
+    vae = small_vae()
+    batch = {"images": torch.rand(2, 3, 16, 16) * 2 - 1, "noise": torch.zeros(2, 4, 8, 8)}
+    plain, colored = (AutoencoderObjective(vae, color=weight)(batch)["loss"] for weight in (0.0, 3.0))
+    difference = vae.decode(vae.encode(batch["images"]).latent_dist.mean).sample - batch["images"]
+    blocks = difference.reshape(2, 3, 4, 4, 4, 4).mean((3, 5))
+    torch.testing.assert_close(
+        colored - plain, 3 * difference.square().mean() + 6 * blocks.square().mean(), atol=1e-5, rtol=1e-4
+    )

@@ -25,6 +25,7 @@ class VAESettings:
     warmup: int = 300
     sharpness: float = 1.0
     kl: float = 1e-4
+    color: float = 0.0
     attention: bool = True
     """between the two residual blocks at the bottom"""
     ema_decay: float = 0.999
@@ -136,20 +137,22 @@ CPU = PocketSettings(
         attention=False,
         images=10_240,
         batch=4,
-        learning_rate=2e-3,
+        learning_rate=1.2e-3,
         warmup=50,
-        kl=3e-4,
+        sharpness=0.5,
+        kl=1e-6,
+        color=4.0,
         ema_decay=0.99,
     ),
     text=TextSettings(hidden=128, layers=2, heads=4, corpus=8_000, length=32),
-    data=DataSettings(scenes=10_240, least_detail=0.35, validation=512, chunk=512, keep_pictures=True),
+    data=DataSettings(scenes=7_168, least_detail=0.35, validation=512, chunk=512, keep_pictures=True),
     unet=UNetSettings(
-        channels=(32, 64, 160),
+        channels=(32, 64, 128),
         attention=(False, False, True),
         groups=8,
-        batch=32,
+        batch=16,
         warmup=100,
-        ema_decay=0.998,
+        ema_decay=0.997,
     ),
     on_cpu=ProcessorSettings(bfloat16=True, threads=2, compiled_renderer=True),
 )

@@ -76,7 +76,7 @@ def train_vae(settings: PocketSettings, run: Run) -> None:
         inspect_every=60.0,
     )
     outcome = fit(
-        AutoencoderObjective(vae, chosen.sharpness, chosen.kl),
+        AutoencoderObjective(vae, chosen.sharpness, chosen.kl, chosen.color),
         PictureBatches(pool, settings),
         loop,
         folder=run.work / "vae-training",
