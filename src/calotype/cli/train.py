@@ -21,6 +21,7 @@ class Preset(StrEnum):
     """How much of it."""
 
     full = "full"
+    cpu = "cpu"
     tiny = "tiny"
 
 
@@ -28,7 +29,9 @@ def train(
     recipe: Annotated[Recipe, typer.Argument(help="What to train.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")],
     stage: Annotated[str, typer.Option(help="Stages to run, separated by commas.")] = _STAGES,
-    preset: Annotated[Preset, typer.Option(help="tiny is a dry run of seconds.")] = Preset.full,
+    preset: Annotated[
+        Preset, typer.Option(help="cpu is smaller, for a CPU; tiny is a dry run of seconds.")
+    ] = Preset.full,
     work: Annotated[Path | None, typer.Option(help="Folder for checkpoints and data between stages.")] = None,
     vae: Annotated[
         Path | None, typer.Option(help="Folder of a trained VAE, in place of the stage vae.")
@@ -41,7 +44,7 @@ def train(
     workers: Annotated[int | None, typer.Option(help="Processes that write captions.")] = None,
     set: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="As in unet.batch=256.")] = None,
 ) -> None:
-    """Train a model from scratch. The real recipes need a GPU and --max-minutes."""
+    """Train a model from scratch. The preset full is for a GPU; full and cpu need --max-minutes."""
     from calotype.training.recipes.pocket import train_pocket
 
     train_pocket(

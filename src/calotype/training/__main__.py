@@ -19,7 +19,9 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("recipe", choices=["pocket"])
     arguments.add_argument("--out", type=Path, required=True, help="folder for the results")
     arguments.add_argument("--stage", default=",".join(STAGES), help="stages, separated by commas")
-    arguments.add_argument("--preset", default="full", help="full, or tiny for a dry run")
+    arguments.add_argument(
+        "--preset", default="full", help="full, cpu for a smaller model, or tiny for a dry run"
+    )
     arguments.add_argument("--work", type=Path, help="folder for checkpoints and intermediate data")
     arguments.add_argument("--vae", type=Path, help="folder of a trained VAE")
     arguments.add_argument("--max-minutes", type=float, help="time for all stages together")
