@@ -30,7 +30,7 @@ def train(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")],
     stage: Annotated[str, typer.Option(help="Stages to run, separated by commas.")] = _STAGES,
     preset: Annotated[
-        Preset, typer.Option(help="cpu is smaller, for a CPU; tiny is a dry run of seconds.")
+        Preset, typer.Option(help="cpu: smaller, for a CPU; tiny: a dry run of seconds.")
     ] = Preset.full,
     work: Annotated[Path | None, typer.Option(help="Folder for checkpoints and data between stages.")] = None,
     vae: Annotated[

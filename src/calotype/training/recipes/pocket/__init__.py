@@ -32,7 +32,8 @@ def train_pocket(
     Args:
         out: where results go: few files, none above 16 MB.
         stages: some of :data:`STAGES`.
-        preset: ``full``; ``cpu``, which is smaller, for an hour on a CPU; or ``tiny``, which goes through the motions in seconds.
+        preset: ``full``; ``cpu``, smaller, for an hour on a CPU; or ``tiny``, which goes through the motions in
+            seconds.
         work: where checkpoints and data for later stages are kept; a folder for temporary files if left out.
         vae: a folder with a trained VAE, in place of the stage ``vae``.
         max_minutes: for all stages of this call together; learning rates fall to zero by then.
