@@ -220,3 +220,29 @@ def test_early_scheduler_settings_are_repaired_here_too(folders: dict[str, Path]
         )
         seen.append(pipe.scheduler.config.clip_sample)
     assert seen == [True, False]
+
+
+AUTO = {
+    "AutoPipelineForText2Image": "",
+    "AutoPipelineForImage2Image": "Img2Img",
+    "AutoPipelineForInpainting": "Inpaint",
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", AUTO)
+def test_auto_pipelines(folders: dict[str, Path], name: str, family: str) -> None:
+    """With a ControlNet, from a pipeline that has one, and without it again."""
+    for library in (diffusers, calotype):
+        auto = getattr(library, name)
+        net = library.ControlNetModel.from_pretrained(folders[f"{family}-0"])
+        loaded = auto.from_pretrained(folders[family], controlnet=net)
+        assert type(loaded).__name__ == f"{family}ControlNet{AUTO[name]}Pipeline"
+        kept = library.AutoPipelineForInpainting.from_pipe(loaded)
+        assert type(kept).__name__ == f"{family}ControlNetInpaintPipeline"
+        assert kept.controlnet is loaded.controlnet
+        plain = auto.from_pipe(loaded, controlnet=None)
+        assert type(plain).__name__ == f"{family}{AUTO[name]}Pipeline"
+        again = auto.from_pipe(plain, controlnet=net)
+        assert type(again) is type(loaded)
+        assert again.unet is loaded.unet

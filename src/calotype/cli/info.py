@@ -138,11 +138,11 @@ def _measured(variant: str, files: list[Path]) -> Weights:
 
 def tasks_of(class_name: str) -> tuple[str, ...]:
     """What a pipeline's checkpoint serves for: the tasks of its family for which calotype has a class."""
-    from calotype.pipelines.auto import TASKS
+    from calotype.pipelines.auto import FAMILIES
 
-    for classes in TASKS.values():
+    for classes in FAMILIES.values():
         if class_name in classes.values():
-            return tuple(classes)
+            return tuple(dict.fromkeys(kind.task for kind in classes))
     return ("unconditional generation",) if class_name in ("DDPMPipeline", "DDIMPipeline") else ()
 
 

@@ -3,44 +3,59 @@
 from __future__ import annotations
 
 import os
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from calotype.core import hub
-from calotype.core.config import read_json
+from calotype.core.config import init_parameters, read_json
 from calotype.core.errors import InputError, UnknownClassError
 from calotype.pipelines.components import INDEX, public_class
 from calotype.pipelines.pipeline import DiffusionPipeline
 
-TASKS: dict[str, dict[str, str]] = {
-    "stable-diffusion": {
-        "text-to-image": "StableDiffusionPipeline",
-        "image-to-image": "StableDiffusionImg2ImgPipeline",
-        "inpainting": "StableDiffusionInpaintPipeline",
-    },
-    "stable-diffusion-xl": {
-        "text-to-image": "StableDiffusionXLPipeline",
-        "image-to-image": "StableDiffusionXLImg2ImgPipeline",
-        "inpainting": "StableDiffusionXLInpaintPipeline",
-    },
+
+class Kind(NamedTuple):
+    """What a pipeline class is for: the task, and the control that it takes beside the prompt."""
+
+    task: str
+    control: str | None = None
+
+
+def _family(prefix: str) -> dict[Kind, str]:
+    """The classes of a family by the names that they have had from the start."""
+    tasks = {"text-to-image": "", "image-to-image": "Img2Img", "inpainting": "Inpaint"}
+    controls = {None: "", "controlnet": "ControlNet"}
+    return {
+        Kind(task, control): f"{prefix}{middle}{end}Pipeline"
+        for task, end in tasks.items()
+        for control, middle in controls.items()
+    }
+
+
+FAMILIES: dict[str, dict[Kind, str]] = {
+    "stable-diffusion": _family("StableDiffusion"),
+    "stable-diffusion-xl": _family("StableDiffusionXL"),
 }
-"""Family -> task -> the name of the public class."""
+"""Family -> kind -> the name of the public class."""
 
 
-def class_for(task: str, class_name: str) -> type[DiffusionPipeline]:
-    """The pipeline for ``task`` in the family of the pipeline class ``class_name``."""
-    for classes in TASKS.values():
+def class_for(task: str, class_name: str, control: str | None) -> type[DiffusionPipeline]:
+    """The pipeline for ``task`` with ``control`` in the family of the pipeline class ``class_name``."""
+    for classes in FAMILIES.values():
         if class_name in classes.values():
-            if task not in classes:
-                raise UnknownClassError(
-                    f"The family of {class_name} has no pipeline for {task}; it has {', '.join(classes)}."
-                )
-            found = public_class(classes[task])
+            found = public_class(classes[Kind(task, control)])
             assert issubclass(found, DiffusionPipeline)
             return found
-    known = sorted(name for classes in TASKS.values() for name in classes.values())
+    known = sorted(name for classes in FAMILIES.values() for name in classes.values())
     raise UnknownClassError(
         f"{class_name} is in no family with a pipeline for {task}; there are {', '.join(known)}."
     )
+
+
+def _control(given: dict[str, Any], pipeline: DiffusionPipeline | None = None) -> str | None:
+    """Which control is asked for by an argument, or is in the pipeline already; None for one that is switched off."""
+    if "controlnet" in given:
+        return "controlnet" if given["controlnet"] is not None else None
+    has = pipeline is not None and "controlnet" in init_parameters(type(pipeline))
+    return "controlnet" if has else None
 
 
 class AutoPipeline:
@@ -58,18 +73,36 @@ class AutoPipeline:
     def from_pretrained(
         cls, pretrained_model_or_path: str | os.PathLike[str], **kwargs: Any
     ) -> DiffusionPipeline:
-        """The checkpoint's pipeline for this task; arguments as for ``DiffusionPipeline.from_pretrained``."""
+        """The checkpoint's pipeline for this task, with ControlNets if ``controlnet`` is given.
+
+        Arguments as for ``DiffusionPipeline.from_pretrained``.
+        """
         options = hub.HubOptions.take(dict(kwargs))
         index = read_json(hub.find_file(pretrained_model_or_path, INDEX, options=options))
         name = index.get("_class_name")
         if not isinstance(name, str):
             raise InputError(f"The {INDEX} of {os.fspath(pretrained_model_or_path)} names no pipeline class.")
-        return class_for(cls.task, name).from_pretrained(pretrained_model_or_path, **kwargs)
+        control = _control(kwargs) or (
+            "controlnet" if _stored(index) and "controlnet" not in kwargs else None
+        )
+        return class_for(cls.task, name, control).from_pretrained(pretrained_model_or_path, **kwargs)
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> DiffusionPipeline:
-        """The pipeline for this task with another pipeline's components, which are shared."""
-        return class_for(cls.task, type(pipeline).__name__).from_pipe(pipeline, **kwargs)
+        """The pipeline for this task with another pipeline's components, which are shared.
+
+        ``controlnet`` adds ControlNets, and ``controlnet=None`` leaves them out.
+        """
+        control = _control(kwargs, pipeline)
+        if control is None:
+            kwargs.pop("controlnet", None)
+        return class_for(cls.task, type(pipeline).__name__, control).from_pipe(pipeline, **kwargs)
+
+
+def _stored(index: dict[str, Any]) -> bool:
+    """Whether a checkpoint brings ControlNets of its own."""
+    entry = index.get("controlnet")
+    return isinstance(entry, list) and entry[:1] != [None]
 
 
 class AutoPipelineForText2Image(AutoPipeline):
