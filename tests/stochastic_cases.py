@@ -6,6 +6,7 @@ to the clean end; with it they are exact after any number of steps.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Mapping
@@ -59,12 +60,14 @@ def distance(case: Sampling, module: Any, seed: int = 0) -> float:
     scheduler.set_timesteps(case.steps, **({"jump_n_sample": 1} if repaint else {}))
     at = levels(scheduler, case.coordinates)
     x = noisy(at[0], generator)
-    extra = {"original_image": x, "mask": torch.zeros_like(x)} if repaint else {}
+    extra: dict[str, Any] = {"original_image": x, "mask": torch.zeros_like(x)} if repaint else {}
+    if "generator" in inspect.signature(scheduler.step).parameters:
+        extra["generator"] = generator
     for level, t in zip(at, scheduler.timesteps, strict=True):
         if hasattr(scheduler, "scale_model_input"):
             scheduler.scale_model_input(x, t)
         output = network(MIXTURE.clean(x, level), x, level, case.coordinates)
-        x = scheduler.step(output, t, x, generator=generator, **extra, **case.call).prev_sample
+        x = scheduler.step(output, t, x, **extra, **case.call).prev_sample
     return wasserstein(x, MIXTURE)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -15,6 +17,7 @@ from calotype.core.config import init_parameters
 from calotype.core.errors import InputError
 from calotype.schedulers import names
 from calotype.schedulers.samplers import CONVERSIONS, ELSEWHERE, LEVELS, SAMPLERS, SPACINGS
+from tests.solver_cases import CASES, Case
 
 TRAINED = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 DPM = "DPMSolverMultistepScheduler"
@@ -184,7 +187,7 @@ def test_no_name_means_two_things() -> None:
     assert len(keys) == len(set(keys))
     ends = [names._key(word) for name, spacing in SPACINGS.items() for word in (name, *spacing.aliases)]
     assert len(ends) == len(set(ends))
-    assert not set(ELSEWHERE) & set(keys)
+    assert not {names._key(name) for name in ELSEWHERE} & set(keys)
     for row in SAMPLERS:
         assert names.find(row.name).sampler is row
 
@@ -220,3 +223,25 @@ def test_the_command_lists_them() -> None:
     assert [entry["name"] for entry in listed["samplers"]] == [row.name for row in SAMPLERS]
     assert listed["samplers"][2]["evaluations_per_step"] == 2
     assert listed["spacings"]["Karras"]["options"] == {"use_karras_sigmas": True}
+
+
+@pytest.mark.parametrize("row", [row for row in SAMPLERS if not row.stochastic], ids=lambda row: row.name)
+def test_stated_orders_are_measured_ones(row) -> None:
+    """Each order is that of a case of the convergence test with the same class and options."""
+    spaced = {*CONVERSIONS, "final_sigmas_type"}
+
+    def same(case: Case) -> bool:
+        config = getattr(calotype, case.scheduler)(**case.options).config
+        return all(config[key] == value for key, value in row.options.items() if key not in spaced)
+
+    cases = [case for case in CASES if case.scheduler == row.scheduler and same(case)]
+    assert row.order in [case.order if case.instead is None else case.instead for case in cases]
+
+
+def test_the_documentation_has_the_same_tables() -> None:
+    """After a change of the tables: python docs/figures/scheduler_names.py."""
+    folder = Path(__file__).resolve().parents[2] / "docs"
+    script = runpy.run_path(str(folder / "figures/scheduler_names.py"))
+    page = (folder / "schedulers.md").read_text(encoding="utf-8")
+    assert script["written"](page) == page
+    assert all(f"| **{row.name}** |" in page for row in SAMPLERS)

@@ -136,7 +136,7 @@ def find(name: str) -> Choice:
             row = samplers.get(plain.removesuffix(ending)) if plain.endswith(ending) else None
             if row is not None:
                 return _spaced(row, None if spacing == "Automatic" else spacing)
-        if plain in classes:
+        if plain in classes and _elsewhere(plain) is None:
             return Choice(classes[plain])
     raise InputError(_unknown(name, key))
 
@@ -156,11 +156,9 @@ def _spaced(row: Sampler, spacing: str | None) -> Choice:
 
 
 def _unknown(name: str, key: str) -> str:
-    for plain in _trimmed(key):
-        for ending in ("", *(ending for ending, _ in _endings())):
-            nearest = ELSEWHERE.get(plain.removesuffix(ending)) if plain.endswith(ending) else None
-            if nearest is not None:
-                return f"{name} is a sampler that calotype does not have. The nearest is {nearest}."
+    nearest = _elsewhere(key)
+    if nearest is not None:
+        return f"{name} is a sampler that calotype does not have. The nearest is {nearest}."
     shown = {
         **{_key(cls): cls for cls in _classes().values()},
         **_classes(),
@@ -170,6 +168,19 @@ def _unknown(name: str, key: str) -> str:
     hint = f" Did you mean {shown[near[0]]}?" if near else ""
     names = ", ".join(row.name for row in SAMPLERS)
     return f"There is no scheduler {name!r}.{hint} There are: {names}; each with {', '.join(LEVELS)} or none after it."
+
+
+def _elsewhere(key: str) -> str | None:
+    """The nearest sampler to one that only other programs have; None if they have no such one either."""
+    known = {_key(name): nearest for name, nearest in ELSEWHERE.items()}
+    endings = ("", *(ending for ending, _ in _endings()))
+    found = (
+        known.get(plain.removesuffix(end))
+        for plain in _trimmed(key)
+        for end in endings
+        if plain.endswith(end)
+    )
+    return next((nearest for nearest in found if nearest), None)
 
 
 def spoken(scheduler: str, config: Mapping[str, Any]) -> str:

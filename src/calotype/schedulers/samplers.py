@@ -51,8 +51,11 @@ def _flow(scheduler: str, **options: Any) -> tuple[str, Mapping[str, Any]]:
 def _multistep(
     name: str, order: int, when: str, kind: str = "dpmsolver++", solver: str = "midpoint", *aliases: str
 ) -> Sampler:
-    """A row of DPM-Solver++ multistep; all that makes the solver is stated, whatever configuration it is put on."""
-    options = {"algorithm_type": kind, "solver_order": order, "solver_type": solver}
+    """A row of DPM-Solver++ multistep, which has the number of its predictions in its name.
+
+    All that makes the solver is stated, whatever configuration it is put on.
+    """
+    options = {"algorithm_type": kind, "solver_order": int(name[6]), "solver_type": solver}
     return Sampler(
         name, DPM, order, 1, kind.startswith("sde"), when, options, aliases, (*LEVELS, "Lu", *STEPS),
         flow=_flow(DPM, **options), edm=(EDM_DPM, options),
@@ -99,10 +102,10 @@ SAMPLERS: tuple[Sampler, ...] = (
     _multistep("DPM++ 2M", 2, "the first to try: good pictures in 15 to 25 steps"),
     _multistep("DPM++ 2M Heun", 2, "as DPM++ 2M, the slope integrated exactly", "dpmsolver++", "heun",
                "res multistep", "res 2m"),
-    _multistep("DPM++ 3M", 3, "DPM++ 2M without guidance, or with many steps"),
+    _multistep("DPM++ 3M", 2, "DPM++ 2M with half the error, without guidance or with many steps"),
     _multistep("DPM++ 2M SDE", 2, "crisp detail in 20 to 30 steps", "sde-dpmsolver++"),
     _multistep("DPM++ 2M SDE Heun", 2, "as DPM++ 2M SDE, a little sharper", "sde-dpmsolver++", "heun"),
-    _multistep("DPM++ 3M SDE", 3, "detail at 30 steps and more", "sde-dpmsolver++"),
+    _multistep("DPM++ 3M SDE", 2, "detail at 30 steps and more", "sde-dpmsolver++"),
     _multistep("DPM++ 1M SDE", 1, "Euler a on other spacings", "sde-dpmsolver++"),
     _multistep("DPM++ 1M", 1, "DDIM on other spacings"),
     Sampler("DPM++ SDE", "DPMSolverSDEScheduler", 2, 2, True, "best detail at few steps, twice the time", spacings=_K),
@@ -147,10 +150,10 @@ SPACINGS: Mapping[str, Spacing] = {
 }
 
 ELSEWHERE: Mapping[str, str] = {
-    "dpmpp2sa": "DPM++ 2S SDE", "dpmpp2sancestral": "DPM++ 2S SDE", "dpmadaptive": "DPM++ 2M", "restart": "Heun",
-    "heunpp2": "Heun", "ipndm": "PLMS", "ipndmv": "PLMS", "ersde": "DPM++ 3M SDE", "seeds2": "DPM++ SDE",
-    "seeds3": "DPM++ SDE", "sasolverpece": "SA-Solver", "gradientestimation": "DPM++ 2M",
-    "resmultistepancestral": "DPM++ 2M SDE Heun", "expheun2x0": "DPM++ 2S", "expheun2x0sde": "DPM++ 2S SDE",
+    "DPM++ 2S a": "DPM++ 2S SDE", "dpmpp_2s_ancestral": "DPM++ 2S SDE", "DPM adaptive": "DPM++ 2M", "Restart": "Heun",
+    "heunpp2": "Heun", "ipndm": "PLMS", "ipndm_v": "PLMS", "er_sde": "DPM++ 3M SDE", "seeds_2": "DPM++ SDE",
+    "seeds_3": "DPM++ SDE", "sa_solver_pece": "SA-Solver", "gradient_estimation": "DPM++ 2M",
+    "res_multistep_ancestral": "DPM++ 2M SDE Heun", "exp_heun_2_x0": "DPM++ 2S", "exp_heun_2_x0_sde": "DPM++ 2S SDE",
 }  # fmt: skip
 """Samplers of other programs that no scheduler here computes, and the nearest that one does."""
 
