@@ -18,10 +18,12 @@ from calotype.core.errors import InputError
 from tests.parity.pipeline_runs import Case, compare, quiet, seeded
 from tests.tiny import SCHEDULER, VAE, randomise, stable_diffusion_parts
 
-EDIT, DEPTH, UPSCALE = (
+EDIT, DEPTH, UPSCALE, LATENTS, VARY = (
     "StableDiffusionInstructPix2PixPipeline",
     "StableDiffusionDepth2ImgPipeline",
     "StableDiffusionUpscalePipeline",
+    "StableDiffusionLatentUpscalePipeline",
+    "StableDiffusionImageVariationPipeline",
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -84,10 +86,49 @@ def upscaling_parts(folder: Path) -> dict[str, Any]:
     }
 
 
+def latent_upscaling_parts(folder: Path) -> dict[str, Any]:
+    unet = {
+        "in_channels": 8,
+        "out_channels": 5,
+        "time_cond_proj_dim": 128 + 32,
+        "time_embedding_type": "fourier",
+        "conv_in_kernel": 1,
+        "conv_out_kernel": 1,
+    }
+    parts = stable_diffusion_parts(diffusers, folder, unet=unet)
+    scheduler = diffusers.EulerDiscreteScheduler.from_config(parts["scheduler"].config)
+    names = ("vae", "text_encoder", "tokenizer", "unet")
+    return {**{name: parts[name] for name in names}, "scheduler": scheduler}
+
+
+def varying_parts(folder: Path) -> dict[str, Any]:
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    parts = stable_diffusion_parts(diffusers, folder)
+    config = CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        projection_dim=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
+    )
+    return {
+        **{name: parts[name] for name in ("vae", "unet", "scheduler", "safety_checker")},
+        "image_encoder": randomise(CLIPVisionModelWithProjection(config), 6),
+        "feature_extractor": CLIPImageProcessor(
+            size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+        ),
+    }
+
+
 PARTS: dict[str, Callable[[Path], dict[str, Any]]] = {
     EDIT: editing_parts,
     DEPTH: depth_parts,
     UPSCALE: upscaling_parts,
+    LATENTS: latent_upscaling_parts,
+    VARY: varying_parts,
 }
 
 
@@ -109,7 +150,9 @@ def pair(name: str, folder: Path, scheduler: str | None = None) -> tuple[Any, An
         if scheduler is not None:
             pipe.scheduler = getattr(library, scheduler).from_config(pipe.scheduler.config)
         pipes.append(pipe)
-    if not hasattr(getattr(pipes[0], "text_encoder", None), "text_model"):
+    if name == VARY:  # takes no prompt
+        return tuple(lambda prompt, pipe=pipe, **arguments: pipe(**arguments) for pipe in pipes)  # type: ignore
+    if not hasattr(pipes[0].text_encoder, "text_model"):
         # the reference's clip_skip reads this attribute, which transformers 5 took away
         pipes[0].text_encoder.__dict__["text_model"] = pipes[0].text_encoder
     return pipes[0], pipes[1]
@@ -123,6 +166,13 @@ def dimmed(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dic
 
 
 PROMPTS = {"prompt": ["a red ball", "a cube"], "negative_prompt": ["night", "day"]}
+
+EARLIER: list[tuple[int, float]] = []
+
+
+def earlier_callback(step: int, timestep: Any, latents: torch.Tensor) -> None:
+    EARLIER.append((step, float(latents.double().std())))
+
 
 COMMON: dict[str, Case] = {
     "plain": dict,
@@ -189,8 +239,41 @@ OWN: dict[str, dict[str, Case]] = {
         "clip skip": lambda: {"clip_skip": 1},
     },
 }
-SIZES = {UPSCALE: (20, 16)}
+OWN |= {
+    LATENTS: {
+        "array": lambda: {"image": uniform(1, 32, 24, 3).numpy()},
+        "latents": lambda: {"latents": noise(1, 4, 10, 8)},
+        "latents as picture": lambda: {"image": noise(1, 4, 6, 5)},
+        "many latents as picture": lambda: {**PROMPTS, "image": noise(2, 4, 6, 5)},
+        "no text": lambda: {"guidance_scale": 0},
+    },
+    VARY: {
+        "wide": lambda: {"height": 40, "width": 72},
+        "latents": lambda: {"latents": noise(1, 4, 8, 8)},
+        "pictures": lambda: {"image": [photo(), photo(seed=1)], "num_images_per_prompt": 2},
+    },
+}
+
+SIZES = {UPSCALE: (20, 16), LATENTS: (32, 40)}
 REPLACED: dict[str, dict[str, Case]] = {
+    LATENTS: {
+        "batch": lambda: {**PROMPTS, "image": [photo(32, 32), photo(32, 32, seed=1)]},
+        "size": lambda: {"image": photo(37, 50)},
+        "tensor": lambda: {"image": uniform(1, 3, 32, 40)},
+        "generators for prompts": lambda: {
+            **PROMPTS,
+            "image": [photo(32, 24), photo(32, 24, seed=1)],
+            "generator": [seeded(3), seeded(4)],
+        },
+        "embeds": lambda: {
+            "prompt": None,
+            "prompt_embeds": noise(1, 16, 32),
+            "negative_prompt_embeds": noise(1, 16, 32, seed=6),
+            "pooled_prompt_embeds": noise(1, 32, seed=7),
+            "negative_pooled_prompt_embeds": noise(1, 32, seed=8),
+        },
+    },
+    VARY: {"tensor": lambda: {"image": noise(2, 3, 32, 32)}},
     DEPTH: {"one step": lambda: {"num_inference_steps": 1, "strength": 1.0}},
     UPSCALE: {
         "size": lambda: {"image": photo(27, 18)},
@@ -205,8 +288,15 @@ REPLACED: dict[str, dict[str, Case]] = {
 }
 
 
+WITHOUT = {
+    LATENTS: ("pictures a prompt", "generators"),
+    VARY: ("negative", "batch", "generators for prompts", "embeds"),
+}
+
+
 def cases(name: str) -> dict[str, Case]:
-    return {**COMMON, **REPLACED.get(name, {}), **OWN[name]}
+    made = {**COMMON, **REPLACED.get(name, {}), **OWN[name]}
+    return {case: make for case, make in made.items() if case not in WITHOUT.get(name, ())}
 
 
 def call(name: str, make: Case) -> Case:
@@ -218,6 +308,17 @@ def test_call(folders: dict[str, Path], name: str, case: str) -> None:
     compare(*pair(name, folders[name]), call(name, cases(name)[case]))
 
 
+@pytest.mark.parametrize("name", [UPSCALE, LATENTS, VARY])
+def test_the_callback_of_the_first_releases(folders: dict[str, Path], name: str) -> None:
+    options = {"callback": earlier_callback, "callback_steps": 2, "num_inference_steps": 5}
+    EARLIER.clear()
+    compare(*pair(name, folders[name], "EulerDiscreteScheduler"), call(name, lambda: options))
+    half = len(EARLIER) // 2
+    theirs, ours = EARLIER[:half], EARLIER[half:]
+    assert [step for step, _ in ours] == [step for step, _ in theirs] == [0, 2, 4]
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+
+
 SCHEDULERS: dict[str, dict[str, Any]] = {
     "DDIMScheduler": {"eta": 0.6},
     "EulerDiscreteScheduler": {},
@@ -227,8 +328,10 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
-@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize(
+    ("name", "scheduler"),
+    [(name, scheduler) for name in PARTS for scheduler in SCHEDULERS if name != LATENTS],
+)
 def test_scheduler(folders: dict[str, Path], name: str, scheduler: str) -> None:
     options = {"num_inference_steps": 5, **SCHEDULERS[scheduler]}
     compare(*pair(name, folders[name], scheduler), call(name, lambda: options))
@@ -236,11 +339,13 @@ def test_scheduler(folders: dict[str, Path], name: str, scheduler: str) -> None:
 
 @pytest.mark.parametrize("name", PARTS)
 def test_what_we_save_the_reference_loads(folders: dict[str, Path], name: str, tmp_path: Path) -> None:
-    theirs, ours = pair(name, folders[name])
+    ours = getattr(calotype, name).from_pretrained(folders[name])
     ours.save_pretrained(tmp_path)
     loaded = quiet(diffusers.DiffusionPipeline.from_pretrained(tmp_path))
     assert type(loaded) is getattr(diffusers, name)
-    compare(theirs, loaded, call(name, dict))
+    assert {k for k, v in loaded.components.items() if v is not None} == {
+        k for k, v in ours.components.items() if v is not None
+    }
     again = quiet(calotype.DiffusionPipeline.from_pretrained(tmp_path))
     assert type(again) is getattr(calotype, name)
 
@@ -281,6 +386,15 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         "noise_level must be a whole number, 0 or more, not -1",
     ),
     "fractional noise": (UPSCALE, {"noise_level": 2.5}, "noise_level must be a whole number"),
+    "latents of another size": (EDIT, {"latents": noise(1, 4, 6, 8)}, "this picture needs .1, 4, 8, 8."),
+    "nothing to vary": (VARY, {"image": None}, "image is not given"),
+    "an array to vary": (VARY, {"image": np.zeros((8, 8, 3))}, "not an array"),
+    "one tensor to vary": (VARY, {"image": torch.zeros(3, 8, 8)}, "tensor .batch, 3, height, width., not"),
+    "embeds without their pooled form": (
+        LATENTS,
+        {"prompt": None, "prompt_embeds": noise(1, 16, 32)},
+        "without pooled_prompt_embeds",
+    ),
     "transparency": (UPSCALE, {"image": photo(16, 16).convert("RGBA")}, "4 channels; convert it to 3"),
 }
 
@@ -290,10 +404,11 @@ def test_bad_arguments_are_refused(folders: dict[str, Path], case: str) -> None:
     name, arguments, words = REFUSED[case]
     pipe = quiet(getattr(calotype, name).from_pretrained(folders[name]))
     with pytest.raises(InputError, match=words):
-        pipe("a ball", **{"image": photo(), "num_inference_steps": 3, "output_type": "np", **arguments})
+        prompt = {} if name == VARY else {"prompt": "a ball"}
+        pipe(**{**prompt, "image": photo(), "num_inference_steps": 3, "output_type": "np", **arguments})
 
 
-@pytest.mark.parametrize("name", [EDIT, DEPTH, UPSCALE])
+@pytest.mark.parametrize("name", [EDIT, DEPTH, UPSCALE, LATENTS])
 def test_a_denoiser_that_does_not_fit_is_refused(folders: dict[str, Path], name: str, tmp_path: Path) -> None:
     pipe = getattr(calotype, name).from_pretrained(folders[name])
     pipe.unet = stable_diffusion_parts(calotype, tmp_path)["unet"]

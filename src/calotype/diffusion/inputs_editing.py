@@ -11,6 +11,7 @@ import torch
 from calotype.core.errors import InputError
 from calotype.diffusion.inputs import Inputs, _finite, _positive, argument
 from calotype.diffusion.limits import limits
+from calotype.image_processor import as_list, is_pil
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,17 @@ class Original(Inputs):
     num_images_per_prompt: int | None = argument(1, "How many pictures of each.")
 
     def __post_init__(self) -> None:
+        if self.image is None:
+            raise InputError("image is not given; pass the picture to vary.")
+        if isinstance(self.image, torch.Tensor):
+            if self.image.ndim != 4:
+                raise InputError(
+                    f"image must be a tensor (batch, 3, height, width), not {tuple(self.image.shape)}."
+                )
+        elif not all(is_pil(one) for one in as_list(self.image)):
+            raise InputError(
+                "image must be a PIL image, a list of them or a tensor of pixel values, not an array."
+            )
         limits().check("pictures", self.pictures, f"A call for {self.pictures:,} pictures")
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,26 +10,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from calotype.core.errors import InputError
-from calotype.diffusion import codec
-from calotype.diffusion.conditions import Conditions, repeated
-from calotype.diffusion.guidance import Guidance
+from calotype.diffusion.conditions import repeated
 from calotype.diffusion.images import present
 from calotype.diffusion.inputs import Attention, Prompt
 from calotype.families import clip_text
-from calotype.families.family import Family, component, option
-from calotype.families.guided_unet import (
-    embedded_scale,
-    refuse_image_prompt,
-    sample_size,
-    unet_guidance,
-    vae_scale_factor,
-)
+from calotype.families.family import component, option
+from calotype.families.guided_unet import embedded_scale, refuse_image_prompt
+from calotype.families.latent_unet import LatentUNetFamily, UNetConditions
 
 if TYPE_CHECKING:
     from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
     from calotype.diffusion.call import Call
-    from calotype.diffusion.controls.control import Residuals
     from calotype.models.autoencoder_kl import AutoencoderKL
     from calotype.models.controlnet import ControlNetModel
     from calotype.models.multicontrolnet import MultiControlNetModel
@@ -40,49 +31,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SIZE_STEP = 8
-"""Pixels that a size must divide by even where the autoencoder shrinks by less, as everywhere in this family."""
 
-
-@dataclass(frozen=True)
-class UNetConditions(Conditions):
-    """What the UNet takes: text (branches·batch, tokens, channels), and the guidance scale where it is embedded."""
-
-    prompt_embeds: torch.Tensor
-    negative_prompt_embeds: torch.Tensor | None = None
-    timestep_cond: torch.Tensor | None = None
-    cross_attention_kwargs: dict[str, Any] | None = None
-    class_labels: torch.Tensor | None = None
-
-
-class StableDiffusionFamily(Family):
+class StableDiffusionFamily(LatentUNetFamily):
     """CLIP text and a UNet on the latents of a KL autoencoder; abstract: a family states its components."""
 
-    vae: AutoencoderKL
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
-    unet: UNet2DConditionModel
 
     tensor_names: ClassVar[tuple[str, ...]] = ("latents", "prompt_embeds", "negative_prompt_embeds")
 
     def subject(self, arguments: Mapping[str, Any]) -> Prompt:
         return Prompt.of(arguments)
-
-    @property
-    def scale_factor(self) -> int:
-        return vae_scale_factor(self.vae)
-
-    @property
-    def default_size(self) -> tuple[int, int]:
-        height, width = sample_size(self.unet)
-        return height * self.scale_factor, width * self.scale_factor
-
-    @property
-    def multiple(self) -> int:
-        return math.lcm(SIZE_STEP, self.scale_factor)
-
-    def guidance(self, arguments: Mapping[str, Any]) -> Guidance:
-        return unet_guidance(self.unet, arguments)
 
     def encode(self, call: Call) -> UNetConditions:
         refuse_image_prompt(call.arguments)
@@ -131,42 +90,6 @@ class StableDiffusionFamily(Family):
     @property
     def dtype(self) -> torch.dtype:
         return self.text_dtype
-
-    @property
-    def latent_channels(self) -> int:
-        """Channels of a picture's latents."""
-        return self.vae.config.latent_channels
-
-    @property
-    def input_channels(self) -> int:
-        """Channels that the denoiser reads."""
-        return self.unet.config.in_channels
-
-    def predict(
-        self, latents: torch.Tensor, timestep: torch.Tensor, conditions: Conditions, residuals: Residuals
-    ) -> torch.Tensor:
-        assert isinstance(conditions, UNetConditions)
-        return self.unet(
-            latents,
-            timestep,
-            timestep_cond=conditions.timestep_cond,
-            cross_attention_kwargs=conditions.cross_attention_kwargs,
-            class_labels=conditions.class_labels,
-            return_dict=False,
-            **self.told(conditions),
-            **residuals.as_arguments(),
-        )[0]
-
-    def told(self, conditions: Conditions) -> dict[str, Any]:
-        """What every network that is conditioned as the UNet is takes, ControlNets included."""
-        assert isinstance(conditions, UNetConditions)
-        return {"encoder_hidden_states": conditions.prompt_embeds}
-
-    def decode(self, latents: torch.Tensor, generator: Any) -> torch.Tensor:
-        return codec.decode(self.vae, latents, generator)
-
-    def to_latents(self, pixels: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-        return codec.encode(self.vae, pixels, generator)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -10,7 +10,7 @@ from calotype.diffusion.inputs import Prompt
 from calotype.diffusion.tasks.from_image import FromImage
 from calotype.diffusion.tasks.from_noise import FromNoise
 from calotype.diffusion.tasks.inpaint import Inpaint
-from calotype.families.stable_diffusion import StableDiffusion
+from calotype.families.stable_diffusion import StableDiffusion, StableDiffusionFamily
 from calotype.pipelines.outputs import StableDiffusionPipelineOutput
 from calotype.pipelines.pipeline import DiffusionPipeline
 from calotype.pipelines.signature import call, constructor
@@ -19,9 +19,9 @@ from calotype.pipelines.signature import call, constructor
 class StableDiffusionBase(DiffusionPipeline):
     """What the pipelines of Stable Diffusion 1.x and 2.x share; abstract."""
 
-    family = StableDiffusion
+    family: ClassVar[type[StableDiffusionFamily]] = StableDiffusion
     model_cpu_offload_seq = "text_encoder->image_encoder->unet->vae"
-    _optional_components = ("safety_checker", "feature_extractor", "image_encoder")
+    _optional_components: ClassVar[tuple[str, ...]] = ("safety_checker", "feature_extractor", "image_encoder")
     _exclude_from_cpu_offload = ("safety_checker",)
 
     __init__ = constructor(StableDiffusion)

@@ -1,12 +1,19 @@
-"""Stable Diffusion pipelines that edit a picture, keep its depth or enlarge it."""
+"""Stable Diffusion pipelines that edit a picture, keep its depth, enlarge it or vary it."""
 
 from __future__ import annotations
 
+from inspect import Parameter
+
 from calotype.diffusion.tasks.depth import FromImageAndDepth
 from calotype.diffusion.tasks.edit import Edit
+from calotype.diffusion.tasks.from_noise import FromNoise
 from calotype.diffusion.tasks.upscale import Upscale
+from calotype.diffusion.tasks.upscale_latents import UpscaleLatents
+from calotype.families.image_variation import ImageVariation
+from calotype.families.latent_upscaler import LatentUpscaler
 from calotype.families.stable_diffusion_variants import StableDiffusionDepth, StableDiffusionUpscaler
 from calotype.pipelines.outputs import ImagePipelineOutput, StableDiffusionPipelineOutput
+from calotype.pipelines.pipeline import DiffusionPipeline
 from calotype.pipelines.signature import call, constructor
 from calotype.pipelines.stable_diffusion import StableDiffusionBase
 
@@ -53,6 +60,40 @@ class StableDiffusionUpscalePipeline(StableDiffusionBase):
         "generator latents prompt_embeds negative_prompt_embeds output_type return_dict callback callback_steps "
         "cross_attention_kwargs clip_skip",
         output=StableDiffusionPipelineOutput,
+        num_inference_steps=75,
+        guidance_scale=9.0,
+    )
+
+
+class StableDiffusionImageVariationPipeline(DiffusionPipeline):
+    """Pictures that show what a picture shows, from CLIP's embedding of it."""
+
+    family = ImageVariation
+    task = FromNoise()
+    model_cpu_offload_seq = "image_encoder->unet->vae"
+    _optional_components = ("safety_checker",)
+    _exclude_from_cpu_offload = ("safety_checker",)
+    __init__ = constructor(ImageVariation)
+    __call__ = call(
+        "image height width num_inference_steps guidance_scale num_images_per_prompt eta generator latents output_type "
+        "return_dict callback callback_steps",
+        output=StableDiffusionPipelineOutput,
+        image=Parameter.empty,
+    )
+
+
+class StableDiffusionLatentUpscalePipeline(DiffusionPipeline):
+    """A picture, or the latents of one, twice as large."""
+
+    family = LatentUpscaler
+    task = UpscaleLatents()
+    model_cpu_offload_seq = "text_encoder->unet->vae"
+    __init__ = constructor(LatentUpscaler)
+    __call__ = call(
+        "prompt image num_inference_steps guidance_scale negative_prompt generator latents prompt_embeds "
+        "negative_prompt_embeds pooled_prompt_embeds negative_pooled_prompt_embeds output_type return_dict callback "
+        "callback_steps",
+        output=ImagePipelineOutput,
         num_inference_steps=75,
         guidance_scale=9.0,
     )

@@ -45,14 +45,24 @@ class Edit(Task):
 
     def start(self, call: Call, path: Path) -> Start:
         """Encode the picture, without a draw and unscaled, as these models were trained; then draw the noise."""
-        pixels = call.family.image_processor.preprocess(Picture.of(call.arguments).image)
-        pixels = pixels.to(call.device, call.family.dtype)
+        family: Any = call.family
+        pixels = family.image_processor.preprocess(Picture.of(call.arguments).image)
+        pixels = pixels.to(call.device, family.dtype)
         plain = pixels.shape[1] == call.latent_shape[1]
-        latents = repeated_to(pixels if plain else codec.mode(call.family.vae, pixels), call.pictures)
+        latents = repeated_to(pixels if plain else codec.mode(family.vae, pixels), call.pictures)
         nothing = torch.zeros_like(latents)
         stacked = torch.cat([nothing if name == "uncond" else latents for name in call.guidance.branches])
-        noise = initial_noise(call) * call.scheduler.init_noise_sigma
-        return Start(noise, {"image_latents": stacked}, channels=("image_latents",))
+        return Start(noise_beside(call), {"image_latents": stacked}, channels=("image_latents",))
+
+
+def noise_beside(call: Call) -> torch.Tensor:
+    """The noise to start from; ``InputError`` for latents that are not as large as what the denoiser reads beside."""
+    noise = initial_noise(call)
+    if tuple(noise.shape) != tuple(call.latent_shape):
+        raise InputError(
+            f"latents has the shape {tuple(noise.shape)}; this picture needs {call.latent_shape}."
+        )
+    return noise * call.scheduler.init_noise_sigma
 
 
 def check_channels(family: Family, beside: int, what: str) -> None:

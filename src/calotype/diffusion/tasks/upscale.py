@@ -12,9 +12,8 @@ from calotype.core.random import randn_tensor
 from calotype.diffusion.inputs import Picture, Size
 from calotype.diffusion.inputs_editing import Degraded
 from calotype.diffusion.tasks.depth import pictures_in
-from calotype.diffusion.tasks.edit import check_channels
+from calotype.diffusion.tasks.edit import check_channels, noise_beside
 from calotype.diffusion.tasks.from_image import FromImage, repeated_to
-from calotype.diffusion.tasks.from_noise import initial_noise
 from calotype.diffusion.tasks.task import Path, Start, Task
 from calotype.image_processor import VaeImageProcessor
 
@@ -47,19 +46,20 @@ class Upscale(Task):
 
     def start(self, call: Call, path: Path) -> Start:
         """Noise the picture, then draw the latents' noise."""
-        pixels = bicubic(call.family).preprocess(Picture.of(call.arguments).image)
+        family: Any = call.family
+        pixels = bicubic(family).preprocess(Picture.of(call.arguments).image)
         if pixels.shape[1] != CHANNELS:
             raise InputError(
                 f"The picture has {pixels.shape[1]} channels; convert it to {CHANNELS}, as with image.convert('RGB')."
             )
-        pixels = pixels.to(call.device, call.family.dtype)
+        pixels = pixels.to(call.device, family.dtype)
         level = torch.tensor([Degraded.of(call.arguments).noise_level], device=call.device)
         generator = call.noise.generator
         if isinstance(generator, list | tuple):
             generator = generator[: len(pixels)]
         noise = randn_tensor(pixels.shape, generator, call.device, pixels.dtype)
-        pixels = repeated_to(call.family.low_res_scheduler.add_noise(pixels, noise, level), call.pictures)
-        latents = initial_noise(call) * call.scheduler.init_noise_sigma
+        pixels = repeated_to(family.low_res_scheduler.add_noise(pixels, noise, level), call.pictures)
+        latents = noise_beside(call)
         labels = level.repeat(call.pictures * len(call.guidance.branches))
         return Start(latents, {"image": pixels}, channels=("image",), conditions={"class_labels": labels})
 

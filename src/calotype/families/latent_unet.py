@@ -1,0 +1,96 @@
+"""What the families with a UNet on the latents of one KL autoencoder share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from calotype.diffusion import codec
+from calotype.diffusion.conditions import Conditions
+from calotype.diffusion.guidance import Guidance
+from calotype.families.family import Family
+from calotype.families.guided_unet import sample_size, unet_guidance, vae_scale_factor
+
+if TYPE_CHECKING:
+    from calotype.diffusion.controls.control import Residuals
+    from calotype.models.autoencoder_kl import AutoencoderKL
+    from calotype.models.unet_2d_condition import UNet2DConditionModel
+
+SIZE_STEP = 8
+"""Pixels that a size must divide by even where the autoencoder shrinks by less, as everywhere in these families."""
+
+
+@dataclass(frozen=True)
+class UNetConditions(Conditions):
+    """What the UNet takes: states to attend to (branches·batch, tokens, channels), and what goes with the timestep."""
+
+    prompt_embeds: torch.Tensor
+    negative_prompt_embeds: torch.Tensor | None = None
+    timestep_cond: torch.Tensor | None = None
+    cross_attention_kwargs: dict[str, Any] | None = None
+    class_labels: torch.Tensor | None = None
+
+
+class LatentFamily(Family):
+    """Latents of a KL autoencoder; abstract."""
+
+    vae: AutoencoderKL
+    unet: UNet2DConditionModel
+
+    @property
+    def scale_factor(self) -> int:
+        return vae_scale_factor(self.vae)
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        height, width = sample_size(self.unet)
+        return height * self.scale_factor, width * self.scale_factor
+
+    @property
+    def multiple(self) -> int:
+        return math.lcm(SIZE_STEP, self.scale_factor)
+
+    @property
+    def latent_channels(self) -> int:
+        return self.vae.config.latent_channels
+
+    @property
+    def input_channels(self) -> int:
+        return self.unet.config.in_channels
+
+    def decode(self, latents: torch.Tensor, generator: Any) -> torch.Tensor:
+        return codec.decode(self.vae, latents, generator)
+
+    def to_latents(self, pixels: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+        return codec.encode(self.vae, pixels, generator)
+
+
+class LatentUNetFamily(LatentFamily):
+    """A UNet that predicts from latents and ``UNetConditions``; abstract."""
+
+    def guidance(self, arguments: Mapping[str, Any]) -> Guidance:
+        return unet_guidance(self.unet, arguments)
+
+    def predict(
+        self, latents: torch.Tensor, timestep: torch.Tensor, conditions: Conditions, residuals: Residuals
+    ) -> torch.Tensor:
+        assert isinstance(conditions, UNetConditions)
+        return self.unet(
+            latents,
+            timestep,
+            timestep_cond=conditions.timestep_cond,
+            cross_attention_kwargs=conditions.cross_attention_kwargs,
+            class_labels=conditions.class_labels,
+            return_dict=False,
+            **self.told(conditions),
+            **residuals.as_arguments(),
+        )[0]
+
+    def told(self, conditions: Conditions) -> dict[str, Any]:
+        """What every network that is conditioned as the UNet is takes, ControlNets included."""
+        assert isinstance(conditions, UNetConditions)
+        return {"encoder_hidden_states": conditions.prompt_embeds}
