@@ -43,7 +43,9 @@ _HOME = {
     ),
     "calotype.pipelines.stable_diffusion_editing": (
         "StableDiffusionDepth2ImgPipeline",
+        "StableDiffusionImageVariationPipeline",
         "StableDiffusionInstructPix2PixPipeline",
+        "StableDiffusionLatentUpscalePipeline",
         "StableDiffusionUpscalePipeline",
     ),
     "calotype.pipelines.unconditional": ("DDIMPipeline", "DDPMPipeline"),
