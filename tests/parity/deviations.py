@@ -38,7 +38,7 @@ DEVIATIONS: dict[str, str] = {
     "not their levels, and ends too early",
     "schedulers/*;converted-flow*": "converted levels κ become a flow's κ/(κ + 1); of the reference's classes only "
     "UniPC does so, and only for karras",
-    "schedulers/DPMSolverMultistepInverseScheduler/*use_flow_sigmas=True*": "the inverse goes up; the reference "
+    "schedulers/DPMSolverMultistepInverseScheduler/*;upward*": "the inverse goes up; the reference "
     "leaves flow levels descending",
     "schedulers/*;float32-coefficients*": "DEIS's and SA-Solver's coefficients cancel in float32 in the reference "
     "where levels are close",
@@ -60,6 +60,9 @@ DEVIATIONS: dict[str, str] = {
     "schedulers/DDIMInverseScheduler/prediction_type=sample/defaults/steps=[0-9]": "a clean sample has no ε̂ beside x̂0; "
     "the reference divides by zero, here it is refused",
     "schedulers/DDIMInverseScheduler/prediction_type=sample/defaults/steps=[0-9][0-9]": "as the one before",
+    "schedulers/KarrasVeScheduler/*;steep*": "the slope is −F; the reference takes (x − x̂0)/σ, which cancels after a step "
+    "that lowers σ more than tenfold",
+    "schedulers/KarrasVeScheduler/*/steps=1;nan-in-reference": "the reference divides by zero for a run of one step",
     "unets/UNet2DModel/ncsnpp/timestep=1.75": "the reference cuts a noise level given as a Python number to an integer",
     "files/missing-key": "the reference warns and computes with weights that no file holds",
     "files/superfluous-key": "the reference warns and goes on, though the file is of another model",

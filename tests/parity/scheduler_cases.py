@@ -14,6 +14,14 @@ from tests.parity import scheduler_cases_more as more
 
 STEPS = (1, 2, 5, 10, 25, 50, 61)
 MIXES = 24
+SLOW = (
+    "DPMSolverSDEScheduler",
+    "CosineDPMSolverMultistepScheduler",
+    "LMSDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+)
+"""Classes whose reference takes long to make or to step; they get a third of the combinations."""
 
 _BETAS = {
     "beta_schedule": ["scaled_linear", "squaredcos_cap_v2"],
@@ -241,7 +249,7 @@ ALWAYS |= more.ALWAYS
 
 def _mixes(options: dict[str, list[Any]], seed: str) -> Iterator[dict[str, Any]]:
     source = random.Random(seed)
-    for _ in range(MIXES):
+    for _ in range(MIXES // 3 if seed in SLOW else MIXES):
         names = source.sample(sorted(options), k=min(len(options), source.randint(2, 5)))
         mix = {name: source.choice(options[name]) for name in names}
         exclusive = [n for n in mix if n in _SIGMAS]
@@ -258,6 +266,17 @@ def configurations(name: str) -> list[dict[str, Any]]:
     for config in [{}, *single, *ALWAYS.get(name, []), *_mixes(options, name)]:
         found.setdefault(label(config), required | config)
     return list(found.values())
+
+
+def cases(name: str) -> Iterator[tuple[dict[str, Any], dict[str, Any], int]]:
+    """Configuration, arguments of ``step`` and number of steps: the single options with every number of steps, the
+    combinations and the further arguments of ``step`` with some."""
+    required = len(more.REQUIRED.get(name, {}))
+    for config in configurations(name):
+        for call in calls(name):
+            plain = not call and len(config) <= required + 1
+            for steps in STEPS if plain else (2, 5, 25) if name in SLOW else (2, 10, 61):
+                yield config, call, steps
 
 
 def label(config: dict[str, Any]) -> str:

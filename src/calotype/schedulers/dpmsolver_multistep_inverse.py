@@ -54,7 +54,8 @@ class DPMSolverMultistepInverseScheduler(MultistepScheduler):
         steps = step_count(num_inference_steps)
         config, kappa = self.config, self._table.kappa
         if conversion(config) or config.use_flow_sigmas:
-            t, levels = (x[::-1] for x in self._ladder(steps))
+            t, levels = (x[::-1] for x in self._ladder(max(steps, 2)))
+            t, levels = t[:steps], levels[:steps]
             final = levels[-1]
         else:
             top, spacing = self._usable, config.timestep_spacing

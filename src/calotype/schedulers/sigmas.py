@@ -29,8 +29,10 @@ class SigmaScheduler(IndexedScheduler):
         self, grid: Grid, device: Any, count: int | None, dtype: torch.dtype | None = None
     ) -> None:
         """Begin a run over a grid; ``dtype`` is that of the timesteps (default: the grid's)."""
-        timesteps = torch.from_numpy(np.ascontiguousarray(grid.timesteps)).to(dtype)
-        self._begin_levels(timesteps, torch.from_numpy(grid.sigmas.astype(np.float32)), device, count)
+        timesteps = torch.from_numpy(np.array(grid.timesteps)).to(dtype)
+        self._begin_levels(
+            timesteps, torch.from_numpy(np.array(grid.sigmas, dtype=np.float32)), device, count
+        )
 
     def _begin_levels(
         self, timesteps: torch.Tensor, sigmas: torch.Tensor, device: Any, count: int | None
