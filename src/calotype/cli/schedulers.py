@@ -73,8 +73,8 @@ def _print_plain() -> None:
     """Columns of text, one line a sampler, for files and pipes."""
     table = [HEADINGS, *rows()]
     widths = [max(len(row[i]) for row in table) for i in range(len(HEADINGS))]
-    for row in table:
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table)
+    typer.echo("\n".join(line.rstrip() for line in lines))
 
 
 def _print_table() -> None:
