@@ -69,18 +69,53 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
     | _ALPHA,
     "CogVideoXDDIMScheduler": _BETAS | _SPACING | _PREDICTION | _ZERO | _ALPHA | {"snr_shift_scale": [1.0]},
     "CogVideoXDPMScheduler": _BETAS | _SPACING | _PREDICTION | _ZERO | _ALPHA | {"snr_shift_scale": [1.0]},
+    "RePaintScheduler": {
+        "beta_start": [0.0002],
+        "beta_end": [0.013],
+        "beta_schedule": ["scaled_linear", "squaredcos_cap_v2", "sigmoid"],
+    }
+    | {"eta": [0.5], "clip_sample": [False]},
+    "ScoreSdeVeScheduler": {
+        "num_train_timesteps": [100],
+        "snr": [0.05],
+        "sigma_min": [0.1],
+        "sigma_max": [50.0],
+        "sampling_eps": [1e-3],
+        "correct_steps": [2],
+    },
+    "KarrasVeScheduler": {
+        "sigma_min": [0.1],
+        "sigma_max": [20.0],
+        "s_noise": [1.0],
+        "s_churn": [10.0],
+        "s_min": [0.5],
+        "s_max": [2000.0],
+    },
+    "VQDiffusionScheduler": {
+        "num_train_timesteps": [200],
+        "num_vec_classes": [5],
+        "alpha_cum_start": [0.999],
+        "alpha_cum_end": [0.001],
+        "gamma_cum_start": [0.0005],
+        "gamma_cum_end": [0.99],
+    },
+    "AmusedScheduler": {"masking_schedule": ["linear"], "mask_token_id": [7]},
 }
 
 STEP: dict[str, list[dict[str, Any]]] = {
+    "AmusedScheduler": [{"starting_mask_ratio": 0.5}],
     "TCDScheduler": [{"eta": 0.0}, {"eta": 1.0}],
     "DDIMParallelScheduler": [{"eta": 0.5}, {"use_clipped_model_output": True}],
     "FlowMatchEulerDiscreteScheduler": [{"s_churn": 10.0}],
     "FlowMatchHeunDiscreteScheduler": [{"s_churn": 10.0, "s_tmin": 0.1, "s_tmax": 0.8, "s_noise": 1.01}],
 }
 
-ALWAYS: dict[str, list[dict[str, Any]]] = {}
+ALWAYS: dict[str, list[dict[str, Any]]] = {"RePaintScheduler": [{"eta": 1.0}]}
 
-REQUIRED: dict[str, dict[str, Any]] = {}
+REQUIRED: dict[str, dict[str, Any]] = {
+    "VQDiffusionScheduler": {"num_vec_classes": 12},
+    "AmusedScheduler": {"mask_token_id": 11},
+}
 """What a constructor cannot do without."""
 
 SETUP: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {

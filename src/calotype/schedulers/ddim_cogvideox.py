@@ -31,7 +31,11 @@ class CogVideoXDDIMScheduler(ShiftedTableScheduler):
         if t not in plan.memo:
             s, to = self._ends(t)
             along = to.sigma / s.sigma
-            plan.memo[t] = prediction.clean(self.config.prediction_type, *s), along, to.alpha - s.alpha * along
+            plan.memo[t] = (
+                prediction.clean(self.config.prediction_type, *s),
+                along,
+                to.alpha - s.alpha * along,
+            )
         to_clean, along, toward = plan.memo[t]
         x0 = to_clean.of(sample, model_output)
         prev_sample = affine((along, sample), (toward, x0))

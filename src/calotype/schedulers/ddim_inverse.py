@@ -1,4 +1,4 @@
-"""DDIM run upwards, from a picture to the noise that it would come from (Song et al., arXiv:2010.02502, section 4.3)."""
+"""DDIM run upwards, from a picture to the noise that it comes from (Song et al., arXiv:2010.02502, section 4.3)."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class DDPMWuerstchenScheduler(SchedulerMixin):
         self._start(Plan(None))
 
     def _alpha_bar(self, t: Any) -> Any:
-        """ᾱ at a tensor of times: the cosine of Nichol & Dhariwal (arXiv:2102.09672), with time warped by ``scaler``."""
+        """ᾱ at a tensor of times: the cosine of Nichol & Dhariwal (arXiv:2102.09672), time warped by ``scaler``."""
         scaler, s = self.config.scaler, self.config.s
         t = 1 - (1 - t) ** scaler if scaler > 1 else t**scaler
         first = math.cos(s / (1 + s) * math.pi / 2) ** 2

@@ -40,7 +40,9 @@ class FlowScheduler(SigmaScheduler):
         self.sigma_min, self.sigma_max = float(self._trained[-1]), float(self._trained[0])
 
     def _begin_initial(self) -> None:
-        self._begin_flow(self._trained, self._trained * np.float32(len(self._trained)), None, None, final=None)
+        self._begin_flow(
+            self._trained, self._trained * np.float32(len(self._trained)), None, None, final=None
+        )
 
     def _begin_flow(
         self, levels: np.ndarray, t: np.ndarray, device: Any, count: int | None, final: float | None = 0.0
@@ -58,7 +60,7 @@ class FlowScheduler(SigmaScheduler):
         """Another shift for the runs to come; the ends of the trained levels stay."""
         self._shift = shift
 
-    def time_shift(self, mu: float, sigma: float, t: Any) -> Any:
+    def time_shift(self, mu: float | None, sigma: float, t: Any) -> Any:
         """m/(m + (1/t − 1)^σ) with m = e^μ, or μ itself where ``time_shift_type`` is linear."""
         strength = np.exp(mu) if self.config.time_shift_type == "exponential" else mu
         return strength / (strength + (1 / t - 1) ** sigma)
@@ -90,7 +92,9 @@ class FlowScheduler(SigmaScheduler):
         if num_inference_steps is not None or not counts:
             counts["num_inference_steps"] = step_count(num_inference_steps)
         if len(set(counts.values())) > 1:
-            raise InputError(f"The numbers of steps differ: {', '.join(f'{k}: {v}' for k, v in counts.items())}.")
+            raise InputError(
+                f"The numbers of steps differ: {', '.join(f'{k}: {v}' for k, v in counts.items())}."
+            )
         steps = step_count(next(iter(counts.values())))
 
         t = None if timesteps is None else np.asarray(timesteps, dtype=np.float32)
@@ -98,10 +102,11 @@ class FlowScheduler(SigmaScheduler):
             levels = np.asarray(sigmas, dtype=np.float32)
         else:
             levels = self._spaced_levels(steps) if t is None else t / config.num_train_timesteps
-        if config.use_dynamic_shifting:
-            levels = self.time_shift(mu, 1.0, levels)  # type: ignore[arg-type]
-        else:
-            levels = grid.shifted(levels, self.shift)
+        levels = (
+            self.time_shift(mu, 1.0, levels)
+            if config.use_dynamic_shifting
+            else grid.shifted(levels, self.shift)
+        )
         if config.shift_terminal:
             levels = self.stretch_shift_to_terminal(levels)
         kind = conversion(config)
@@ -113,7 +118,9 @@ class FlowScheduler(SigmaScheduler):
         final = 0.0
         if config.invert_sigmas:
             levels, final, t = 1 - levels, 1.0, None
-        self._begin_flow(levels, levels * config.num_train_timesteps if t is None else t, device, steps, final)
+        self._begin_flow(
+            levels, levels * config.num_train_timesteps if t is None else t, device, steps, final
+        )
 
     def scale_noise(
         self, sample: torch.Tensor, timestep: float | torch.Tensor, noise: torch.Tensor | None = None

@@ -64,7 +64,11 @@ class IPNDMScheduler(IndexedScheduler):
         return sample
 
     def step(
-        self, model_output: torch.Tensor, timestep: float | torch.Tensor, sample: torch.Tensor, return_dict: bool = True
+        self,
+        model_output: torch.Tensor,
+        timestep: float | torch.Tensor,
+        sample: torch.Tensor,
+        return_dict: bool = True,
     ) -> SchedulerOutput | tuple[torch.Tensor]:
         """The sample one step on."""
         run, i = self._locate(timestep)

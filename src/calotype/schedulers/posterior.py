@@ -83,7 +83,7 @@ class PosteriorScheduler(TableScheduler):
             return math.sqrt(small if kind.startswith("fixed_small") else large)
         if learned is None:
             raise InputError(
-                f"variance_type={kind!r} needs a network with twice the sample's channels in its output; it has "
+                f"variance_type={kind!r} needs a network whose output has twice the sample's channels; it has "
                 f"as many as the sample. Use one of the fixed variance types."
             )
         if kind == "learned":

@@ -47,7 +47,9 @@ class SCMScheduler(IndexedScheduler):
         if timesteps is not None:
             angles = torch.as_tensor(timesteps, dtype=torch.float32).cpu()
             if len(angles) != steps + 1:
-                raise InputError(f"timesteps has {len(angles)} entries for {steps} steps: give one more than steps.")
+                raise InputError(
+                    f"timesteps has {len(angles)} entries for {steps} steps: give one more than steps."
+                )
         elif max_timesteps is None:
             raise InputError("Give timesteps, or max_timesteps to begin at.")
         elif intermediate_timesteps and steps == 2:
@@ -68,7 +70,9 @@ class SCMScheduler(IndexedScheduler):
         run = self._running()
         _, i = self._locate(timestep)
         if i + 1 == len(run.plan.t):
-            raise InputError("The last of the timesteps, 0, is where the run ends: step from those before it.")
+            raise InputError(
+                "The last of the timesteps, 0, is where the run ends: step from those before it."
+            )
         s, to = run.plan.t[i : i + 2]
         clean = affine((math.cos(s), sample), (-math.sin(s), model_output))
         z = randn_tensor(model_output.shape, generator, model_output.device)

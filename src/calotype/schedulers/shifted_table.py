@@ -44,7 +44,9 @@ class ShiftedTableScheduler(TableScheduler):
         one_of("beta_schedule", beta_schedule, ("linear", "scaled_linear", "squaredcos_cap_v2"))
         self.betas = make_betas(beta_schedule, beta_start, beta_end, num_train_timesteps, trained_betas)
         if trained_betas is None and beta_schedule == "scaled_linear":
-            self.betas = torch.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps, dtype=torch.float64) ** 2
+            self.betas = (
+                torch.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps, dtype=torch.float64) ** 2
+            )
         self.alphas = 1.0 - self.betas
         bar = torch.cumprod(self.alphas, dim=0)
         bar = bar / (snr_shift_scale + (1 - snr_shift_scale) * bar)
@@ -58,7 +60,9 @@ class ShiftedTableScheduler(TableScheduler):
         """Begin a run of so many steps."""
         config, total = self.config, self.config.num_train_timesteps
         steps = step_count(num_inference_steps, total)
-        self._begin_table(spaced(config.timestep_spacing, steps, total, config.steps_offset).round(), device, steps)
+        self._begin_table(
+            spaced(config.timestep_spacing, steps, total, config.steps_offset).round(), device, steps
+        )
 
     def _ends(self, t: int) -> tuple[Level, Level]:
         """The levels of a step from ``t``: there, and T//N training steps on."""

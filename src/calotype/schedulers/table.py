@@ -41,7 +41,7 @@ class Tabled(ConfigMixin):
         config = self.config
         if config.get("thresholding"):
             return Limits(ratio=config.dynamic_thresholding_ratio, largest=config.sample_max_value)
-        return Limits(clip=config.clip_sample_range) if config.get("clip_sample") else Limits()
+        return Limits(clip=config.get("clip_sample_range", 1.0)) if config.get("clip_sample") else Limits()
 
     def _make_table(self, zero_snr_floor: bool = False) -> None:
         """The noise table that the configuration describes. ``zero_snr_floor`` keeps ᾱ_T at 2⁻²⁴ where κ is needed."""

@@ -45,7 +45,9 @@ class TCDScheduler(DistilledScheduler):
         s, kind = self._level(int(run.plan.t[i])), self.config.prediction_type
         middle, to = self._level(math.floor((1 - eta) * following)), self._level(following)
         x0 = prediction.clean(kind, *s).of(sample, model_output)
-        noised = affine((middle.alpha, x0), (middle.sigma, prediction.noise(kind, *s).of(sample, model_output)))
+        noised = affine(
+            (middle.alpha, x0), (middle.sigma, prediction.noise(kind, *s).of(sample, model_output))
+        )
         prev_sample = noised
         if eta > 0 and not last:
             kept = to.alpha / middle.alpha

@@ -1,0 +1,100 @@
+"""RePaint: inpainting with a model trained for nothing of the kind (Lugmayr et al., arXiv:2201.09865)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from calotype.core.errors import InputError
+from calotype.core.random import Generators, randn_tensor
+from calotype.schedulers.affine import affine
+from calotype.schedulers.checks import one_of, step_count
+from calotype.schedulers.outputs import PredictionSchedulerOutput as RePaintSchedulerOutput
+from calotype.schedulers.prediction import clean
+from calotype.schedulers.table import TableScheduler
+from calotype.schedulers.transfer import fresh_noise, transfer
+
+
+class RePaintScheduler(TableScheduler):
+    """The transfer of family A where the picture is unknown, the known picture noised where it is.
+
+    ``timesteps`` fall and jump back up by turns (algorithm 1 and figure 9): the caller undoes steps where they rise.
+    """
+
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        eta: float = 0.0,
+        trained_betas: np.ndarray | None = None,
+        clip_sample: bool = True,
+    ) -> None:
+        one_of("beta_schedule", beta_schedule, ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"))
+        self._make_table()
+        self.final_alpha_cumprod = torch.tensor(1.0)
+        self.eta = eta
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int,
+        jump_length: int = 10,
+        jump_n_sample: int = 10,
+        device: str | torch.device | None = None,
+    ) -> None:
+        """Begin a run of so many steps; each stretch of ``jump_length`` is walked ``jump_n_sample`` times."""
+        total = self.config.num_train_timesteps
+        steps = step_count(num_inference_steps, total)
+        if jump_length < 1 or jump_n_sample < 1:
+            raise InputError(
+                f"jump_length={jump_length} and jump_n_sample={jump_n_sample} must be at least 1."
+            )
+        left = dict.fromkeys(range(0, steps - jump_length, jump_length), jump_n_sample - 1)
+        walk, t = [], steps
+        while t > 0:
+            t -= 1
+            walk.append(t)
+            if left.get(t, 0) > 0:
+                left[t] -= 1
+                walk.extend(range(t + 1, t + jump_length + 1))
+                t += jump_length
+        self._begin_table(np.array(walk) * (total // steps), device, steps)
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: int,
+        sample: torch.Tensor,
+        original_image: torch.Tensor,
+        mask: torch.Tensor,
+        generator: Generators = None,
+        return_dict: bool = True,
+    ) -> RePaintSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
+        """The sample one step on; ``mask`` is 1 where ``original_image`` is kept. Draws noise at every step."""
+        plan = self._running().plan
+        t = int(plan.value(timestep))
+        if (t, self.eta) not in plan.memo:
+            s, to = self._level(t), self._level(t - self._jump(), float(self.final_alpha_cumprod))
+            fresh = fresh_noise(s, to, self.eta) if t > 0 else 0.0
+            plan.memo[t, self.eta] = clean("epsilon", *s), to, transfer(to, fresh), fresh
+        to_clean, to, (toward, direction), fresh = plan.memo[t, self.eta]
+        x0 = self._limits.apply(to_clean.of(sample, model_output))
+        z = randn_tensor(model_output.shape, generator, model_output.device, model_output.dtype)
+        unknown = affine((toward, x0), (direction, model_output), (fresh, z))
+        known = affine((to.alpha, original_image), (to.sigma, z))
+        prev_sample = mask * known + (1.0 - mask) * unknown
+        return RePaintSchedulerOutput(prev_sample, x0) if return_dict else (prev_sample, x0)
+
+    def undo_step(self, sample: torch.Tensor, timestep: int, generator: Generators = None) -> torch.Tensor:
+        """The sample one step back up, by the training steps from ``timestep`` on, each with noise of its own."""
+        t = int(self._running().plan.value(timestep))
+        for beta in self.betas[t : t + self._jump()].tolist():
+            z = randn_tensor(sample.shape, generator, sample.device, sample.dtype)
+            sample = affine((math.sqrt(1 - beta), sample), (math.sqrt(beta), z))
+        return sample
+
+    def _jump(self) -> int:
+        return self.config.num_train_timesteps // (self.num_inference_steps or 1)
