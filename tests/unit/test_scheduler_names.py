@@ -148,6 +148,16 @@ def test_a_name_decides_what_the_configuration_had_otherwise() -> None:
     assert own.config.use_karras_sigmas is True
 
 
+@pytest.mark.parametrize("name", ["DDIM", "DDPM"])
+def test_latents_are_not_clipped(name: str) -> None:
+    """A configuration that does not speak of clipping is not that of a model of pixels in [-1, 1]."""
+    latents = calotype.PNDMScheduler(**TRAINED).config
+    assert calotype.Scheduler.named(name, latents).config.clip_sample is False
+    pixels = calotype.DDPMScheduler(clip_sample_range=1.5).config
+    assert calotype.Scheduler.named(name, pixels).config.clip_sample is True
+    assert calotype.Scheduler.named(name).config.clip_sample is True
+
+
 def test_a_name_without_a_configuration() -> None:
     assert (
         calotype.Scheduler.named("heun").config.beta_start

@@ -107,6 +107,10 @@ def scheduler_named(name: str, config: Mapping[str, Any] | None = None) -> Sched
         if kind == "flow":
             shift = given.get("flow_shift" if given.get("use_flow_sigmas") else "shift", 1.0)
             options |= {"flow_shift" if "use_flow_sigmas" in options else "shift": shift}
+        if config is not None and "clip_sample" not in given:
+            options["clip_sample"] = (
+                False  # its default is for pixels; who trained without the option did not clip
+            )
     known = init_parameters(cls)
     made: SchedulerMixin = cls.from_config(
         given, **{key: value for key, value in options.items() if key in known}
