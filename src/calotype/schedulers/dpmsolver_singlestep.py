@@ -14,7 +14,7 @@ from calotype.schedulers.checks import conversion, exactly_one, one_of, refuse_t
 from calotype.schedulers.exponential import Update, exponential_update
 from calotype.schedulers.grid import Grid
 from calotype.schedulers.outputs import SchedulerOutput
-from calotype.schedulers.prediction import PREDICTION_TYPES
+from calotype.schedulers.prediction import PREDICTION_TYPES, VARIANCE_TYPES
 from calotype.schedulers.preserving import PreservingScheduler
 from calotype.schedulers.run import Plan
 from calotype.schedulers.scheduler import SIGNAL_NOISE_FAMILY
@@ -61,7 +61,7 @@ class DPMSolverSinglestepScheduler(PreservingScheduler):
         one_of("solver_type", config.solver_type, ("midpoint", "heun"))
         one_of("solver_order", solver_order, (1, 2, 3))
         one_of("final_sigmas_type", final_sigmas_type, ("zero", "sigma_min"))
-        one_of("variance_type", variance_type, (None, "learned", "learned_range"))
+        one_of("variance_type", variance_type, (None, *VARIANCE_TYPES))
         one_of("time_shift_type", time_shift_type, ("exponential",))
         self._refuse_flow()
         self._data = config.algorithm_type != "dpmsolver"

@@ -12,7 +12,7 @@ from calotype.schedulers.affine import affine
 from calotype.schedulers.checks import conversion, one_of
 from calotype.schedulers.exponential import Update, exponential_update
 from calotype.schedulers.outputs import SchedulerOutput
-from calotype.schedulers.prediction import PREDICTION_TYPES
+from calotype.schedulers.prediction import PREDICTION_TYPES, VARIANCE_TYPES
 from calotype.schedulers.preserving import PreservingScheduler
 from calotype.schedulers.transfer import Level
 
@@ -52,7 +52,7 @@ class MultistepScheduler(PreservingScheduler):
         one_of("algorithm_type", config.algorithm_type, ALGORITHMS)
         one_of("solver_type", config.solver_type, ("midpoint", "heun"))
         one_of("solver_order", config.solver_order, (1, 2, 3))
-        one_of("variance_type", config.variance_type, (None, "learned", "learned_range"))
+        one_of("variance_type", config.variance_type, (None, *VARIANCE_TYPES))
         self._refuse_flow()
         conversion(config)
         self._data = config.algorithm_type.endswith("++")

@@ -20,15 +20,6 @@ from calotype.schedulers.scheduler import SIGNAL_NOISE_FAMILY
 from calotype.schedulers.table import TableScheduler
 from calotype.schedulers.transfer import posterior
 
-VARIANCE_TYPES = (
-    "fixed_small",
-    "fixed_small_log",
-    "fixed_large",
-    "fixed_large_log",
-    "learned",
-    "learned_range",
-)
-
 
 class Posterior(NamedTuple):
     """x̂0's line, the mean's weights of x and x̂0, and the two variances that bound the true one."""
@@ -116,7 +107,7 @@ class AncestralScheduler(PosteriorScheduler):
         rescale_betas_zero_snr: bool = False,
     ) -> None:
         self._check()
-        one_of("variance_type", variance_type, VARIANCE_TYPES)
+        one_of("variance_type", variance_type, prediction.VARIANCE_TYPES)
         self._make_table()
         self.variance_type = variance_type
 

@@ -13,6 +13,15 @@ import torch
 from calotype.schedulers.affine import affine
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+VARIANCE_TYPES = (
+    "fixed_small",
+    "fixed_small_log",
+    "fixed_large",
+    "fixed_large_log",
+    "learned",
+    "learned_range",
+)
+"""DDPM's variances. Other solvers have no use for a fixed one, and leave out the channels of a learned one."""
 
 
 class Linear(NamedTuple):

@@ -16,7 +16,7 @@ from calotype.schedulers.checks import conversion, one_of, step_count
 from calotype.schedulers.exponential import Update, exponential_update
 from calotype.schedulers.grid import Grid
 from calotype.schedulers.outputs import SchedulerOutput
-from calotype.schedulers.prediction import PREDICTION_TYPES
+from calotype.schedulers.prediction import PREDICTION_TYPES, VARIANCE_TYPES
 from calotype.schedulers.preserving import PreservingScheduler
 from calotype.schedulers.run import Plan, Run
 from calotype.schedulers.scheduler import SIGNAL_NOISE_FAMILY
@@ -62,7 +62,7 @@ class SASolverScheduler(PreservingScheduler):
         one_of("algorithm_type", algorithm_type, ("data_prediction", "noise_prediction"))
         one_of("predictor_order", predictor_order, (1, 2, 3))
         one_of("corrector_order", corrector_order, (1, 2, 3))
-        one_of("variance_type", variance_type, (None, "learned", "learned_range"))
+        one_of("variance_type", variance_type, (None, *VARIANCE_TYPES))
         self._refuse_flow()
         conversion(self.config)
         self.predict_x0 = algorithm_type == "data_prediction"
