@@ -99,6 +99,20 @@ class Original(Inputs):
 
 
 @dataclass(frozen=True)
+class Distilled(Inputs):
+    """What a model that takes few steps was distilled from."""
+
+    original_inference_steps: int | None = argument(
+        None,
+        "The steps of the teacher to choose the timesteps from; by default what the scheduler was made for.",
+    )
+
+    def __post_init__(self) -> None:
+        if self.original_inference_steps is not None:
+            _positive("original_inference_steps", self.original_inference_steps, "steps")
+
+
+@dataclass(frozen=True)
 class EarlierCallback(Inputs):
     """The callback of the first releases, where it is an argument of its own."""
 
@@ -108,4 +122,4 @@ class EarlierCallback(Inputs):
     callback_steps: int = argument(1, "How many steps lie between two calls of callback.")
 
 
-EDITING_GROUPS: tuple[type[Inputs], ...] = (ImageGuide, Depth, Degraded, Original, EarlierCallback)
+EDITING_GROUPS: tuple[type[Inputs], ...] = (ImageGuide, Depth, Degraded, Original, Distilled, EarlierCallback)

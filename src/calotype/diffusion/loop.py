@@ -22,6 +22,8 @@ class State:
     guidance: Guidance
     tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """What the task keeps from step to step, by name."""
+    denoised: torch.Tensor | None = None
+    """The clean latents that the last step foresaw, where the scheduler tells."""
     stopped: bool = False
 
 
@@ -66,8 +68,11 @@ def denoise(
         stacked = state.latents if branches == 1 else torch.cat([state.latents] * branches)
         stacked = scheduler.scale_model_input(stacked, timestep)
         prediction = state.guidance.combine(predict(index, stacked, timestep, state).chunk(branches))
-        latents = scheduler.step(prediction, timestep, state.latents, return_dict=False, **step_arguments)[0]
-        state = observe(index, timestep, replace(state, latents=latents))
+        latents, *more = scheduler.step(
+            prediction, timestep, state.latents, return_dict=False, **step_arguments
+        )
+        state = replace(state, latents=latents, denoised=more[0] if more else None)
+        state = observe(index, timestep, state)
         if state.stopped:
             break
     return state

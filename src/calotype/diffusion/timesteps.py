@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,8 +14,10 @@ from calotype.diffusion.inputs import Noise, Span, Steps
 from calotype.diffusion.tasks.task import Path
 
 
-def set_timesteps(scheduler: Any, steps: Steps, device: torch.device) -> Path:
-    """Start a run of the scheduler; the whole of its schedule, on ``device``.
+def set_timesteps(
+    scheduler: Any, steps: Steps, device: torch.device, more: Mapping[str, Any] = MappingProxyType({})
+) -> Path:
+    """Start a run of the scheduler; the whole of its schedule, on ``device``. ``more`` goes to the scheduler as it is.
 
     Raises ``InputError`` when custom timesteps or sigmas are given to a scheduler that takes none.
     """
@@ -26,9 +30,9 @@ def set_timesteps(scheduler: Any, steps: Steps, device: torch.device) -> Path:
                 f"scheduler that does, such as EulerDiscreteScheduler."
             )
     if custom:
-        scheduler.set_timesteps(device=device, **custom)
+        scheduler.set_timesteps(device=device, **custom, **more)
         return Path(scheduler.timesteps, len(scheduler.timesteps))
-    scheduler.set_timesteps(steps.num_inference_steps, device=device)
+    scheduler.set_timesteps(steps.num_inference_steps, device=device, **more)
     return Path(scheduler.timesteps, steps.num_inference_steps)
 
 

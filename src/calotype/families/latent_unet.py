@@ -26,11 +26,11 @@ SIZE_STEP = 8
 
 @dataclass(frozen=True)
 class UNetConditions(Conditions):
-    """What the UNet takes: states to attend to (branches·batch, tokens, channels), and what goes with the timestep."""
+    """What the UNet takes: states to attend to (branches·batch, tokens, channels), and the embedded guidance scale."""
 
     prompt_embeds: torch.Tensor
     negative_prompt_embeds: torch.Tensor | None = None
-    timestep_cond: torch.Tensor | None = None
+    w_embedding: torch.Tensor | None = None
     cross_attention_kwargs: dict[str, Any] | None = None
     class_labels: torch.Tensor | None = None
 
@@ -82,7 +82,7 @@ class LatentUNetFamily(LatentFamily):
         return self.unet(
             latents,
             timestep,
-            timestep_cond=conditions.timestep_cond,
+            timestep_cond=conditions.w_embedding,
             cross_attention_kwargs=conditions.cross_attention_kwargs,
             class_labels=conditions.class_labels,
             return_dict=False,

@@ -13,7 +13,7 @@ from calotype.diffusion.guidance import Guidance, classifier_free
 from calotype.diffusion.inputs import Guide, TwoPrompts
 from calotype.families import clip_text
 from calotype.families.family import component
-from calotype.families.latent_unet import LatentFamily, UNetConditions
+from calotype.families.latent_unet import LatentFamily
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
@@ -26,6 +26,14 @@ if TYPE_CHECKING:
 
 NOISE_CHANNELS = 64
 """Half the width of the embedding of the smaller latents' noise level."""
+
+
+@dataclass(frozen=True)
+class UpscalerConditions(Conditions):
+    """What the UNet takes: text (branches·batch, tokens, channels), and the pooled text after the noise's level."""
+
+    prompt_embeds: torch.Tensor
+    timestep_cond: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,7 @@ class LatentUpscaler(LatentFamily):
     def guidance(self, arguments: Mapping[str, Any]) -> Guidance:
         return classifier_free(Guide.of(arguments).guidance_scale)
 
-    def encode(self, call: Call) -> UNetConditions:
+    def encode(self, call: Call) -> UpscalerConditions:
         """The text's states, and its pooled form after the embedding of noise level zero."""
         subject: TwoPrompts = call.subject
         cond, pooled = subject.prompt_embeds, subject.pooled_prompt_embeds
@@ -69,13 +77,13 @@ class LatentUpscaler(LatentFamily):
         )
         level = summaries.new_tensor([1.0, 0.0]).repeat_interleave(NOISE_CHANNELS)  # cos and sin of zero
         told = torch.cat([level.expand(len(summaries), -1), summaries], dim=1)
-        return UNetConditions(prompt_embeds=states, timestep_cond=told)
+        return UpscalerConditions(prompt_embeds=states, timestep_cond=told)
 
     def predict(
         self, latents: torch.Tensor, timestep: torch.Tensor, conditions: Conditions, residuals: Residuals
     ) -> torch.Tensor:
         """D(x; σ) = c_skip·x + c_out·F(c_in·x; ln(σ)/4) with σ_data = 1 (arXiv:2206.00364, table 1)."""
-        assert isinstance(conditions, UNetConditions)
+        assert isinstance(conditions, UpscalerConditions)
         sigma = self.scheduler.sigmas[self.scheduler.index_for_timestep(timestep)].to(latents.device)
         raw = self.unet(
             latents,

@@ -50,7 +50,7 @@ class StableDiffusionFamily(LatentUNetFamily):
         return UNetConditions(
             prompt_embeds=torch.cat([cond if name == "cond" else other for name in call.guidance.branches]),
             negative_prompt_embeds=uncond,
-            timestep_cond=embedded_scale(self.unet, call),
+            w_embedding=embedded_scale(self.unet, call),
             cross_attention_kwargs=Attention.of(call.arguments).cross_attention_kwargs,
         )
 

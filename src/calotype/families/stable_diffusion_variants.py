@@ -1,4 +1,5 @@
-"""Stable Diffusion with other components beside the denoiser: a depth estimator, a second scheduler."""
+"""Stable Diffusion with other components beside the denoiser: a depth estimator, a second scheduler; or
+with few steps, as a latent consistency model."""
 
 from __future__ import annotations
 
@@ -9,20 +10,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from calotype.families.family import component, option
-from calotype.families.stable_diffusion import StableDiffusionFamily, screened
+from calotype.families.stable_diffusion import StableDiffusionFamily, check_safety, screened
 
 if TYPE_CHECKING:
     from transformers import (
         CLIPImageProcessor,
         CLIPTextModel,
         CLIPTokenizer,
+        CLIPVisionModelWithProjection,
         DPTForDepthEstimation,
         DPTImageProcessor,
     )
 
     from calotype.models.autoencoder_kl import AutoencoderKL
     from calotype.models.unet_2d_condition import UNet2DConditionModel
+    from calotype.pipelines.safety_checker import StableDiffusionSafetyChecker
     from calotype.schedulers.ddpm import DDPMScheduler
+    from calotype.schedulers.lcm import LCMScheduler
     from calotype.schedulers.scheduler import SchedulerMixin
 
 logger = logging.getLogger(__name__)
@@ -42,6 +46,30 @@ class StableDiffusionDepth(StableDiffusionFamily):
     scheduler: SchedulerMixin = component()
     depth_estimator: DPTForDepthEstimation = component()
     feature_extractor: DPTImageProcessor = component()
+
+
+@dataclass(frozen=True)
+class LatentConsistency(StableDiffusionFamily):
+    """The family distilled to few steps and to one prediction a step, which is told the guidance scale."""
+
+    vae: AutoencoderKL = component()
+    text_encoder: CLIPTextModel = component()
+    tokenizer: CLIPTokenizer = component()
+    unet: UNet2DConditionModel = component()
+    scheduler: LCMScheduler = component()
+    safety_checker: StableDiffusionSafetyChecker = component()
+    feature_extractor: CLIPImageProcessor = component()
+    image_encoder: CLIPVisionModelWithProjection | None = component(None)
+    requires_safety_checker: bool = option(True)
+
+    @classmethod
+    def prepared(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Refuse a safety checker without its feature extractor."""
+        check_safety(values)
+        return values
+
+    def screen(self, images: torch.Tensor) -> tuple[torch.Tensor, list[bool] | None]:
+        return screened(self.safety_checker, self.feature_extractor, images, self.text_dtype)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,9 @@ def generate(pipe: Any, arguments: Mapping[str, Any], output_class: type) -> Any
     callbacks.check_names((*call.family.tensor_names, *pipe.task.tensor_names, *controls))
 
     conditions = call.family.encode(call)
-    path = pipe.task.path(call, set_timesteps(call.scheduler, call.steps, call.device))
+    path = pipe.task.path(
+        call, set_timesteps(call.scheduler, call.steps, call.device, pipe.task.schedule(call))
+    )
     start = pipe.task.start(call, path)
     path = until_end(call.scheduler, path, Span.of(arguments))
     steerings = [control.prepare(call, path, pipe.task) for control in pipe.controls]
@@ -48,7 +50,7 @@ def generate(pipe: Any, arguments: Mapping[str, Any], output_class: type) -> Any
                 running, callbacks, earlier, path.steps, call.scheduler.order, bar.update, start.reimpose
             ),
         )
-    images, flags = decoded(call, state.latents, output.output_type or "pil")
+    images, flags = decoded(call, pipe.task.result(state), output.output_type or "pil")
     images = pipe.task.finish(call, images, output.output_type or "pil")
     fields = output_class.__dataclass_fields__  # type: ignore[attr-defined]
     result = output_class(images, flags) if len(fields) > 1 else output_class(images)

@@ -91,6 +91,8 @@ def observer(
             state = replace(state, latents=reimpose(index, state))
         if function is not None:
             offered = {"latents": state.latents, **state.conditions.tensors(), **state.tensors}
+            if state.denoised is not None:
+                offered["denoised"] = state.denoised
             given = {name: offered.get(name) for name in wanted}
             returned = function(running, index, timestep, given)
             if returned:
@@ -99,6 +101,7 @@ def observer(
                     latents=returned.get("latents", state.latents),
                     conditions=state.conditions.replaced(returned),
                     guidance=running.guidance,
+                    denoised=returned.get("denoised", state.denoised),
                     tensors={name: returned.get(name, value) for name, value in state.tensors.items()},
                 )
         if index == total - 1 or (index + 1 > warm_up and (index + 1) % order == 0):

@@ -63,6 +63,10 @@ class Task(ABC):
         """Height and width in pixels: as asked for, or what the model was trained for."""
         return Size.of(arguments).checked(family.default_size, family.multiple, pictures)
 
+    def schedule(self, call: Call) -> Mapping[str, Any]:
+        """What the scheduler's ``set_timesteps`` is told beside the number of steps."""
+        return {}
+
     def picture_options(self, call: Call) -> dict[str, Any]:
         """How pictures of the call are cut and fitted, as arguments of the image processor."""
         return {}
@@ -77,6 +81,10 @@ class Task(ABC):
 
         Random numbers are drawn here, in the reference's order.
         """
+
+    def result(self, state: State) -> torch.Tensor:
+        """The latents that the pictures are decoded from: where the last step led."""
+        return state.latents
 
     def finish(self, call: Call, images: Any, output_type: str) -> Any:
         """The pictures that the user gets."""
