@@ -19,7 +19,7 @@ from calotype.schedulers.exploding import ExplodingScheduler
 from tests.parity.deviations import deviation
 from tests.parity.scheduler_cases import OPTIONS, calls, cases, configurations, label
 from tests.parity.scheduler_oracle import oracle
-from tests.parity.scheduler_runs import compare, run, spread
+from tests.parity.scheduler_runs import compare, difference, run, spread
 
 TOLERANCE = 1e-5
 METHODS = (
@@ -205,7 +205,8 @@ def test_attributes_before_a_run(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_low_precision(name: str, dtype: torch.dtype) -> None:
-    """Dtypes as the reference's; values within a few roundings of the sample's dtype."""
+    """Dtypes as the reference's; values within a few roundings of the sample's dtype, or as near as the reference's
+    to those that it has in float32."""
     for config in [configurations(name)[0], {"prediction_type": "v_prediction"}]:
         for call in calls(name):
             theirs = attempt(diffusers, name, config, 5, call, dtype=dtype)
@@ -213,6 +214,13 @@ def test_low_precision(name: str, dtype: torch.dtype) -> None:
             if isinstance(theirs, Exception):
                 continue
             wrong = compare(ours, theirs, (64 if "Inverse" in name else 20) * torch.finfo(dtype).eps)
+            if wrong and [x.dtype for x in ours["samples"]] == [x.dtype for x in theirs["samples"]]:
+                exact = attempt(diffusers, name, config, 5, call)["samples"]
+                errors = [
+                    [difference(x, y) for x, y in zip(side["samples"], exact, strict=True)]
+                    for side in (ours, theirs)
+                ]
+                wrong = [] if max(errors[0]) <= 2 * max(errors[1]) else wrong
             assert not wrong, f"{config} {call} {wrong}"
 
 

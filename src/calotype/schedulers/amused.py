@@ -53,7 +53,7 @@ class AmusedScheduler(SchedulerMixin):
         """The temperature of each step; None before ``set_timesteps``."""
         return self._run.plan.sigmas
 
-    def _step(self, timestep: int | torch.Tensor) -> tuple[int, float]:
+    def _step(self, timestep: int | torch.Tensor) -> tuple[int, torch.Tensor]:
         """The index of a step and the share of the tokens that is masked after it."""
         plan = self._running().plan
         t = int(plan.value(timestep))

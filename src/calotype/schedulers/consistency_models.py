@@ -40,7 +40,7 @@ class CMStochasticIterativeScheduler(SigmaScheduler):
 
     def _begin_initial(self) -> None:
         levels = self._karras(np.linspace(0, 1, self.config.num_train_timesteps))
-        self._begin_levels(*map(torch.from_numpy, (self.sigma_to_t(levels), levels)), None, None)
+        self._begin_levels(torch.from_numpy(self.sigma_to_t(levels)), torch.from_numpy(levels), None, None)
 
     def _karras(self, ramp: np.ndarray) -> np.ndarray:
         """σ at the given shares of the way from ``sigma_max`` to ``sigma_min``."""

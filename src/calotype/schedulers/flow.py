@@ -60,7 +60,7 @@ class FlowScheduler(SigmaScheduler):
         """Another shift for the runs to come; the ends of the trained levels stay."""
         self._shift = shift
 
-    def time_shift(self, mu: float | None, sigma: float, t: Any) -> Any:
+    def time_shift(self, mu: float, sigma: float, t: Any) -> Any:
         """m/(m + (1/t − 1)^σ) with m = e^μ, or μ itself where ``time_shift_type`` is linear."""
         strength = np.exp(mu) if self.config.time_shift_type == "exponential" else mu
         return strength / (strength + (1 / t - 1) ** sigma)
@@ -102,11 +102,10 @@ class FlowScheduler(SigmaScheduler):
             levels = np.asarray(sigmas, dtype=np.float32)
         else:
             levels = self._spaced_levels(steps) if t is None else t / config.num_train_timesteps
-        levels = (
-            self.time_shift(mu, 1.0, levels)
-            if config.use_dynamic_shifting
-            else grid.shifted(levels, self.shift)
-        )
+        if config.use_dynamic_shifting and mu is not None:
+            levels = self.time_shift(mu, 1.0, levels)
+        else:
+            levels = grid.shifted(levels, self.shift)
         if config.shift_terminal:
             levels = self.stretch_shift_to_terminal(levels)
         kind = conversion(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,7 +89,7 @@ class VQDiffusionScheduler(SchedulerMixin):
         """log Σ_{x0} q(x_t | x_{t−1})·q(x_{t−1} | x0)·p(x0)/q(x_t | x0), (batch, K + 1, pixels): equations 5 and 11."""
         onehot = torch.nn.functional.one_hot(x_t, self.num_embed).movedim(-1, 1)
         log_onehot = onehot.float().clamp(min=1e-30).log()
-        known = {"t": t, "x_t": x_t, "log_onehot_x_t": log_onehot}
+        known: dict[str, Any] = {"t": t, "x_t": x_t, "log_onehot_x_t": log_onehot}
         ratio = log_p_x_0 - self.log_Q_t_transitioning_to_known_class(**known, cumulative=True)
         total = ratio.logsumexp(dim=1, keepdim=True)
         earlier = self.apply_cumulative_transitions(ratio - total, t - 1)
