@@ -77,6 +77,11 @@ class Family(ABC):
         """Pixels a latent, along one side; 1 where the latents are the picture."""
 
     @property
+    def picture_step(self) -> int:
+        """What the sides of pictures are rounded down to."""
+        return self.scale_factor
+
+    @property
     @abstractmethod
     def latent_channels(self) -> int:
         """Channels of a picture's latents."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from calotype.models.autoencoder_kl import AutoencoderKL
     from calotype.models.controlnet import ControlNetModel
     from calotype.models.multicontrolnet import MultiControlNetModel
+    from calotype.models.t2i_adapter import MultiAdapter, T2IAdapter
     from calotype.models.unet_2d_condition import UNet2DConditionModel
     from calotype.pipelines.safety_checker import StableDiffusionSafetyChecker
     from calotype.schedulers.scheduler import SchedulerMixin
@@ -150,6 +151,31 @@ class StableDiffusionWithControlNet(StableDiffusion):
     def prepared(cls, values: dict[str, Any]) -> dict[str, Any]:
         """As without; a list of ControlNets becomes the group that files have."""
         return super().prepared({**values, "controlnet": grouped(values["controlnet"])})
+
+
+@dataclass(frozen=True)
+class StableDiffusionWithAdapter(StableDiffusion):
+    """The family with one or several T2I-Adapters beside its denoiser."""
+
+    adapter: T2IAdapter | MultiAdapter = component(None)
+
+    @property
+    def picture_step(self) -> int:
+        return self.adapter.downscale_factor
+
+    @classmethod
+    def prepared(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """As without; a list of adapters becomes the group that files have."""
+        return super().prepared({**values, "adapter": grouped_adapters(values["adapter"])})
+
+
+def grouped_adapters(adapter: Any) -> Any:
+    """Several T2I-Adapters, given as a list, as one."""
+    if isinstance(adapter, list | tuple):
+        from calotype.models.t2i_adapter import MultiAdapter
+
+        return MultiAdapter(list(adapter))
+    return adapter
 
 
 def grouped(controlnet: Any) -> Any:

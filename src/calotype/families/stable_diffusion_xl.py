@@ -22,7 +22,7 @@ from calotype.families.guided_unet import (
     unet_guidance,
     vae_scale_factor,
 )
-from calotype.families.stable_diffusion import grouped
+from calotype.families.stable_diffusion import grouped, grouped_adapters
 
 if TYPE_CHECKING:
     from transformers import (
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from calotype.models.autoencoder_kl import AutoencoderKL
     from calotype.models.controlnet import ControlNetModel
     from calotype.models.multicontrolnet import MultiControlNetModel
+    from calotype.models.t2i_adapter import MultiAdapter, T2IAdapter
     from calotype.models.unet_2d_condition import UNet2DConditionModel
     from calotype.schedulers.scheduler import SchedulerMixin
 
@@ -281,6 +282,22 @@ class StableDiffusionXLFromImageWithControlNet(StableDiffusionXLWithControlNet):
     """The family with ControlNets in the tasks that start from a picture."""
 
     negative_sizes_as_pair: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
+class StableDiffusionXLWithAdapter(StableDiffusionXL):
+    """The family with one or several T2I-Adapters beside its denoiser."""
+
+    adapter: T2IAdapter | MultiAdapter = component(None)
+
+    @property
+    def picture_step(self) -> int:
+        return self.adapter.downscale_factor
+
+    @classmethod
+    def prepared(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """As without; a list of adapters becomes the group that files have."""
+        return super().prepared({**values, "adapter": grouped_adapters(values["adapter"])})
 
 
 def _stacked(uncond: torch.Tensor | None, cond: torch.Tensor) -> torch.Tensor:

@@ -98,5 +98,7 @@ def picture_size(family: Family, picture: Any, asked: Size, pictures: int) -> tu
         return first.shape[-2] * family.scale_factor, first.shape[-1] * family.scale_factor
     if not is_pil(first) and first.ndim == 3:
         first = first[None]
-    height, width = family.image_processor.get_default_height_width(first, asked.height, asked.width)
-    return Size(height, width).checked(family.default_size, family.scale_factor, pictures)
+    height, width = family.image_processor.get_default_height_width(first)
+    step = family.picture_step
+    size = Size(asked.height or height - height % step, asked.width or width - width % step)
+    return size.checked(family.default_size, step, pictures)
