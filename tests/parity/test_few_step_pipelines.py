@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import calotype
-from calotype.core.errors import InputError
+from calotype.core.errors import InputError, UnknownClassError
 from tests.parity.pipeline_runs import Case, compare, quiet, seeded
 from tests.tiny import SCHEDULER, stable_diffusion_parts
 
@@ -119,6 +119,15 @@ def test_signature(name: str, method: str) -> None:
         ]
 
     assert shape(calotype) == shape(diffusers)
+
+
+def test_pipelines_chosen_by_task(folder: Path) -> None:
+    for library in (diffusers, calotype):
+        pipe = library.AutoPipelineForText2Image.from_pretrained(folder)
+        assert type(pipe).__name__ == TEXT
+        assert type(library.AutoPipelineForImage2Image.from_pipe(pipe)).__name__ == IMAGE
+    with pytest.raises(UnknownClassError, match="has no pipeline for inpainting; it has LatentConsistency"):
+        calotype.AutoPipelineForInpainting.from_pipe(pipe)
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {

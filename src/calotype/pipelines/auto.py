@@ -33,6 +33,10 @@ def _family(prefix: str) -> dict[Kind, str]:
 FAMILIES: dict[str, dict[Kind, str]] = {
     "stable-diffusion": _family("StableDiffusion"),
     "stable-diffusion-xl": _family("StableDiffusionXL"),
+    "latent-consistency": {
+        Kind("text-to-image"): "LatentConsistencyModelPipeline",
+        Kind("image-to-image"): "LatentConsistencyModelImg2ImgPipeline",
+    },
 }
 """Family -> kind -> the name of the public class."""
 
@@ -41,7 +45,13 @@ def class_for(task: str, class_name: str, control: str | None) -> type[Diffusion
     """The pipeline for ``task`` with ``control`` in the family of the pipeline class ``class_name``."""
     for classes in FAMILIES.values():
         if class_name in classes.values():
-            found = public_class(classes[Kind(task, control)])
+            kind = Kind(task, control)
+            if kind not in classes:
+                wanted = task if control is None else f"{task} with {control}"
+                raise UnknownClassError(
+                    f"The family of {class_name} has no pipeline for {wanted}; it has {', '.join(classes.values())}."
+                )
+            found = public_class(classes[kind])
             assert issubclass(found, DiffusionPipeline)
             return found
     known = sorted(name for classes in FAMILIES.values() for name in classes.values())
