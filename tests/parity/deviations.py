@@ -64,11 +64,11 @@ DEVIATIONS: dict[str, str] = {
     "schedulers/DDIMInverseScheduler/prediction_type=sample/defaults/steps=[0-9]": "a clean sample has no ε̂ beside x̂0; "
     "the reference divides by zero, here it is refused",
     "schedulers/DDIMInverseScheduler/prediction_type=sample/defaults/steps=[0-9][0-9]": "as the one before",
-    "schedulers/KarrasVeScheduler/*;steep*": "the slope is −F; the reference takes (x − x̂0)/σ, which cancels after a step "
-    "that lowers σ more than tenfold",
+    "schedulers/KarrasVeScheduler/*;steep*": "the slope is −F; the reference takes (x − x̂0)/σ, which cancels after a "
+    "step that lowers σ more than tenfold",
     "schedulers/KarrasVeScheduler/*/steps=1;nan-in-reference": "the reference divides by zero for a run of one step",
-    "schedulers/DDIMParallelScheduler/set_alpha_to_one=False/batch_step_no_noise": "the reference's last step of a batch "
-    "ends at no noise, its other steps at the first trained level",
+    "schedulers/DDIMParallelScheduler/set_alpha_to_one=False/batch_step_no_noise": "the reference's last step of a "
+    "batch ends at no noise, its other steps at the first trained level",
     "unets/UNet2DModel/ncsnpp/timestep=1.75": "the reference cuts a noise level given as a Python number to an integer",
     "files/missing-key": "the reference warns and computes with weights that no file holds",
     "files/superfluous-key": "the reference warns and goes on, though the file is of another model",

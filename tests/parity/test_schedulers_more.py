@@ -1,4 +1,4 @@
-"""What the trajectories do not visit: steps for batches, levels and timesteps of one's own, growing samples, helpers."""
+"""What the trajectories do not visit: steps of batches, levels and timesteps of one's own, growing samples, helpers."""
 
 from __future__ import annotations
 
@@ -264,6 +264,7 @@ def test_tables_of_vq_diffusion() -> None:
         (lambda: calotype.ScoreSdeVeScheduler(sigma_min=2.0, sigma_max=1.0).timesteps, "sigma_max"),
         (lambda: calotype.AmusedScheduler(3, masking_schedule="sine"), "cosine"),
         (lambda: calotype.VQDiffusionScheduler(1), "mask"),
+        (lambda: calotype.VQDiffusionScheduler(9, alpha_cum_end=0.5), "less than nothing"),
     ],
 )
 def test_refusals(make: Any, match: str) -> None:

@@ -55,6 +55,12 @@ class VQDiffusionScheduler(SchedulerMixin):
 
     def _logs(self, a: np.ndarray, c: np.ndarray) -> tuple[torch.Tensor, ...]:
         b = (1 - a - c) / (self.num_embed - 1)
+        if b.min() < -1e-9:
+            raise InputError(
+                "alpha_cum_… and gamma_cum_… leave less than nothing for the other classes: their sum, and that of "
+                "each step's own share, must not pass 1."
+            )
+        b = b.clip(min=0)
         return tuple(torch.from_numpy(np.log(x).astype(np.float32)) for x in (a, b, c))
 
     def _begin_initial(self) -> None:
