@@ -25,6 +25,7 @@ DEVIATIONS: dict[str, str] = {
     "schedulers/*Ancestral*;nan-in-reference*": "as the next, where rounding makes the difference negative",
     "schedulers/*Ancestral*;steep*": "κ_down = κ'²/κ; the reference takes the root of a difference, which cancels "
     "where a step lowers κ more than tenfold",
+    "schedulers/KDPM2DiscreteScheduler/*;steep*": "as the next",
     "schedulers/HeunDiscreteScheduler/*;steep*": "the slope is ε̂; the reference takes (x − x̂0)/κ, which cancels "
     "before a step that lowers κ more than tenfold",
     "schedulers/DPMSolverSinglestepScheduler/*solver_type=heun*;third-order-sde*": "as DPMSolverMultistepScheduler",

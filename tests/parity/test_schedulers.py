@@ -104,7 +104,9 @@ def facts(
         or (config.get("use_karras_sigmas") and "UniPC" not in name)
     ):
         found.append("converted-flow")
-    if differs and any(part in name for part in ("Ancestral", "Heun", "SolverMultistepInverse", "KarrasVe")):
+    if differs and any(
+        part in name for part in ("Ancestral", "Heun", "KDPM2", "SolverMultistepInverse", "KarrasVe")
+    ):
         kappa = ours["sigmas"].unique().flip(0)
         kappa = kappa[kappa > 0]
         if len(kappa) > 1 and float((kappa[1:] / kappa[:-1]).min()) < 0.1:

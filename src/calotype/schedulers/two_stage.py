@@ -64,5 +64,5 @@ class MidpointScheduler(ExplodingScheduler):
             run.stage = sample
             return affine((kappa[i + 1] / kappa[i], sample), (1 - kappa[i + 1] / kappa[i], x0)), x0
         start, run.stage = run.stage, None
-        step = (target - kappa[i - 1]) / kappa[i]
-        return affine((1.0, start), (step, sample), (-step, x0)), x0
+        slope = self._slope(self.config.prediction_type, kappa[i]).of(sample, output)
+        return affine((1.0, start), (target - kappa[i - 1], slope)), x0
