@@ -9,13 +9,11 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from calotype.diffusion.inputs import GROUPS
-from calotype.diffusion.inputs_control import Adapted
-from calotype.diffusion.inputs_editing import EDITING_GROUPS
 from calotype.families.family import Family
 
 _KEYWORDS = inspect.Parameter.POSITIONAL_OR_KEYWORD
 _SELF = inspect.Parameter("self", _KEYWORDS)
-_ARGUMENTS = {f.name: f for group in (*EDITING_GROUPS, Adapted, *GROUPS) for f in fields(group)}
+_ARGUMENTS = {f.name: f for group in GROUPS for f in fields(group)}
 
 EARLIER_CALLBACK = ("callback", "callback_steps")
 """The callback of the first releases; still accepted through ``**kwargs`` where the reference does."""

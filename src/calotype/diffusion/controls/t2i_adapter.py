@@ -9,7 +9,7 @@ import torch
 
 from calotype.core.errors import InputError
 from calotype.diffusion.controls.control import Control, Residuals, Steering
-from calotype.diffusion.inputs_control import Adapted
+from calotype.diffusion.inputs import Adapted
 from calotype.diffusion.tasks.from_image import repeated_to
 from calotype.image_processor import VaeImageProcessor, as_list
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from calotype.core.errors import InputError
-from calotype.diffusion.inputs import Picture
-from calotype.diffusion.inputs_editing import Depth
+from calotype.diffusion.inputs import Depth, Picture
 from calotype.diffusion.tasks.edit import check_channels
 from calotype.diffusion.tasks.from_image import FromImage, repeated_to
 from calotype.diffusion.tasks.task import Path, Start, Task

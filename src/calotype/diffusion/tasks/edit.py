@@ -10,8 +10,7 @@ import torch
 from calotype.core.errors import InputError
 from calotype.diffusion import codec
 from calotype.diffusion.guidance import Guidance, text_and_image
-from calotype.diffusion.inputs import Guide, Picture
-from calotype.diffusion.inputs_editing import ImageGuide
+from calotype.diffusion.inputs import Guide, ImageGuide, Picture
 from calotype.diffusion.tasks.from_image import FromImage, repeated_to
 from calotype.diffusion.tasks.from_noise import initial_noise
 from calotype.diffusion.tasks.task import Start, Task

@@ -11,7 +11,7 @@ import torch
 
 from calotype.core.errors import InputError
 from calotype.diffusion.guidance import Guidance, Unguided
-from calotype.diffusion.inputs_editing import Distilled
+from calotype.diffusion.inputs import Distilled
 from calotype.diffusion.tasks.task import Path, Start, Task
 
 if TYPE_CHECKING:

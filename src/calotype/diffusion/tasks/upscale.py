@@ -9,8 +9,7 @@ import torch
 
 from calotype.core.errors import InputError
 from calotype.core.random import randn_tensor
-from calotype.diffusion.inputs import Picture, Size
-from calotype.diffusion.inputs_editing import Degraded
+from calotype.diffusion.inputs import Degraded, Picture, Size
 from calotype.diffusion.tasks.depth import pictures_in
 from calotype.diffusion.tasks.edit import check_channels, noise_beside
 from calotype.diffusion.tasks.from_image import FromImage, repeated_to

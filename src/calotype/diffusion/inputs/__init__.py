@@ -1,0 +1,68 @@
+"""What a user may pass to a pipeline: typed groups of arguments, each with its default, its meaning and its checks.
+
+A pipeline's ``__call__`` signature is put together from the fields of these groups (see ``pipelines.signature``), so
+an argument's name, default and description stand in one place.
+"""
+
+from __future__ import annotations
+
+from calotype.diffusion.inputs.base import Inputs, argument
+from calotype.diffusion.inputs.exchange import Callbacks, EarlierCallback, Output
+from calotype.diffusion.inputs.pictures import Degraded, Depth, Masked, Picture, Size
+from calotype.diffusion.inputs.prompts import Batch, MicroConditions, Original, Prompt, TwoPrompts
+from calotype.diffusion.inputs.steering import Adapted, Attention, Controlled, Guide, ImageGuide
+from calotype.diffusion.inputs.way import Distilled, Noise, Span, Steps
+
+GROUPS: tuple[type[Inputs], ...] = (
+    ImageGuide,
+    Depth,
+    Degraded,
+    Original,
+    Distilled,
+    EarlierCallback,
+    Adapted,
+    Prompt,
+    TwoPrompts,
+    MicroConditions,
+    Span,
+    Batch,
+    Picture,
+    Masked,
+    Controlled,
+    Size,
+    Steps,
+    Guide,
+    Noise,
+    Attention,
+    Callbacks,
+    Output,
+)
+"""All groups; where two have an argument of one name, the later describes it."""
+
+__all__ = [
+    "GROUPS",
+    "Adapted",
+    "Attention",
+    "Batch",
+    "Callbacks",
+    "Controlled",
+    "Degraded",
+    "Depth",
+    "Distilled",
+    "EarlierCallback",
+    "Guide",
+    "ImageGuide",
+    "Inputs",
+    "Masked",
+    "MicroConditions",
+    "Noise",
+    "Original",
+    "Output",
+    "Picture",
+    "Prompt",
+    "Size",
+    "Span",
+    "Steps",
+    "TwoPrompts",
+    "argument",
+]

@@ -1,0 +1,47 @@
+"""What the groups of arguments are made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
+
+from calotype.core.errors import InputError
+
+
+def argument(default: Any, doc: str) -> Any:
+    """A field of an input group: its default value and the sentence that describes it."""
+    return field(default=default, metadata={"doc": doc})
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Base of the groups; abstract."""
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> Self:
+        """The group's values among a call's arguments; what the pipeline does not take keeps its default."""
+        return cls(**{f.name: arguments[f.name] for f in fields(cls) if f.name in arguments})
+
+
+def positive(name: str, value: Any, what: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{name} must be a whole number of {what}, at least 1, not {value!r}.")
+    return value
+
+
+def finite(name: str, value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise InputError(f"{name} must be a finite number, not {value!r}.")
+    return number
+
+
+def text_list(name: str, value: str | Sequence[str]) -> tuple[str, ...]:
+    texts = (value,) if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        raise InputError(f"{name} must be a text or a list of texts, not {value!r}.")
+    if not texts:
+        raise InputError(f"{name} is an empty list; give at least one text.")
+    return tuple(texts)
