@@ -47,8 +47,8 @@ DEVIATIONS: dict[str, str] = {
     "reference's ε̂ follows from its x̂0 there",
     "schedulers/UniPCMultistepScheduler/*;nan-in-reference*": "bh1, noise prediction or a second-order step to a "
     "final level of zero: infinity times zero in the reference, a finite limit here",
-    "schedulers/from_config/DEISMultistepScheduler/DPMSolver*step*": "the reference translates `deis` only after refusing "
-    "it for its final level",
+    "schedulers/from_config/DEISMultistepScheduler/DPMSolver*step*": "the reference translates `deis` only after "
+    "refusing it for its final level",
     "schedulers/EulerDiscreteScheduler/get_velocity": "the reference reads the table at the step's index instead of "
     "its training step",
     "schedulers/LMSDiscreteScheduler/*;late-begin*": "the reference takes the order from the step's index, and the "
