@@ -11,12 +11,11 @@ from calotype.core.errors import InputError
 from calotype.diffusion.call import Call
 from calotype.diffusion.controls.control import Residuals, Steer, together
 from calotype.diffusion.images import check_finite, present, to_unit
-from calotype.diffusion.inputs import Callbacks, Output, Span
+from calotype.diffusion.inputs import EARLIER_CALLBACK, Callbacks, Output, Span
 from calotype.diffusion.loop import State, denoise
 from calotype.diffusion.tasks.task import Start
 from calotype.diffusion.timesteps import set_timesteps, step_arguments, until_end
 from calotype.pipelines.running import Running, observer
-from calotype.pipelines.signature import EARLIER_CALLBACK
 
 
 @torch.no_grad()

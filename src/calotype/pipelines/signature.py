@@ -8,15 +8,12 @@ from collections.abc import Callable
 from dataclasses import MISSING, fields
 from typing import Any
 
-from calotype.diffusion.inputs import GROUPS
+from calotype.diffusion.inputs import EARLIER_CALLBACK, GROUPS
 from calotype.families.family import Family
 
 _KEYWORDS = inspect.Parameter.POSITIONAL_OR_KEYWORD
 _SELF = inspect.Parameter("self", _KEYWORDS)
 _ARGUMENTS = {f.name: f for group in GROUPS for f in fields(group)}
-
-EARLIER_CALLBACK = ("callback", "callback_steps")
-"""The callback of the first releases; still accepted through ``**kwargs`` where the reference does."""
 
 
 def constructor(

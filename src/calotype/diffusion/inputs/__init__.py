@@ -7,7 +7,7 @@ an argument's name, default and description stand in one place.
 from __future__ import annotations
 
 from calotype.diffusion.inputs.base import Inputs, argument
-from calotype.diffusion.inputs.exchange import Callbacks, EarlierCallback, Output
+from calotype.diffusion.inputs.exchange import EARLIER_CALLBACK, Callbacks, EarlierCallback, Output
 from calotype.diffusion.inputs.pictures import Degraded, Depth, Masked, Picture, Size
 from calotype.diffusion.inputs.prompts import Batch, MicroConditions, Original, Prompt, TwoPrompts
 from calotype.diffusion.inputs.steering import Adapted, Attention, Controlled, Guide, ImageGuide
@@ -40,6 +40,7 @@ GROUPS: tuple[type[Inputs], ...] = (
 """All groups; where two have an argument of one name, the later describes it."""
 
 __all__ = [
+    "EARLIER_CALLBACK",
     "GROUPS",
     "Adapted",
     "Attention",

@@ -46,6 +46,9 @@ class EarlierCallback(Inputs):
     callback_steps: int = argument(1, "How many steps lie between two calls of callback.")
 
 
+EARLIER_CALLBACK = ("callback", "callback_steps")
+"""The arguments of :class:`EarlierCallback`; some pipelines accept them through ``**kwargs`` alone."""
+
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
