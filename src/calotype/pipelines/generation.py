@@ -23,8 +23,7 @@ def generate(pipe: Any, arguments: Mapping[str, Any], output_class: type) -> Any
     """Run ``pipe`` with the bound arguments of its call; raises ``InputError`` before anything is computed."""
     output, callbacks = Output.of(arguments), Callbacks.of(arguments)
     call = checked(pipe, arguments)
-    controls = tuple(name for control in pipe.controls for name in control.tensor_names)
-    callbacks.check_names((*call.family.tensor_names, *pipe.task.tensor_names, *controls))
+    callbacks.check_names(pipe._callback_tensor_inputs)
 
     conditions = call.family.encode(call)
     path = pipe.task.path(

@@ -347,7 +347,8 @@ class DiffusionPipeline(ConfigFile):
 
     @property
     def _callback_tensor_inputs(self) -> list[str]:
-        return list(self.family.tensor_names)
+        controls = (name for control in self.controls for name in control.tensor_names)
+        return [*self.family.tensor_names, *self.task.tensor_names, *controls]
 
     @staticmethod
     def numpy_to_pil(images: Any) -> list[Any]:
