@@ -12,7 +12,7 @@ from calotype.diffusion.guidance import Guidance
 from calotype.diffusion.inputs import Noise, Steps
 
 if TYPE_CHECKING:
-    from calotype.families.family import Family
+    from calotype.diffusion.family import Family
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from calotype.diffusion.conditions import repeated
+from calotype.diffusion.family import component, option
 from calotype.diffusion.inputs import Original
-from calotype.families.family import component, option
 from calotype.families.latent_unet import LatentUNetFamily, UNetConditions
 from calotype.families.stable_diffusion import check_safety, screened
 

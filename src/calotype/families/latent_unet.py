@@ -11,8 +11,8 @@ import torch
 
 from calotype.diffusion import codec
 from calotype.diffusion.conditions import Conditions
+from calotype.diffusion.family import Family
 from calotype.diffusion.guidance import Guidance
-from calotype.families.family import Family
 from calotype.families.guided_unet import sample_size, unet_guidance, vae_scale_factor
 
 if TYPE_CHECKING:

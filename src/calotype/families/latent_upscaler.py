@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from calotype.diffusion.conditions import Conditions
+from calotype.diffusion.family import component
 from calotype.diffusion.guidance import Guidance, classifier_free
 from calotype.diffusion.inputs import Guide, TwoPrompts
 from calotype.families import clip_text
-from calotype.families.family import component
 from calotype.families.latent_unet import LatentFamily
 
 if TYPE_CHECKING:

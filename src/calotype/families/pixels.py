@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from calotype.diffusion.conditions import Conditions, Nothing
+from calotype.diffusion.family import Family, component
 from calotype.diffusion.guidance import Guidance, Unguided
 from calotype.diffusion.inputs import Batch
-from calotype.families.family import Family, component
 
 if TYPE_CHECKING:
     from calotype.diffusion.call import Call

@@ -11,10 +11,10 @@ import torch
 
 from calotype.core.errors import InputError
 from calotype.diffusion.conditions import repeated
+from calotype.diffusion.family import component, option
 from calotype.diffusion.images import present
 from calotype.diffusion.inputs import Attention, Prompt
 from calotype.families import clip_text
-from calotype.families.family import component, option
 from calotype.families.guided_unet import embedded_scale, refuse_image_prompt
 from calotype.families.latent_unet import LatentUNetFamily, UNetConditions
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from calotype.families.family import component, option
+from calotype.diffusion.family import component, option
 from calotype.families.stable_diffusion import StableDiffusionFamily, check_safety, screened
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ import torch
 from calotype.core.errors import InputError
 from calotype.diffusion import codec
 from calotype.diffusion.conditions import Conditions, repeated
+from calotype.diffusion.family import Family, component, option
 from calotype.diffusion.guidance import Guidance
 from calotype.diffusion.inputs import Attention, MicroConditions, TwoPrompts
 from calotype.families import clip_text, watermark
-from calotype.families.family import Family, component, option
 from calotype.families.guided_unet import (
     embedded_scale,
     refuse_image_prompt,

@@ -30,8 +30,8 @@ from calotype.pipelines.download import fetch
 
 if TYPE_CHECKING:
     from calotype.diffusion.controls.control import Control
+    from calotype.diffusion.family import Family
     from calotype.diffusion.tasks.task import Task
-    from calotype.families.family import Family
 
 logger = logging.getLogger(__name__)
 

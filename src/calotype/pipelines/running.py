@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
+from calotype.diffusion.family import Family
 from calotype.diffusion.guidance import Guidance
 from calotype.diffusion.inputs import Callbacks
 from calotype.diffusion.loop import State
 from calotype.diffusion.tasks.task import Reimpose
-from calotype.families.family import Family
 
 _OF_THE_CALL = (
     "guidance_scale", "image_guidance_scale", "guidance_rescale", "clip_skip", "cross_attention_kwargs", "eta",

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import MISSING, fields
 from typing import Any
 
+from calotype.diffusion.family import Family
 from calotype.diffusion.inputs import EARLIER_CALLBACK, GROUPS
-from calotype.families.family import Family
 
 _KEYWORDS = inspect.Parameter.POSITIONAL_OR_KEYWORD
 _SELF = inspect.Parameter("self", _KEYWORDS)

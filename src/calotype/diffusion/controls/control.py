@@ -11,9 +11,9 @@ import torch
 
 if TYPE_CHECKING:
     from calotype.diffusion.call import Call
+    from calotype.diffusion.family import Family
     from calotype.diffusion.loop import State
     from calotype.diffusion.tasks.task import Path, Task
-    from calotype.families.family import Family
 
 
 @dataclass(frozen=True)

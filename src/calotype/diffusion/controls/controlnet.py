@@ -15,9 +15,9 @@ from calotype.image_processor import VaeImageProcessor, as_list
 
 if TYPE_CHECKING:
     from calotype.diffusion.call import Call
+    from calotype.diffusion.family import Family
     from calotype.diffusion.loop import State
     from calotype.diffusion.tasks.task import Path, Task
-    from calotype.families.family import Family
 
 
 @dataclass(frozen=True)

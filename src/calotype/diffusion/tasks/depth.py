@@ -17,7 +17,7 @@ from calotype.image_processor import as_list
 
 if TYPE_CHECKING:
     from calotype.diffusion.call import Call
-    from calotype.families.family import Family
+    from calotype.diffusion.family import Family
 
 _PICTURE = FromImage()
 

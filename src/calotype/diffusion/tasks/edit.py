@@ -17,8 +17,8 @@ from calotype.diffusion.tasks.task import Start, Task
 
 if TYPE_CHECKING:
     from calotype.diffusion.call import Call
+    from calotype.diffusion.family import Family
     from calotype.diffusion.tasks.task import Path
-    from calotype.families.family import Family
 
 _PICTURE = FromImage()
 

@@ -16,8 +16,8 @@ from calotype.diffusion.tasks.task import Path, Start, Task
 
 if TYPE_CHECKING:
     from calotype.diffusion.call import Call
+    from calotype.diffusion.family import Family
     from calotype.diffusion.loop import State
-    from calotype.families.family import Family
 
 
 @dataclass(frozen=True)

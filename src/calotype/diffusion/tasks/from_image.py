@@ -14,7 +14,7 @@ from calotype.diffusion.tasks.task import Path, Start, Task, picture_size
 
 if TYPE_CHECKING:
     from calotype.diffusion.call import Call
-    from calotype.families.family import Family
+    from calotype.diffusion.family import Family
 
 
 class FromImage(Task):

@@ -21,8 +21,8 @@ from calotype.image_processor import is_pil
 
 if TYPE_CHECKING:
     from calotype.diffusion.call import Call
+    from calotype.diffusion.family import Family
     from calotype.diffusion.loop import State
-    from calotype.families.family import Family
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from calotype.image_processor import as_list, is_pil
 
 if TYPE_CHECKING:
     from calotype.diffusion.call import Call
+    from calotype.diffusion.family import Family
     from calotype.diffusion.loop import State
-    from calotype.families.family import Family
 
 Reimpose = Callable[[int, "State"], torch.Tensor]
 """(step, state after it) -> the latents that the next step starts from."""

@@ -15,7 +15,7 @@ from calotype.diffusion.tasks.upscale import bicubic
 
 if TYPE_CHECKING:
     from calotype.diffusion.call import Call
-    from calotype.families.family import Family
+    from calotype.diffusion.family import Family
 
 FACTOR = 2
 _PICTURE = FromImage()
