@@ -38,6 +38,8 @@ class Family(ABC):
     scheduler: Any
     tensor_names: ClassVar[tuple[str, ...]] = ("latents",)
     """The tensors that a callback may ask for between steps."""
+    beside: ClassVar[tuple[str, ...]] = ()
+    """The arguments that a call takes beside the public signature."""
 
     @classmethod
     def components(cls) -> tuple[str, ...]:

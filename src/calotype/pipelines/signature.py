@@ -55,8 +55,10 @@ def call(names: str, *, output: type, earlier_callback: bool = False, **defaults
     """A ``__call__`` that takes the arguments ``names`` (separated by spaces) of the input groups, in this order.
 
     ``defaults`` replace the groups' own where this pipeline's history differs; ``output`` is the class of the result.
+    What the pipeline's family takes ``beside`` the signature is accepted by name.
     """
     chosen = [_ARGUMENTS[name] for name in names.split()]
+    beside = [f for f in _ARGUMENTS.values() if f.metadata["beside"] in names.split()]
     parameters = [
         inspect.Parameter(f.name, _KEYWORDS, default=defaults.get(f.name, f.default), annotation=f.type)
         for f in chosen
@@ -68,18 +70,21 @@ def call(names: str, *, output: type, earlier_callback: bool = False, **defaults
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         from calotype.pipelines.generation import generate
 
+        extra = {
+            f.name: kwargs.pop(f.name) for f in beside if f.name in kwargs and f.name in self.family.beside
+        }
         bound = signature.bind(self, *args, **kwargs)
         bound.apply_defaults()
         arguments: dict[str, Any] = dict(bound.arguments)
         arguments.pop("self")
-        return generate(self, arguments | _known(arguments.pop("kwargs", {})), output)
+        return generate(self, arguments | _known(arguments.pop("kwargs", {})) | extra, output)
 
     __call__.__signature__ = signature  # type: ignore[attr-defined]
     lines = [
         textwrap.fill(
             f"{f.name}: {f.metadata['doc']}", 110, initial_indent="    ", subsequent_indent="        "
         )
-        for f in chosen
+        for f in (*chosen, *beside)
     ]
     __call__.__doc__ = "\n".join(
         ["Make pictures.", "", "Arguments:", *lines, "", f"Returns: {output.__name__}."]

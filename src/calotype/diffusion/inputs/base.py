@@ -10,9 +10,12 @@ from typing import Any, Self
 from calotype.core.errors import InputError
 
 
-def argument(default: Any, doc: str) -> Any:
-    """A field of an input group: its default value and the sentence that describes it."""
-    return field(default=default, metadata={"doc": doc})
+def argument(default: Any, doc: str, *, beside: str | None = None) -> Any:
+    """A field of an input group: its default value and the sentence that describes it.
+
+    ``beside`` is for an argument that no public signature has: the name of the argument that it goes with.
+    """
+    return field(default=default, metadata={"doc": doc, "beside": beside}, kw_only=beside is not None)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,9 @@ from calotype.diffusion.inputs.base import Inputs, argument, positive, text_list
 from calotype.diffusion.limits import limits
 from calotype.image_processor import as_list, is_pil
 
+WEIGHTINGS = ("a1111", "compel")
+"""The syntaxes for weights inside a prompt, by the tools that they come from."""
+
 
 @dataclass(frozen=True)
 class Prompt(Inputs):
@@ -31,6 +34,17 @@ class Prompt(Inputs):
     )
     clip_skip: int | None = argument(
         None, "How many of the text encoder's last layers to leave out; 1 reads the layer before the last."
+    )
+    prompt_chunks: bool = argument(
+        False,
+        "Whether to encode a prompt that is longer than the text encoder reads in several chunks instead of cutting it.",
+        beside="prompt",
+    )
+    prompt_weighting: str | None = argument(
+        None,
+        "The syntax in which the prompts weight their words: 'a1111', as in (word:1.3), or 'compel', as in word++; "
+        "without it brackets are text. Such prompts are encoded in chunks.",
+        beside="prompt",
     )
 
     def __post_init__(self) -> None:
@@ -60,6 +74,10 @@ class Prompt(Inputs):
         if self.clip_skip is not None and (not isinstance(self.clip_skip, int) or self.clip_skip < 0):
             raise InputError(
                 f"clip_skip must be a whole number of layers, 0 or more, not {self.clip_skip!r}."
+            )
+        if self.prompt_weighting not in (None, *WEIGHTINGS):
+            raise InputError(
+                f"prompt_weighting must be {' or '.join(map(repr, WEIGHTINGS))}, not {self.prompt_weighting!r}."
             )
         limits().check("pictures", self.pictures, f"A call for {self.pictures:,} pictures")
 
