@@ -43,6 +43,7 @@ _HOME = {
     "calotype.pipelines.stable_diffusion_xl": (
         "StableDiffusionXLImg2ImgPipeline",
         "StableDiffusionXLInpaintPipeline",
+        "StableDiffusionXLInstructPix2PixPipeline",
         "StableDiffusionXLPipeline",
     ),
     "calotype.pipelines.stable_diffusion_editing": (
@@ -64,6 +65,8 @@ _HOME = {
     "calotype.models.t2i_adapter": ("MultiAdapter", "T2IAdapter"),
     "calotype.models.autoencoder_kl": ("AutoencoderKL",),
     "calotype.models.autoencoder_tiny": ("AutoencoderTiny",),
+    "calotype.models.vq_model": ("VQModel",),
+    "calotype.models.prior_transformer": ("PriorTransformer",),
     "calotype.schedulers.scheduler": ("SchedulerMixin",),
     "calotype.schedulers.names": ("Scheduler", "scheduler_named"),
     "calotype.schedulers.ddpm": ("DDPMScheduler",),
