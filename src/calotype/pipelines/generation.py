@@ -13,29 +13,28 @@ from calotype.diffusion.controls.control import Residuals, Steer, together
 from calotype.diffusion.images import check_finite, present, to_unit
 from calotype.diffusion.inputs import EARLIER_CALLBACK, Callbacks, Output, Span
 from calotype.diffusion.loop import State, denoise
+from calotype.diffusion.parts import Parts
 from calotype.diffusion.tasks.task import Start
 from calotype.diffusion.timesteps import set_timesteps, step_arguments, until_end
 from calotype.pipelines.running import Running, observer
 
 
 @torch.no_grad()
-def generate(pipe: Any, arguments: Mapping[str, Any], output_class: type) -> Any:
-    """Run ``pipe`` with the bound arguments of its call; raises ``InputError`` before anything is computed."""
-    output, callbacks = Output.of(arguments), Callbacks.of(arguments)
-    call = checked(pipe, arguments)
-    callbacks.check_names(pipe._callback_tensor_inputs)
+def generate(pipe: Any, parts: Parts, arguments: Mapping[str, Any], output_class: type) -> Any:
+    """Run ``parts`` of ``pipe`` with the bound arguments of its call; raises ``InputError`` before any computation."""
+    output, callbacks, task = Output.of(arguments), Callbacks.of(arguments), parts.task
+    call = checked(parts, arguments, pipe._execution_device)
+    callbacks.check_names(parts.tensor_names)
 
     conditions = call.family.encode(call)
-    path = pipe.task.path(
-        call, set_timesteps(call.scheduler, call.steps, call.device, pipe.task.schedule(call))
-    )
-    start = pipe.task.start(call, path)
+    path = task.path(call, set_timesteps(call.scheduler, call.steps, call.device, task.schedule(call)))
+    start = task.start(call, path)
     path = until_end(call.scheduler, path, Span.of(arguments))
-    steerings = [control.prepare(call, path, pipe.task) for control in pipe.controls]
+    steerings = [control.prepare(call, path, task) for control in parts.controls]
     tensors = {**start.tensors, **{k: v for steering in steerings for k, v in steering.tensors.items()}}
     earlier = {name: arguments[name] for name in EARLIER_CALLBACK if name in arguments}
     with (
-        pipe.running(Running(pipe, call.family, arguments, len(path.timesteps))) as running,
+        pipe.running(Running(pipe, parts, arguments, len(path.timesteps))) as running,
         pipe.progress_bar(total=path.steps) as bar,
     ):
         state = denoise(
@@ -48,25 +47,24 @@ def generate(pipe: Any, arguments: Mapping[str, Any], output_class: type) -> Any
                 running, callbacks, earlier, path.steps, call.scheduler.order, bar.update, start.reimpose
             ),
         )
-    images, flags = decoded(call, pipe.task.result(state), output.output_type or "pil")
-    images = pipe.task.finish(call, images, output.output_type or "pil")
+    images, flags = decoded(call, task.result(state), output.output_type or "pil")
+    images = task.finish(call, images, output.output_type or "pil")
     fields = output_class.__dataclass_fields__  # type: ignore[attr-defined]
     result = output_class(images, flags) if len(fields) > 1 else output_class(images)
     return result if output.return_dict else result.to_tuple()
 
 
-def checked(pipe: Any, arguments: Mapping[str, Any]) -> Call:
+def checked(parts: Parts, arguments: Mapping[str, Any], device: torch.device) -> Call:
     """The call, after every check that needs no computation."""
-    family = pipe.bound_family()
-    device = pipe._execution_device
+    family, task = parts.family, parts.task
     if device.type == "meta":
         raise InputError("The pipeline's models are on the meta device and hold no values; load them first.")
     subject = family.subject(arguments)
-    pipe.task.check(family, arguments)
-    for control in pipe.controls:
+    task.check(family, arguments)
+    for control in parts.controls:
         control.check(family, arguments)
-    height, width = pipe.task.size(family, arguments, subject.pictures)
-    call = Call(family, arguments, subject, pipe.task.guidance(family, arguments), height, width, device)
+    height, width = task.size(family, arguments, subject.pictures)
+    call = Call(family, arguments, subject, task.guidance(family, arguments), height, width, device)
     call.noise.check_count(subject.pictures)
     return call
 

@@ -17,10 +17,12 @@ from calotype.core import hub
 from calotype.core.config import ConfigFile, init_parameters, read_json
 from calotype.core.errors import InputError, ModelFilesError, UnknownClassError
 from calotype.core.progress import progress_bar
+from calotype.diffusion.parts import Parts
 from calotype.pipelines.components import (
     INDEX,
     Loading,
     check_variant,
+    grouped,
     library_of,
     load_component,
     public_class,
@@ -71,8 +73,12 @@ class DiffusionPipeline(ConfigFile):
     # -- components --------------------------------------------------------------------------------------------
 
     def register_modules(self, **components: Any) -> None:
-        """Make components attributes of the pipeline and record their classes in its configuration."""
-        for name, value in components.items():
+        """Make components attributes of the pipeline and record their classes in its configuration.
+
+        A list of models becomes the group that files have.
+        """
+        for name, given in components.items():
+            value = grouped(name, given)
             setattr(self, name, value)
             self.register_to_config(**{name: library_of(value)})
 
@@ -93,6 +99,10 @@ class DiffusionPipeline(ConfigFile):
         """The family with the components and options that the pipeline has now."""
         options = {k: v for k, v in self.config.items() if k in init_parameters(type(self))}
         return self.family(**{**options, **self.components})
+
+    def parts(self) -> Parts:
+        """What a call of this pipeline is the sum of."""
+        return Parts(self.bound_family(), self.task, self.controls)
 
     @property
     def _modules_by_name(self) -> dict[str, torch.nn.Module]:
@@ -347,8 +357,7 @@ class DiffusionPipeline(ConfigFile):
 
     @property
     def _callback_tensor_inputs(self) -> list[str]:
-        controls = (name for control in self.controls for name in control.tensor_names)
-        return [*self.family.tensor_names, *self.task.tensor_names, *controls]
+        return self.parts().tensor_names
 
     @staticmethod
     def numpy_to_pil(images: Any) -> list[Any]:

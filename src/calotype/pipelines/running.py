@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from calotype.diffusion.family import Family
 from calotype.diffusion.guidance import Guidance
 from calotype.diffusion.inputs import Callbacks
 from calotype.diffusion.loop import State
+from calotype.diffusion.parts import Parts
 from calotype.diffusion.tasks.task import Reimpose
 
 _OF_THE_CALL = (
@@ -26,10 +26,10 @@ _OF_THE_CALL = (
 class Running:
     """One call of a pipeline. Everything that is not of the call is read from and written to the pipeline."""
 
-    def __init__(self, pipe: Any, family: Family, arguments: Mapping[str, Any], num_timesteps: int) -> None:
+    def __init__(self, pipe: Any, parts: Parts, arguments: Mapping[str, Any], num_timesteps: int) -> None:
         own = self.__dict__
         own["_pipe"] = pipe
-        own["_family"] = family
+        own["_parts"] = parts
         own["_arguments"] = dict(arguments)
         own["num_timesteps"] = num_timesteps
         own["_interrupt"] = False
@@ -62,7 +62,7 @@ class Running:
     @property
     def guidance(self) -> Guidance:
         """The guidance that the call's arguments, as they are now, ask for."""
-        return self._pipe.task.guidance(self._family, self._arguments)
+        return self._parts.task.guidance(self._parts.family, self._arguments)
 
 
 def observer(

@@ -77,7 +77,8 @@ def call(names: str, *, output: type, earlier_callback: bool = False, **defaults
         bound.apply_defaults()
         arguments: dict[str, Any] = dict(bound.arguments)
         arguments.pop("self")
-        return generate(self, arguments | _known(arguments.pop("kwargs", {})) | extra, output)
+        arguments |= _known(arguments.pop("kwargs", {})) | extra
+        return generate(self, self.parts(), arguments, output)
 
     __call__.__signature__ = signature  # type: ignore[attr-defined]
     lines = [
