@@ -13,6 +13,7 @@ from calotype.core.version import __version__
 
 _HOME = {
     "calotype.core.config": ("ConfigMixin",),
+    "calotype.core.random": ("seeds",),
     "calotype.diffusion.limits": ("limits", "set_limits"),
     "calotype.pipelines.auto": (
         "AutoPipelineForImage2Image",
@@ -67,6 +68,8 @@ _HOME = {
     "calotype.models.autoencoder_tiny": ("AutoencoderTiny",),
     "calotype.models.vq_model": ("VQModel",),
     "calotype.models.prior_transformer": ("PriorTransformer",),
+    "calotype.models.kandinsky3_unet": ("Kandinsky3UNet",),
+    "calotype.models.multilingual_clip": ("MultilingualCLIP",),
     "calotype.schedulers.scheduler": ("SchedulerMixin",),
     "calotype.schedulers.names": ("Scheduler", "scheduler_named"),
     "calotype.schedulers.ddpm": ("DDPMScheduler",),

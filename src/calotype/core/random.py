@@ -3,12 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from calotype.core.errors import InputError
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
+
+HIGHEST_SEED = 2**63 - 1
+
+
+class PictureGenerators(list[torch.Generator]):
+    """A generator for each picture, from which everything that is drawn for that picture comes."""
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """A seed for each picture of a batch: picture *i* has the seed ``first + i``.
+
+    So picture *i* can be had again alone with ``Seeds(first + i)``. Raises ``InputError`` for what is no seed.
+    """
+
+    first: int
+
+    def __post_init__(self) -> None:
+        if (
+            isinstance(self.first, bool)
+            or not isinstance(self.first, int)
+            or not 0 <= self.first <= HIGHEST_SEED
+        ):
+            raise InputError(f"A seed is a whole number from 0 to {HIGHEST_SEED}, not {self.first!r}.")
+
+    def generators(self, count: int) -> PictureGenerators:
+        """The generators of ``count`` pictures, on the CPU, where they draw the same numbers for every device."""
+        last = Seeds(self.first + count - 1).first
+        return PictureGenerators(torch.Generator().manual_seed(seed) for seed in range(self.first, last + 1))
+
+
+def seeds(first: int) -> Seeds:
+    """``generator=seeds(42)``: every picture has a generator of its own, seeded with 42, 43, …, in any pipeline."""
+    return Seeds(first)
 
 
 def randn_tensor(

@@ -11,7 +11,7 @@ from calotype.core.errors import InputError
 from calotype.diffusion.call import Call
 from calotype.diffusion.controls.control import Residuals, Steer, together
 from calotype.diffusion.images import check_finite, present, to_unit
-from calotype.diffusion.inputs import EARLIER_CALLBACK, Callbacks, Output, Span
+from calotype.diffusion.inputs import EARLIER_CALLBACK, Callbacks, Noise, Output, Span
 from calotype.diffusion.loop import State, denoise
 from calotype.diffusion.parts import Parts
 from calotype.diffusion.tasks.task import Start
@@ -64,6 +64,7 @@ def checked(parts: Parts, arguments: Mapping[str, Any], device: torch.device) ->
     for control in parts.controls:
         control.check(family, arguments)
     height, width = task.size(family, arguments, subject.pictures)
+    arguments = Noise.settled(arguments, subject.pictures)
     call = Call(family, arguments, subject, task.guidance(family, arguments), height, width, device)
     call.noise.check_count(subject.pictures)
     return call

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from calotype.core.errors import InputError
+from calotype.core.random import Seeds
 from calotype.diffusion.inputs.base import Inputs, argument, finite, positive
 from calotype.diffusion.limits import limits
 
@@ -72,12 +74,22 @@ class Span(Inputs):
 class Noise(Inputs):
     """Where randomness comes from."""
 
-    generator: torch.Generator | list[torch.Generator] | None = argument(
-        None, "A seeded torch.Generator, or one for each picture, for a result that can be had again."
+    generator: torch.Generator | list[torch.Generator] | Seeds | None = argument(
+        None,
+        "A seeded torch.Generator, one for each picture, or calotype.seeds(42), for a result that can be had again.",
     )
     latents: torch.Tensor | None = argument(
         None, "Standard normal noise to start from, in the latents' shape."
     )
+
+    @classmethod
+    def settled(cls, arguments: Mapping[str, Any], pictures: int) -> dict[str, Any]:
+        """A call's arguments with a generator for each picture where seeds were given."""
+        given = arguments.get("generator")
+        return {
+            **arguments,
+            **({"generator": given.generators(pictures)} if isinstance(given, Seeds) else {}),
+        }
 
     def check_count(self, pictures: int) -> None:
         """Refuse a list of generators that does not match the number of pictures."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from calotype.core.errors import InputError
-from calotype.core.random import randn_tensor
+from calotype.core.random import PictureGenerators, randn_tensor
 from calotype.diffusion.inputs import Picture, Size, Span
 from calotype.diffusion.tasks.task import Path, Start, Task, picture_size
 
@@ -97,13 +97,19 @@ def repeated_to(pixels: torch.Tensor, count: int) -> torch.Tensor:
     return pixels.repeat(count // len(pixels), 1, 1, 1)
 
 
+def drawn_apart(call: Call, pixels: torch.Tensor) -> torch.Tensor:
+    """One item for each picture of the call where all that is drawn for a picture comes from its own generator."""
+    own = isinstance(call.noise.generator, PictureGenerators)
+    return repeated_to(pixels, call.pictures) if own else pixels
+
+
 def encoded(call: Call, pixels: torch.Tensor) -> torch.Tensor:
     """Pictures, or latents as they are, as one item of latents for each picture of the call.
 
     With a list of generators item *i* of ``pixels`` is drawn with generator *i*.
     """
     generator = call.noise.generator
-    pixels = pixels.to(call.device, call.family.dtype)
+    pixels = drawn_apart(call, pixels).to(call.device, call.family.dtype)
     if pixels.shape[1] == call.latent_shape[1]:
         latents = pixels
     elif isinstance(generator, list | tuple):

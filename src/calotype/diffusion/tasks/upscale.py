@@ -12,7 +12,7 @@ from calotype.core.random import randn_tensor
 from calotype.diffusion.inputs import Degraded, Picture, Size
 from calotype.diffusion.tasks.depth import pictures_in
 from calotype.diffusion.tasks.edit import check_channels, noise_beside
-from calotype.diffusion.tasks.from_image import FromImage, repeated_to
+from calotype.diffusion.tasks.from_image import FromImage, drawn_apart, repeated_to
 from calotype.diffusion.tasks.task import Path, Start, Task
 from calotype.image_processor import VaeImageProcessor
 
@@ -51,7 +51,7 @@ class Upscale(Task):
             raise InputError(
                 f"The picture has {pixels.shape[1]} channels; convert it to {CHANNELS}, as with image.convert('RGB')."
             )
-        pixels = pixels.to(call.device, family.dtype)
+        pixels = drawn_apart(call, pixels).to(call.device, family.dtype)
         level = torch.tensor([Degraded.of(call.arguments).noise_level], device=call.device)
         generator = call.noise.generator
         if isinstance(generator, list | tuple):
