@@ -62,11 +62,28 @@ class LatentFamily(Family):
     def input_channels(self) -> int:
         return self.unet.config.in_channels
 
+    @property
+    def coder(self) -> Any:
+        """The autoencoder as it is used: itself, or a copy in a type that it works in."""
+        return self.vae
+
+    @property
+    def picture_unit(self) -> float:
+        """What a picture's latents are multiplied by where a denoiser trained to edit reads them beside its own."""
+        return 1.0
+
     def decode(self, latents: torch.Tensor, generator: Any) -> torch.Tensor:
-        return codec.decode(self.vae, latents, generator)
+        coder = self.coder
+        return codec.decode(coder, latents.to(coder.dtype), generator)
 
     def to_latents(self, pixels: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-        return codec.encode(self.vae, pixels, generator)
+        coder = self.coder
+        return codec.encode(coder, pixels.to(coder.dtype), generator).to(pixels.dtype)
+
+    def likeliest(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The likeliest latents of pictures in [-1, 1], in the autoencoder's own unit."""
+        coder = self.coder
+        return codec.mode(coder, pixels.to(coder.dtype)).to(pixels.dtype)
 
 
 class LatentUNetFamily(LatentFamily):

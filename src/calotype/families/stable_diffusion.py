@@ -147,11 +147,6 @@ class StableDiffusionWithControlNet(StableDiffusion):
 
     controlnet: ControlNetModel | MultiControlNetModel = component(None)
 
-    @classmethod
-    def prepared(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """As without; a list of ControlNets becomes the group that files have."""
-        return super().prepared({**values, "controlnet": grouped(values["controlnet"])})
-
 
 @dataclass(frozen=True)
 class StableDiffusionWithAdapter(StableDiffusion):
@@ -162,29 +157,6 @@ class StableDiffusionWithAdapter(StableDiffusion):
     @property
     def picture_step(self) -> int:
         return self.adapter.downscale_factor
-
-    @classmethod
-    def prepared(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """As without; a list of adapters becomes the group that files have."""
-        return super().prepared({**values, "adapter": grouped_adapters(values["adapter"])})
-
-
-def grouped_adapters(adapter: Any) -> Any:
-    """Several T2I-Adapters, given as a list, as one."""
-    if isinstance(adapter, list | tuple):
-        from calotype.models.t2i_adapter import MultiAdapter
-
-        return MultiAdapter(list(adapter))
-    return adapter
-
-
-def grouped(controlnet: Any) -> Any:
-    """Several ControlNets, given as a list, as one."""
-    if isinstance(controlnet, list | tuple):
-        from calotype.models.multicontrolnet import MultiControlNetModel
-
-        return MultiControlNetModel(list(controlnet))
-    return controlnet
 
 
 def modern(scheduler: Any) -> Any:

@@ -11,18 +11,12 @@ import torch
 from calotype.core.errors import InputError
 from calotype.diffusion import codec
 from calotype.diffusion.conditions import Conditions, repeated
-from calotype.diffusion.family import Family, component, option
+from calotype.diffusion.family import component, option
 from calotype.diffusion.guidance import Guidance
 from calotype.diffusion.inputs import Attention, MicroConditions, TwoPrompts
 from calotype.families import clip_text, watermark
-from calotype.families.guided_unet import (
-    embedded_scale,
-    refuse_image_prompt,
-    sample_size,
-    unet_guidance,
-    vae_scale_factor,
-)
-from calotype.families.stable_diffusion import grouped, grouped_adapters
+from calotype.families.guided_unet import embedded_scale, refuse_image_prompt, unet_guidance
+from calotype.families.latent_unet import LatentFamily
 
 if TYPE_CHECKING:
     from transformers import (
@@ -64,7 +58,7 @@ class Embedded(NamedTuple):
 
 
 @dataclass(frozen=True)
-class StableDiffusionXL(Family):
+class StableDiffusionXL(LatentFamily):
     """The family bound to its components; the refiner has the second text encoder alone and is told a score."""
 
     vae: AutoencoderKL = component()
@@ -88,27 +82,6 @@ class StableDiffusionXL(Family):
         return TwoPrompts.of(arguments)
 
     @property
-    def scale_factor(self) -> int:
-        return vae_scale_factor(self.vae)
-
-    @property
-    def default_size(self) -> tuple[int, int]:
-        height, width = sample_size(self.unet)
-        return height * self.scale_factor, width * self.scale_factor
-
-    @property
-    def multiple(self) -> int:
-        return self.scale_factor
-
-    @property
-    def latent_channels(self) -> int:
-        return self.vae.config.latent_channels
-
-    @property
-    def input_channels(self) -> int:
-        return self.unet.config.in_channels
-
-    @property
     def dtype(self) -> torch.dtype:
         """The type that embeddings and latents are handed on in."""
         return self.unet.dtype if self.text_encoder_2 is None else self.text_encoder_2.dtype
@@ -118,19 +91,19 @@ class StableDiffusionXL(Family):
 
     def encode(self, call: Call) -> XLConditions:
         refuse_image_prompt(call.arguments)
-        guided = "uncond" in call.guidance.branches
+        branches = call.guidance.branches
+        guided = "uncond" in branches
         text = self.embed(call.subject, guided, call.device)
         told = MicroConditions.of(call.arguments)
         size = (call.height, call.width)
         original, target = told.original_size or size, told.target_size or size
-        rows = [self.time_ids(original, told.crops_coords_top_left, target, told.aesthetic_score, text)]
-        if guided:
-            rows.insert(0, self._negative_time_ids(told, original, target, text))
-        ids = torch.tensor(rows, dtype=self.dtype, device=call.device).repeat_interleave(call.pictures, dim=0)
+        cond = self.time_ids(original, told.crops_coords_top_left, target, told.aesthetic_score, text)
+        uncond = self._negative_time_ids(told, original, target, text) if guided else cond
+        rows = torch.tensor([cond if name == "cond" else uncond for name in branches], dtype=self.dtype)
         return XLConditions(
-            prompt_embeds=_stacked(text.negative_prompt_embeds, text.prompt_embeds),
-            add_text_embeds=_stacked(text.negative_pooled_prompt_embeds, text.pooled_prompt_embeds),
-            add_time_ids=ids,
+            prompt_embeds=_stacked(branches, text.prompt_embeds, text.negative_prompt_embeds),
+            add_text_embeds=_stacked(branches, text.pooled_prompt_embeds, text.negative_pooled_prompt_embeds),
+            add_time_ids=repeated(rows.to(call.device), call.pictures),
             timestep_cond=embedded_scale(self.unet, call),
             cross_attention_kwargs=Attention.of(call.arguments).cross_attention_kwargs,
         )
@@ -245,13 +218,9 @@ class StableDiffusionXL(Family):
         added = {"text_embeds": conditions.add_text_embeds, "time_ids": conditions.add_time_ids}
         return {"encoder_hidden_states": conditions.prompt_embeds, "added_cond_kwargs": added}
 
-    def to_latents(self, pixels: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-        accurate = codec.accurate(self.vae)
-        return codec.encode(accurate, pixels.to(accurate.dtype), generator).to(pixels.dtype)
-
-    def decode(self, latents: torch.Tensor, generator: Any) -> torch.Tensor:
-        accurate = codec.accurate(self.vae)
-        return codec.decode(accurate, latents.to(accurate.dtype))
+    @property
+    def coder(self) -> Any:
+        return codec.accurate(self.vae)
 
     def screen(self, images: torch.Tensor) -> tuple[torch.Tensor, list[bool] | None]:
         wanted = watermark.is_available() if self.add_watermarker is None else self.add_watermarker
@@ -266,15 +235,21 @@ class StableDiffusionXLFromImage(StableDiffusionXL):
 
 
 @dataclass(frozen=True)
+class StableDiffusionXLEditing(StableDiffusionXL):
+    """The family in editing by instruction; CosXL was trained on the picture's latents in the denoiser's unit."""
+
+    is_cosxl_edit: bool | None = option(False)
+
+    @property
+    def picture_unit(self) -> float:
+        return self.vae.config.scaling_factor if self.is_cosxl_edit else 1.0
+
+
+@dataclass(frozen=True)
 class StableDiffusionXLWithControlNet(StableDiffusionXL):
     """The family with one or several ControlNets beside its denoiser."""
 
     controlnet: ControlNetModel | MultiControlNetModel = component(None)
-
-    @classmethod
-    def prepared(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """As without; a list of ControlNets becomes the group that files have."""
-        return super().prepared({**values, "controlnet": grouped(values["controlnet"])})
 
 
 @dataclass(frozen=True)
@@ -294,14 +269,10 @@ class StableDiffusionXLWithAdapter(StableDiffusionXL):
     def picture_step(self) -> int:
         return self.adapter.downscale_factor
 
-    @classmethod
-    def prepared(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """As without; a list of adapters becomes the group that files have."""
-        return super().prepared({**values, "adapter": grouped_adapters(values["adapter"])})
 
-
-def _stacked(uncond: torch.Tensor | None, cond: torch.Tensor) -> torch.Tensor:
-    return cond if uncond is None else torch.cat([uncond, cond])
+def _stacked(branches: Sequence[str], cond: Any, uncond: Any) -> torch.Tensor:
+    """What each branch is told, along the batch: the prompt's, or for any but ``cond`` the negative prompt's."""
+    return torch.cat([cond if name == "cond" else uncond for name in branches])
 
 
 def _spread(text: str | list[str] | None, count: int) -> tuple[str, ...] | None:

@@ -30,6 +30,13 @@ INDEX = "model_index.json"
 LIBRARY = "diffusers"
 """How files name the library whose layout this is."""
 
+_GROUPS = {
+    "ControlNetModel": "MultiControlNetModel",
+    "ControlNetUnionModel": "MultiControlNetUnionModel",
+    "T2IAdapter": "MultiAdapter",
+}
+"""Class of a model -> class of several of them as one."""
+
 _RENAMED_IN_TRANSFORMERS = {"CLIPFeatureExtractor": "CLIPImageProcessor"}
 
 _TRANSFORMERS_BASES = (
@@ -40,7 +47,10 @@ _TRANSFORMERS_BASES = (
     "ProcessorMixin",
 )
 
-_IN_A_PIPELINE_FOLDER = {"StableDiffusionSafetyChecker": "stable_diffusion"}
+_IN_A_PIPELINE_FOLDER = {
+    "MultilingualCLIP": "kandinsky",
+    "StableDiffusionSafetyChecker": "stable_diffusion",
+}
 """Classes that files name with a pipeline's folder in place of the library."""
 
 
@@ -97,6 +107,22 @@ def library_of(value: Any) -> tuple[str | None, str | None]:
     if cls.__name__ in _IN_A_PIPELINE_FOLDER:
         return _IN_A_PIPELINE_FOLDER[cls.__name__], cls.__name__
     return (LIBRARY if root == "calotype" else root), cls.__name__
+
+
+def grouped(name: str, given: Any) -> Any:
+    """Several models of one class, given as a list, as the one that files have; anything else as it is.
+
+    Raises ``InputError`` for a list that is empty, or of models that do not work as one.
+    """
+    if not isinstance(given, list | tuple):
+        return given
+    classes = {type(getattr(model, "_orig_mod", model)).__name__ for model in given}
+    if len(classes) != 1 or not classes <= _GROUPS.keys():
+        raise InputError(
+            f"{name} is a list of {', '.join(sorted(classes)) or 'nothing'}; it can be one of several models of one "
+            f"class: {', '.join(_GROUPS)}."
+        )
+    return public_class(_GROUPS[classes.pop()])(list(given))
 
 
 @dataclass(frozen=True)
