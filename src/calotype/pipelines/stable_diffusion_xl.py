@@ -7,10 +7,15 @@ from typing import Any
 import torch
 
 from calotype.diffusion.inputs import TwoPrompts
+from calotype.diffusion.tasks.edit import Edit
 from calotype.diffusion.tasks.from_image import FromImage
 from calotype.diffusion.tasks.from_noise import FromNoise
 from calotype.diffusion.tasks.inpaint import Inpaint
-from calotype.families.stable_diffusion_xl import StableDiffusionXL, StableDiffusionXLFromImage
+from calotype.families.stable_diffusion_xl import (
+    StableDiffusionXL,
+    StableDiffusionXLEditing,
+    StableDiffusionXLFromImage,
+)
 from calotype.pipelines.outputs import StableDiffusionXLPipelineOutput
 from calotype.pipelines.pipeline import DiffusionPipeline
 from calotype.pipelines.signature import call, constructor
@@ -59,16 +64,16 @@ class StableDiffusionXLBase(DiffusionPipeline):
         ``lora_scale`` has a meaning only where LoRA weights are loaded.
         """
         subject = TwoPrompts(
-            prompt,
-            negative_prompt,
-            num_images_per_prompt,
-            prompt_embeds,
-            negative_prompt_embeds,
-            clip_skip,
-            prompt_2,
-            negative_prompt_2,
-            pooled_prompt_embeds,
-            negative_pooled_prompt_embeds,
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            num_images_per_prompt=num_images_per_prompt,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            clip_skip=clip_skip,
+            prompt_2=prompt_2,
+            negative_prompt_2=negative_prompt_2,
+            pooled_prompt_embeds=pooled_prompt_embeds,
+            negative_pooled_prompt_embeds=negative_pooled_prompt_embeds,
         )
         family: Any = self.bound_family()
         place = torch.device(device or self._execution_device)
@@ -125,3 +130,25 @@ class StableDiffusionXLInpaintPipeline(StableDiffusionXLBase):
         earlier_callback=True,
         strength=0.9999,
     )  # fmt: skip
+
+
+class StableDiffusionXLInstructPix2PixPipeline(StableDiffusionXLBase):
+    """A picture and an instruction to an edited picture (arXiv:2211.09800), CosXL's editing among them."""
+
+    family = StableDiffusionXLEditing
+    task = Edit(at_its_size=False)
+    __init__ = constructor(
+        StableDiffusionXLEditing,
+        "vae text_encoder text_encoder_2 tokenizer tokenizer_2 unet scheduler force_zeros_for_empty_prompt "
+        "add_watermarker is_cosxl_edit",
+    )
+    __call__ = call(
+        "prompt prompt_2 image height width num_inference_steps denoising_end guidance_scale "
+        "image_guidance_scale negative_prompt negative_prompt_2 num_images_per_prompt eta generator latents "
+        "prompt_embeds negative_prompt_embeds pooled_prompt_embeds negative_pooled_prompt_embeds output_type "
+        "return_dict callback callback_steps cross_attention_kwargs guidance_rescale original_size "
+        "crops_coords_top_left target_size",
+        output=StableDiffusionXLPipelineOutput,
+        num_inference_steps=100,
+        guidance_scale=5.0,
+    )

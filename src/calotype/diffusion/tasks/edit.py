@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from calotype.core.errors import InputError
-from calotype.diffusion import codec
 from calotype.diffusion.guidance import Guidance, text_and_image
-from calotype.diffusion.inputs import Guide, ImageGuide, Picture
+from calotype.diffusion.inputs import Guide, ImageGuide, Picture, Size
 from calotype.diffusion.tasks.from_image import FromImage, repeated_to
 from calotype.diffusion.tasks.from_noise import initial_noise
 from calotype.diffusion.tasks.task import Start, Task
@@ -23,10 +23,16 @@ if TYPE_CHECKING:
 _PICTURE = FromImage()
 
 
+@dataclass(frozen=True)
 class Edit(Task):
-    """Start from noise and read the picture; the branch that knows nothing reads zeros in its place."""
+    """Start from noise and read the picture; the branch that knows nothing reads zeros in its place.
 
-    tensor_names = ("image_latents",)
+    With ``at_its_size`` the picture's own size is worked at, otherwise by default what the model was trained for.
+    """
+
+    at_its_size: bool = True
+
+    tensor_names: ClassVar[tuple[str, ...]] = ("image_latents",)
 
     def check(self, family: Family, arguments: Mapping[str, Any]) -> None:
         """Refuse a call without a picture, or a denoiser that reads none."""
@@ -35,20 +41,26 @@ class Edit(Task):
 
     def guidance(self, family: Family, arguments: Mapping[str, Any]) -> Guidance:
         """By text and by picture."""
-        scale, image_scale = Guide.of(arguments).guidance_scale, ImageGuide.of(arguments).image_guidance_scale
-        return text_and_image(scale, image_scale)
+        guide, image_scale = Guide.of(arguments), ImageGuide.of(arguments).image_guidance_scale
+        return text_and_image(guide.guidance_scale, image_scale)
 
     def size(self, family: Family, arguments: Mapping[str, Any], pictures: int) -> tuple[int, int]:
-        """The picture's own size, rounded down to what the autoencoder divides."""
-        return _PICTURE.size(family, arguments, pictures)
+        """As asked for, or by default the picture's or the model's."""
+        if self.at_its_size:
+            return _PICTURE.size(family, arguments, pictures)
+        return Size.of(arguments).checked(family.default_size, family.multiple, pictures)
 
     def start(self, call: Call, path: Path) -> Start:
-        """Encode the picture, without a draw and unscaled, as these models were trained; then draw the noise."""
+        """Encode the picture without a draw, as these models were trained; then draw the noise."""
         family: Any = call.family
-        pixels = family.image_processor.preprocess(Picture.of(call.arguments).image)
+        picture = Picture.of(call.arguments).image
+        pixels = family.image_processor.preprocess(picture, height=call.height, width=call.width)
         pixels = pixels.to(call.device, family.dtype)
-        plain = pixels.shape[1] == call.latent_shape[1]
-        latents = repeated_to(pixels if plain else codec.mode(family.vae, pixels), call.pictures)
+        if pixels.shape[1] == call.latent_shape[1]:
+            latents = pixels * family.picture_unit
+        else:
+            latents = family.likeliest(pixels) * family.picture_unit
+        latents = repeated_to(latents, call.pictures)
         nothing = torch.zeros_like(latents)
         stacked = torch.cat([nothing if name == "uncond" else latents for name in call.guidance.branches])
         return Start(noise_beside(call), {"image_latents": stacked}, channels=("image_latents",))
