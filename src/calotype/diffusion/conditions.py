@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -28,6 +28,13 @@ class Conditions:
         names = {f.name for f in fields(self)}
         return replace(self, **{name: value for name, value in tensors.items() if name in names})
 
+    def only(self, branches: Sequence[str], of: Sequence[str], pictures: int) -> Self:
+        """The conditions of ``branches`` alone, out of those that are stacked here."""
+        return replace(
+            self,
+            **{f.name: only(getattr(self, f.name), branches, of=of, pictures=pictures) for f in fields(self)},
+        )
+
 
 @dataclass(frozen=True)
 class Nothing(Conditions):
@@ -37,3 +44,24 @@ class Nothing(Conditions):
 def repeated(tensor: torch.Tensor, times: int) -> torch.Tensor:
     """Each item of the batch ``times`` times in a row: (b, …) becomes (b·times, …)."""
     return tensor.repeat_interleave(times, dim=0)
+
+
+def only(value: Any, branches: Sequence[str], *, of: Sequence[str], pictures: int) -> Any:
+    """``value`` with the rows of ``branches`` in every tensor that has a row for each picture of all branches ``of``.
+
+    Mappings, lists and tuples are gone through; whatever else there is stays as it is.
+    """
+    if tuple(branches) == tuple(of):
+        return value
+    if isinstance(value, torch.Tensor):
+        if value.ndim == 0 or len(value) != pictures * len(of):
+            return value
+        rows = value.split(pictures)
+        chosen = [rows[of.index(name)] for name in branches]
+        return chosen[0] if len(chosen) == 1 else torch.cat(chosen)
+    if isinstance(value, Mapping):
+        return {name: only(part, branches, of=of, pictures=pictures) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        parts = [only(part, branches, of=of, pictures=pictures) for part in value]
+        return parts if isinstance(value, list) else tuple(parts)
+    return value

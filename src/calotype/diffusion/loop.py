@@ -9,8 +9,9 @@ from typing import Any, Protocol
 
 import torch
 
-from calotype.diffusion.conditions import Conditions
-from calotype.diffusion.guidance import Guidance
+from calotype.core.errors import InputError
+from calotype.diffusion.conditions import Conditions, only
+from calotype.diffusion.guidance import Guidance, Moment
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,25 @@ class State:
     """The clean latents that the last step foresaw, where the scheduler tells."""
     stopped: bool = False
 
+    def at(self, moment: Moment, stacked: tuple[str, ...]) -> State:
+        """The state with what guides in this step, and of what is ``stacked`` by branches only those that it needs."""
+        guidance = self.guidance.at(moment)
+        if lacking := [name for name in guidance.branches if name not in stacked]:
+            raise InputError(
+                f"The guidance now needs the branch {lacking[0]!r}, but the call began with {', '.join(stacked)} "
+                f"alone; begin with it, and leave it out of some steps instead."
+            )
+        pictures = len(self.latents)
+        return replace(
+            self,
+            guidance=guidance,
+            conditions=self.conditions.only(guidance.branches, stacked, pictures),
+            tensors=only(self.tensors, guidance.branches, of=stacked, pictures=pictures),
+        )
+
 
 Predict = Callable[[int, torch.Tensor, torch.Tensor, State], torch.Tensor]
-"""(step, stacked and scaled latents, timestep, state) -> the branches' predictions, stacked."""
+"""(step, stacked and scaled latents, timestep, state as of this step) -> the branches' predictions, stacked."""
 
 Observe = Callable[[int, torch.Tensor, State], State]
 """(step, timestep, state) -> the state that the next step starts from."""
@@ -61,13 +78,16 @@ def denoise(
     """Take the latents from the first timestep to the end, one prediction and one solver step a timestep.
 
     ``observe`` sees the state after each step and may replace any part of it; a state that it marks as stopped ends
-    the loop early.
+    the loop early. What the state holds for several branches stays stacked as it is at the start; a step that needs
+    fewer of them computes no others.
     """
+    prepared = state.guidance.branches
     for index, timestep in enumerate(timesteps):
-        branches = len(state.guidance.branches)
+        now = state.at(Moment(index, len(timesteps), timestep), prepared)
+        branches = len(now.guidance.branches)
         stacked = state.latents if branches == 1 else torch.cat([state.latents] * branches)
         stacked = scheduler.scale_model_input(stacked, timestep)
-        prediction = state.guidance.combine(predict(index, stacked, timestep, state).chunk(branches))
+        prediction = now.guidance.combine(predict(index, stacked, timestep, now).chunk(branches))
         latents, *more = scheduler.step(
             prediction, timestep, state.latents, return_dict=False, **step_arguments
         )

@@ -92,24 +92,13 @@ def together(steerings: Sequence[Steering]) -> Steer | None:
     return steer
 
 
-def conditional_half(told: Mapping[str, Any], branches: int) -> dict[str, Any]:
-    """A network's arguments with the last branch of every stacked tensor, nested mappings included."""
-
-    def last(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            return value.chunk(branches)[-1]
-        if isinstance(value, Mapping):
-            return {name: last(part) for name, part in value.items()}
-        return value
-
-    return {name: last(value) for name, value in told.items()}
-
-
-def with_zeros(residuals: Residuals, branches: int) -> Residuals:
-    """Residuals of the last branch, with zeros for those before it."""
+def with_zeros(residuals: Residuals, seeing: Sequence[str], branches: Sequence[str]) -> Residuals:
+    """Residuals of the branches ``seeing``, with zeros for the others of ``branches``."""
 
     def padded(tensor: torch.Tensor) -> torch.Tensor:
-        return torch.cat([torch.zeros_like(tensor)] * (branches - 1) + [tensor])
+        rows = dict(zip(seeing, tensor.chunk(len(seeing)), strict=True))
+        nothing = torch.zeros_like(rows[seeing[0]])
+        return torch.cat([rows.get(name, nothing) for name in branches])
 
     return replace(
         residuals,

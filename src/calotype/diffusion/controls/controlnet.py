@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from calotype.core.errors import InputError
-from calotype.diffusion.controls.control import Control, Residuals, Steering, conditional_half, with_zeros
+from calotype.diffusion.conditions import only
+from calotype.diffusion.controls.control import Control, Residuals, Steering, with_zeros
+from calotype.diffusion.guidance import UNCOND
 from calotype.diffusion.inputs import Controlled
 from calotype.image_processor import VaeImageProcessor, as_list
 
@@ -66,7 +69,7 @@ class ControlNet(Control):
         controlled, nets = Controlled.of(call.arguments), networks(family)
         guess = controlled.guess_mode or nets[0].config.global_pool_conditions
         branches = len(call.guidance.branches)
-        alone = guess and branches > 1  # the network sees the prompt's branch only
+        alone = guess and UNCOND in call.guidance.branches  # that branch does without the network
         several = is_group(family)
         given = self.pictures(call.arguments, len(nets)) if several else [call.arguments[self.picture]]
         prepared = [
@@ -75,13 +78,12 @@ class ControlNet(Control):
         scales = controlled.scales(len(nets), len(path.timesteps))
 
         def steer(index: int, latents: torch.Tensor, timestep: torch.Tensor, state: State) -> Residuals:
-            told = family.told(state.conditions)
-            now = len(state.guidance.branches)
-            if alone and now > 1:
-                latents, told = latents.chunk(now)[-1], conditional_half(told, now)
+            names = state.guidance.branches
+            seeing = tuple(name for name in names if name != UNCOND) if alone else names
+            mine = partial(only, branches=seeing, of=names, pictures=len(latents) // len(names))
+            latents = mine(latents)
             pictures = [state.tensors[self.picture]] if not several else prepared
-            # guidance may have ended since the pictures were stacked
-            pictures = [one[-len(latents) :] for one in pictures]
+            pictures = [fitted(one, len(latents)) for one in pictures]
             down, mid = family.controlnet(
                 latents,
                 timestep,
@@ -89,12 +91,17 @@ class ControlNet(Control):
                 conditioning_scale=scales[index] if several else scales[index][0],
                 guess_mode=guess,
                 return_dict=False,
-                **told,
+                **mine(family.told(state.conditions)),
             )
             residuals = Residuals(tuple(down), mid)
-            return with_zeros(residuals, now) if alone and now > 1 else residuals
+            return residuals if seeing == names else with_zeros(residuals, seeing, names)
 
         return Steering(steer, {} if several else {self.picture: prepared[0]})
+
+
+def fitted(pictures: torch.Tensor, count: int) -> torch.Tensor:
+    """Pictures that are the same in every branch, for as many rows as a step has."""
+    return pictures[-count:] if len(pictures) >= count else pictures.repeat(count // len(pictures), 1, 1, 1)
 
 
 def is_group(family: Any) -> bool:
