@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from calotype.core.errors import InputError
-from calotype.diffusion.guidance import Guidance, text_and_image
+from calotype.diffusion.guidance import Guidance, Rescaled, text_and_image
 from calotype.diffusion.inputs import Guide, ImageGuide, Picture, Size
 from calotype.diffusion.tasks.from_image import FromImage, repeated_to
 from calotype.diffusion.tasks.from_noise import initial_noise
@@ -42,7 +42,8 @@ class Edit(Task):
     def guidance(self, family: Family, arguments: Mapping[str, Any]) -> Guidance:
         """By text and by picture."""
         guide, image_scale = Guide.of(arguments), ImageGuide.of(arguments).image_guidance_scale
-        return text_and_image(guide.guidance_scale, image_scale)
+        guidance = text_and_image(guide.guidance_scale, image_scale)
+        return Rescaled(guidance, guide.guidance_rescale) if guide.guidance_rescale > 0 else guidance
 
     def size(self, family: Family, arguments: Mapping[str, Any], pictures: int) -> tuple[int, int]:
         """As asked for, or by default the picture's or the model's."""
