@@ -29,6 +29,7 @@ from calotype.pipelines.components import (
     save_component,
 )
 from calotype.pipelines.download import fetch
+from calotype.pipelines.efficiency import Efficiency
 
 if TYPE_CHECKING:
     from calotype.diffusion.controls.control import Control
@@ -54,7 +55,7 @@ _NO_EFFECT = (
 """Arguments of the reference's loader that only tune how it works inside."""
 
 
-class DiffusionPipeline(ConfigFile):
+class DiffusionPipeline(Efficiency, ConfigFile):
     """Components by name, and what is done with all of them: loading, saving, moving.
 
     A pipeline of the library is a declaration: ``family`` (how a model family works), ``task`` (what is made) and the
@@ -66,9 +67,7 @@ class DiffusionPipeline(ConfigFile):
     family: ClassVar[type[Family]]
     task: ClassVar[Task]
     controls: ClassVar[tuple[Control, ...]] = ()
-    model_cpu_offload_seq: ClassVar[str | None] = None
     _optional_components: ClassVar[tuple[str, ...]] = ()
-    _exclude_from_cpu_offload: ClassVar[tuple[str, ...]] = ()
 
     # -- components --------------------------------------------------------------------------------------------
 
@@ -105,10 +104,6 @@ class DiffusionPipeline(ConfigFile):
         return Parts(self.bound_family(), self.task, self.controls)
 
     @property
-    def _modules_by_name(self) -> dict[str, torch.nn.Module]:
-        return {k: v for k, v in self.components.items() if isinstance(v, torch.nn.Module)}
-
-    @property
     def device(self) -> torch.device:
         """Where the first model is."""
         for module in self._modules_by_name.values():
@@ -125,10 +120,6 @@ class DiffusionPipeline(ConfigFile):
         return torch.float32
 
     @property
-    def _execution_device(self) -> torch.device:
-        return self.device
-
-    @property
     def name_or_path(self) -> str | None:
         """Where the pipeline was loaded from."""
         return self.config.get("_name_or_path")
@@ -140,8 +131,9 @@ class DiffusionPipeline(ConfigFile):
         """
         kwargs.pop("silence_dtype_warnings", None)
         device, dtype = _destination(args, kwargs)
-        for module in self._modules_by_name.values():
-            module.to(device=device, dtype=dtype)
+        with self._at_home(device) as place:
+            for module in self._modules_by_name.values():
+                module.to(device=place, dtype=dtype)
         return self
 
     # -- files -------------------------------------------------------------------------------------------------

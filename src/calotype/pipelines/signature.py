@@ -78,7 +78,8 @@ def call(names: str, *, output: type, earlier_callback: bool = False, **defaults
         arguments: dict[str, Any] = dict(bound.arguments)
         arguments.pop("self")
         arguments |= _known(arguments.pop("kwargs", {})) | extra
-        return generate(self, self.parts(), arguments, output)
+        with self.offloaded():
+            return generate(self, self.parts(), arguments, output)
 
     __call__.__signature__ = signature  # type: ignore[attr-defined]
     lines = [

@@ -1,0 +1,234 @@
+"""What a pipeline offers to save memory and time: offloading, slicing, tiling, FreeU, fused projections.
+
+PyTorch's own attention never holds the matrix of scores, so the calls that replaced or sliced it in earlier programs
+are accepted and have nothing left to do.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+
+from calotype.core.errors import InputError
+from calotype.models.attention_access import AttentionAccess
+from calotype.pipelines.offload import Accelerator, accelerators_of, empty_cache, release
+
+logger = logging.getLogger(__name__)
+
+
+class Efficiency:
+    """The calls of a pipeline that concern speed and memory; none changes what the pipeline's files hold."""
+
+    model_cpu_offload_seq: ClassVar[str | None] = None
+    """The models that take turns on the accelerator, as ``"text_encoder->unet->vae"``."""
+    _exclude_from_cpu_offload: ClassVar[tuple[str, ...]] = ()
+    hf_device_map: ClassVar[None] = None
+    """Pipelines are never spread over devices."""
+
+    @property
+    def _modules_by_name(self) -> dict[str, torch.nn.Module]:
+        components: dict[str, Any] = self.components  # type: ignore[attr-defined]
+        return {k: v for k, v in components.items() if isinstance(v, torch.nn.Module)}
+
+    # -- offloading --------------------------------------------------------------------------------------------
+
+    def enable_model_cpu_offload(
+        self, gpu_id: int | None = None, device: torch.device | str | None = None
+    ) -> None:
+        """Keep the models in the host's memory; each is on the accelerator while it is needed.
+
+        Those named in ``model_cpu_offload_seq`` take turns, others (a ControlNet) stay until the call ends.
+        ``gpu_id`` or ``device`` chooses the accelerator; without one this does nothing. Raises ``InputError`` for a
+        device that cannot be meant or a class without ``model_cpu_offload_seq``.
+        """
+        if self.model_cpu_offload_seq is None:
+            raise InputError(
+                f"{type(self).__name__} does not say in which order its models run: set model_cpu_offload_seq, as in "
+                f"'text_encoder->unet->vae'."
+            )
+        self._offload(gpu_id, device, tuple(self.model_cpu_offload_seq.split("->")))
+
+    def enable_sequential_cpu_offload(
+        self, gpu_id: int | None = None, device: torch.device | str | None = None
+    ) -> None:
+        """Keep the models in the host's memory; each layer is on the accelerator while it computes.
+
+        This takes the least memory and the most time. ``gpu_id``, ``device``: as in :meth:`enable_model_cpu_offload`.
+        """
+        self._offload(gpu_id, device, None)
+
+    def _offload(
+        self, gpu_id: int | None, device: torch.device | str | None, order: tuple[str, ...] | None
+    ) -> None:
+        place = _accelerator(gpu_id, device)
+        if place is None:
+            logger.warning(
+                "There is no accelerator, so offloading has nothing to do; the models stay as they are."
+            )
+            return
+        self.remove_all_hooks()
+        accelerator = Accelerator(place, order, self._exclude_from_cpu_offload)
+        for name, model in self._modules_by_name.items():
+            model.to("cpu")
+            accelerator.host(name, model)
+        empty_cache(place)
+
+    def remove_all_hooks(self) -> None:
+        """End offloading: the models stay in the host's memory, as any that were never moved."""
+        release(self._modules_by_name.values())
+
+    def maybe_free_model_hooks(self) -> None:
+        """Clear the accelerator of the models that offloading has brought there, as the end of each call does."""
+        for accelerator in accelerators_of(self._modules_by_name.values()):
+            accelerator.clear()
+
+    def reset_device_map(self) -> None:
+        """Accepted for compatibility: there is never a device map."""
+
+    @property
+    def _execution_device(self) -> torch.device:
+        """Where a call computes: the accelerator that the models are brought to, or where they are."""
+        for accelerator in accelerators_of(self._modules_by_name.values()):
+            return accelerator.device
+        return self.device  # type: ignore[attr-defined]
+
+    @contextmanager
+    def offloaded(self) -> Iterator[None]:
+        """For the time of a call: components exchanged since are offloaded as the others; then all leave."""
+        for accelerator in accelerators_of(self._modules_by_name.values())[:1]:
+            for name, model in self._modules_by_name.items():
+                if not accelerators_of([model]):
+                    accelerator.host(name, model)
+        try:
+            yield
+        finally:
+            self.maybe_free_model_hooks()
+
+    @contextmanager
+    def _at_home(self, device: torch.device | None) -> Iterator[torch.device | None]:
+        """Offloading suspended, so that weights can be changed; gives the device that they may be moved to."""
+        models = self._modules_by_name
+        accelerators = accelerators_of(models.values())[:1]
+        if accelerators and device is not None and device.type != "cpu":
+            if accelerators[0].by_layer:
+                raise InputError(
+                    f"The pipeline offloads its models layer by layer, so it cannot be moved to {device}; call "
+                    f"remove_all_hooks() first."
+                )
+            logger.warning(
+                "The pipeline brings its models to %s by itself; to() leaves them.", accelerators[0].device
+            )
+            device = None
+        release(models.values())
+        try:
+            yield device
+        finally:
+            for accelerator in accelerators:
+                for name, model in models.items():
+                    accelerator.host(name, model)
+
+    # -- attention ---------------------------------------------------------------------------------------------
+
+    def enable_xformers_memory_efficient_attention(
+        self, attention_op: Callable[..., Any] | None = None
+    ) -> None:
+        """Accepted for compatibility: PyTorch's attention, which is always used, saves the same memory."""
+        _say_once("PyTorch's own attention serves in the place of xFormers; it is always in use.")
+
+    def disable_xformers_memory_efficient_attention(self) -> None:
+        """Accepted for compatibility; see :meth:`enable_xformers_memory_efficient_attention`."""
+
+    def set_use_memory_efficient_attention_xformers(
+        self, valid: bool, attention_op: Callable[..., Any] | None = None
+    ) -> None:
+        """Accepted for compatibility; see :meth:`enable_xformers_memory_efficient_attention`."""
+
+    def enable_attention_slicing(self, slice_size: str | int = "auto") -> None:
+        """Accepted for compatibility: PyTorch's attention never holds the matrix that slicing would cut up.
+
+        Raises ``InputError`` if ``slice_size`` is not ``"auto"``, ``"max"`` or a positive number.
+        """
+        self.set_attention_slice(slice_size)
+        _say_once("Attention needs no slicing: PyTorch's never holds the matrix of scores.")
+
+    def disable_attention_slicing(self) -> None:
+        """Accepted for compatibility; see :meth:`enable_attention_slicing`."""
+
+    def set_attention_slice(self, slice_size: str | int | None) -> None:
+        """Accepted for compatibility; see :meth:`enable_attention_slicing`."""
+        for model in self._modules_by_name.values():
+            if isinstance(model, AttentionAccess):
+                model.set_attention_slice(slice_size)
+
+    # -- the autoencoder and the denoiser ----------------------------------------------------------------------
+
+    def enable_vae_slicing(self) -> None:
+        """Encode and decode one picture of a batch at a time; the result is the same."""
+        self._part("vae", "enable_slicing")()
+
+    def disable_vae_slicing(self) -> None:
+        """Encode and decode whole batches again."""
+        self._part("vae", "disable_slicing")()
+
+    def enable_vae_tiling(self) -> None:
+        """Encode and decode large pictures in overlapping tiles; the result changes a little."""
+        self._part("vae", "enable_tiling")()
+
+    def disable_vae_tiling(self) -> None:
+        """Encode and decode whole pictures again."""
+        self._part("vae", "disable_tiling")()
+
+    def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
+        """Scale skips (``s``) and backbone (``b``) of the UNet's first and second up stage (arXiv:2309.11497)."""
+        self._part("unet", "enable_freeu")(s1=s1, s2=s2, b1=b1, b2=b2)
+
+    def disable_freeu(self) -> None:
+        """Undo :meth:`enable_freeu`."""
+        self._part("unet", "disable_freeu")()
+
+    def fuse_qkv_projections(self, unet: bool = True, vae: bool = True) -> None:
+        """Compute the attention's queries, keys and values in one product; numbers and files stay the same."""
+        for name, wanted in (("unet", unet), ("vae", vae)):
+            if wanted:
+                self._part(name, "fuse_qkv_projections")()
+
+    def unfuse_qkv_projections(self, unet: bool = True, vae: bool = True) -> None:
+        """Undo :meth:`fuse_qkv_projections`."""
+        for name, wanted in (("unet", unet), ("vae", vae)):
+            if wanted:
+                self._part(name, "unfuse_qkv_projections")()
+
+    def _part(self, name: str, method: str) -> Callable[..., None]:
+        """A component's method; ``InputError`` where the pipeline has no such component or it cannot do this."""
+        part = getattr(self, name, None)
+        found = getattr(part, method, None)
+        if found is None:
+            what = (
+                "no such component" if part is None else f"a {type(part).__name__} there, which cannot do it"
+            )
+            raise InputError(f"{method} concerns the {name}, and this {type(self).__name__} has {what}.")
+        return found
+
+
+def _accelerator(gpu_id: int | None, device: torch.device | str | None) -> torch.device | None:
+    """The device to bring models to; None where this machine has no accelerator or the host is named."""
+    available = torch.accelerator.current_accelerator(check_available=True)
+    try:
+        place = available if device is None else torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"{device!r} is not a device: {str(error).splitlines()[0]}") from None
+    if place is not None and place.index is not None and gpu_id is not None:
+        raise InputError(f"gpu_id={gpu_id} and device={str(device)!r} both give a number; pass one of them.")
+    if place is None or available is None or place.type != available.type:
+        return None
+    return place if gpu_id is None else torch.device(place.type, gpu_id)
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    logger.info(message)
