@@ -3,23 +3,58 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from calotype.core.errors import InputError
+from calotype.diffusion.inputs import Prompt
+from calotype.families.prompts.chunks import TOKENIZING, spans
+from calotype.families.prompts.emphasis import Read, States, encoded
+from calotype.families.prompts.weighting import SYNTAXES
 
 logger = logging.getLogger(__name__)
 
-_TOKENIZING = threading.Lock()
-"""A tokenizer of transformers keeps padding and cutting as its own state: two threads must not use one at once."""
+
+@dataclass(frozen=True)
+class Layout:
+    """How texts that are not just cut are read: the syntax of their weights, and the chunks that all of them get."""
+
+    syntax: str | None
+    count: int
+
+
+def layout(subject: Prompt, *readings: tuple[Any, Sequence[str]]) -> Layout | None:
+    """The layout that ``subject`` asks for, as long as the longest of ``readings`` (tokenizer, texts) needs.
+
+    None where texts are cut at what the encoder reads. Raises ``InputError`` where given embeddings have fewer chunks
+    than a text that goes with them.
+    """
+    if not subject.prompt_chunks and subject.prompt_weighting is None:
+        return None
+    parse = SYNTAXES[subject.prompt_weighting]
+    count = 1
+    for tokenizer, texts in readings:
+        if not texts:
+            continue
+        length = tokenizer.model_max_length
+        count = max(count, *(len(spans(tokenizer, parse(text), length)) for text in texts))
+        for embeds in (subject.prompt_embeds, subject.negative_prompt_embeds):
+            given = None if embeds is None else embeds.shape[1] // length
+            if given is not None and given < count:
+                raise InputError(
+                    f"A text needs {count} chunks of {length} tokens and the embeddings beside it have {given}; give "
+                    f"both as texts or both as embeddings."
+                )
+            count = given or count
+    return Layout(subject.prompt_weighting, count)
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str], length: int) -> Any:
     """Token ids and attention mask (batch, length), padded and cut."""
-    with _TOKENIZING:
+    with TOKENIZING:
         return tokenizer(
             list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         )
@@ -27,57 +62,107 @@ def tokenize(tokenizer: Any, texts: Sequence[str], length: int) -> Any:
 
 def warn_of_cut(tokenizer: Any, texts: Sequence[str], length: int) -> None:
     """Log the words of each text that lie past the ``length`` tokens which the encoder reads."""
-    with _TOKENIZING:
-        whole = tokenizer(list(texts)).input_ids
+    with TOKENIZING:
+        whole = tokenizer(list(texts), verbose=False).input_ids
     for text, ids in zip(texts, whole, strict=True):
         if len(ids) > length:
             # the last token that is read is the end mark, so the text is cut one token earlier
             cut = tokenizer.decode(ids[length - 1 : -1])
-            logger.warning("The text encoder reads %d tokens; this part of %r is cut: %r", length, text, cut)
+            logger.warning(
+                "The text encoder reads %d tokens; this part of %r is cut: %r. Pass prompt_chunks=True to encode it "
+                "all.",
+                length, text, cut,
+            )  # fmt: skip
 
 
 def encode(
-    encoder: Any, tokenizer: Any, texts: Sequence[str], length: int, clip_skip: int | None = None
+    encoder: Any,
+    tokenizer: Any,
+    texts: Sequence[str],
+    length: int,
+    clip_skip: int | None = None,
+    laid: Layout | None = None,
 ) -> torch.Tensor:
-    """Hidden states (batch, length, channels) of a CLIP text model, on its device.
+    """Hidden states (batch, length, channels) of a CLIP text model, on its device; longer as ``laid`` says.
 
     ``clip_skip`` counts layers back from the last; the final layer norm is applied in either case. Raises
     ``InputError`` when the encoder has no such layer.
     """
-    tokens = tokenize(tokenizer, texts, length)
-    masked = getattr(encoder.config, "use_attention_mask", False)
-    mask = tokens.attention_mask.to(encoder.device) if masked else None
-    ids = tokens.input_ids.to(encoder.device)
-    if clip_skip is None:
-        return encoder(ids, attention_mask=mask)[0]
     layers = encoder.config.num_hidden_layers
-    if clip_skip > layers:
+    if clip_skip is not None and clip_skip > layers:
         raise InputError(f"clip_skip is {clip_skip}, but the text encoder has only {layers} layers to skip.")
-    hidden = encoder(ids, attention_mask=mask, output_hidden_states=True).hidden_states[-(clip_skip + 1)]
-    # the model's own layers stood under `text_model` before transformers 5
-    return getattr(encoder, "text_model", encoder).final_layer_norm(hidden)
+
+    def read(ids: torch.Tensor, mask: torch.Tensor | None) -> States:
+        if clip_skip is None:
+            return encoder(ids, attention_mask=mask)[0], None
+        hidden = encoder(ids, attention_mask=mask, output_hidden_states=True).hidden_states[-(clip_skip + 1)]
+        # the model's own layers stood under `text_model` before transformers 5
+        return getattr(encoder, "text_model", encoder).final_layer_norm(hidden), None
+
+    masks_padding = getattr(encoder.config, "use_attention_mask", False) or False
+    return _states(encoder, tokenizer, read, texts, length, laid, masks_padding)[0]
 
 
 def encode_penultimate(
-    encoder: Any, tokenizer: Any, texts: Sequence[str], length: int, clip_skip: int | None = None
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+    encoder: Any,
+    tokenizer: Any,
+    texts: Sequence[str],
+    length: int,
+    clip_skip: int | None = None,
+    laid: Layout | None = None,
+) -> States:
     """Hidden states before the last layer (batch, length, channels), and the pooled output (batch, channels) if any.
 
-    ``clip_skip`` counts further layers back; no final norm is applied. Raises ``InputError`` when there is no such
-    layer.
+    ``clip_skip`` counts further layers back; no final norm is applied. Of texts that are ``laid`` out in chunks the
+    first is pooled. Raises ``InputError`` when there is no such layer.
     """
     back = 2 + (clip_skip or 0)
     layers = encoder.config.num_hidden_layers
     if back > layers + 1:
         raise InputError(f"clip_skip is {clip_skip}, but the text encoder has only {layers} layers.")
-    output = encoder(
-        tokenize(tokenizer, texts, length).input_ids.to(encoder.device), output_hidden_states=True
-    )
-    return output.hidden_states[-back], output[0] if output[0].ndim == 2 else None
+
+    def read(ids: torch.Tensor, mask: torch.Tensor | None) -> States:
+        output = encoder(ids, attention_mask=mask, output_hidden_states=True)
+        return output.hidden_states[-back], output[0] if output[0].ndim == 2 else None
+
+    return _states(encoder, tokenizer, read, texts, length, laid)
 
 
-def encode_pooled(encoder: Any, tokenizer: Any, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+def encode_pooled(
+    encoder: Any, tokenizer: Any, texts: Sequence[str], laid: Layout | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The last layer's states before the final norm (batch, length, channels), and the pooled output."""
-    ids = tokenize(tokenizer, texts, tokenizer.model_max_length).input_ids.to(encoder.device)
-    output = encoder(ids, output_hidden_states=True)
-    return output.hidden_states[-1], output.pooler_output
+
+    def read(ids: torch.Tensor, mask: torch.Tensor | None) -> States:
+        output = encoder(ids, attention_mask=mask, output_hidden_states=True)
+        return output.hidden_states[-1], output.pooler_output
+
+    states, pooled = _states(encoder, tokenizer, read, texts, tokenizer.model_max_length, laid)
+    assert pooled is not None
+    return states, pooled
+
+
+def _states(
+    encoder: Any,
+    tokenizer: Any,
+    read: Read,
+    texts: Sequence[str],
+    length: int,
+    laid: Layout | None,
+    masks_padding: bool = False,
+) -> States:
+    """Texts as ``read`` sees them: cut at ``length``, or all of them as they are ``laid`` out."""
+    if laid is None:
+        tokens = tokenize(tokenizer, texts, length).to(encoder.device)
+        return read(tokens.input_ids, tokens.attention_mask if masks_padding else None)
+    parse = SYNTAXES[laid.syntax]
+    return encoded(
+        read,
+        tokenizer,
+        [parse(text) for text in texts],
+        syntax=laid.syntax,
+        length=tokenizer.model_max_length,
+        count=laid.count,
+        device=encoder.device,
+        masks_padding=masks_padding,
+    )

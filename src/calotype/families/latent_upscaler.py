@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -46,6 +46,8 @@ class LatentUpscaler(LatentFamily):
     unet: UNet2DConditionModel = component()
     scheduler: EulerDiscreteScheduler = component()
 
+    beside: ClassVar[tuple[str, ...]] = (*LatentFamily.beside, "prompt_chunks", "prompt_weighting")
+
     def subject(self, arguments: Mapping[str, Any]) -> TwoPrompts:
         return TwoPrompts.of(arguments)
 
@@ -60,17 +62,20 @@ class LatentUpscaler(LatentFamily):
         """The text's states, and its pooled form after the embedding of noise level zero."""
         subject: TwoPrompts = call.subject
         cond, pooled = subject.prompt_embeds, subject.pooled_prompt_embeds
+        uncond = subject.negative_prompt_embeds, subject.negative_pooled_prompt_embeds
+        ignored = Guide.of(call.arguments).guidance_scale == 0
+        texts = ("",) * subject.prompts if ignored else subject.texts
+        guided = "uncond" in call.guidance.branches
+        negatives = subject.negative_texts if guided and uncond[0] is None else ()
+        laid = clip_text.layout(subject, (self.tokenizer, (*(texts or ()), *negatives)))
         if subject.texts is not None:
-            ignored = Guide.of(call.arguments).guidance_scale == 0
-            texts = ("",) * subject.prompts if ignored else subject.texts
-            clip_text.warn_of_cut(self.tokenizer, texts, self.tokenizer.model_max_length)
-            cond, pooled = clip_text.encode_pooled(self.text_encoder, self.tokenizer, texts)
-        by_branch: dict[str, Any] = {"cond": (cond, pooled)}
-        if "uncond" in call.guidance.branches:
-            uncond = subject.negative_prompt_embeds, subject.negative_pooled_prompt_embeds
-            if uncond[0] is None:
-                uncond = clip_text.encode_pooled(self.text_encoder, self.tokenizer, subject.negative_texts)
-            by_branch["uncond"] = uncond
+            assert texts is not None
+            if laid is None:
+                clip_text.warn_of_cut(self.tokenizer, texts, self.tokenizer.model_max_length)
+            cond, pooled = clip_text.encode_pooled(self.text_encoder, self.tokenizer, texts, laid)
+        if negatives:
+            uncond = clip_text.encode_pooled(self.text_encoder, self.tokenizer, negatives, laid)
+        by_branch: dict[str, Any] = {"cond": (cond, pooled), "uncond": uncond}
         states, summaries = (
             torch.cat([by_branch[name][part] for name in call.guidance.branches]).to(call.device, self.dtype)
             for part in range(2)

@@ -40,6 +40,7 @@ class StableDiffusionFamily(LatentUNetFamily):
     tokenizer: CLIPTokenizer
 
     tensor_names: ClassVar[tuple[str, ...]] = ("latents", "prompt_embeds", "negative_prompt_embeds")
+    beside: ClassVar[tuple[str, ...]] = (*LatentUNetFamily.beside, "prompt_chunks", "prompt_weighting")
 
     def subject(self, arguments: Mapping[str, Any]) -> Prompt:
         return Prompt.of(arguments)
@@ -59,24 +60,23 @@ class StableDiffusionFamily(LatentUNetFamily):
         self, subject: Prompt, guided: bool, device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Prompt and negative prompt as (pictures, tokens, channels); no negative where there is no guidance."""
-        cond = subject.prompt_embeds
-        if subject.texts is not None:
+        cond, uncond = subject.prompt_embeds, subject.negative_prompt_embeds
+        texts = subject.texts or ()
+        negatives = subject.negative_texts if guided and uncond is None else ()
+        if negatives and self.text_encoder is None:
+            raise InputError(
+                "Without a text encoder, guidance needs negative_prompt_embeds beside prompt_embeds."
+            )
+        laid = clip_text.layout(subject, (self.tokenizer, (*texts, *negatives)))
+        if texts:
             length = self.tokenizer.model_max_length
-            clip_text.warn_of_cut(self.tokenizer, subject.texts, length)
-            cond = clip_text.encode(
-                self.text_encoder, self.tokenizer, subject.texts, length, subject.clip_skip
-            )
+            if laid is None:
+                clip_text.warn_of_cut(self.tokenizer, texts, length)
+            cond = clip_text.encode(self.text_encoder, self.tokenizer, texts, length, subject.clip_skip, laid)
         assert cond is not None
-        uncond = subject.negative_prompt_embeds
-        if guided and uncond is None:
-            if self.text_encoder is None:
-                raise InputError(
-                    "Without a text encoder, guidance needs negative_prompt_embeds beside prompt_embeds."
-                )
+        if negatives:
             # clip_skip concerns the prompt alone, as it always has in this family
-            uncond = clip_text.encode(
-                self.text_encoder, self.tokenizer, subject.negative_texts, cond.shape[1]
-            )
+            uncond = clip_text.encode(self.text_encoder, self.tokenizer, negatives, cond.shape[1], laid=laid)
 
         def placed(embeds: torch.Tensor) -> torch.Tensor:
             return repeated(embeds.to(device, self.text_dtype), subject.repeats)

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from calotype.diffusion.controls.control import Residuals
     from calotype.models.autoencoder_kl import AutoencoderKL
     from calotype.models.controlnet import ControlNetModel
+    from calotype.models.controlnet_union import ControlNetUnionModel
     from calotype.models.multicontrolnet import MultiControlNetModel
+    from calotype.models.multicontrolnet_union import MultiControlNetUnionModel
     from calotype.models.t2i_adapter import MultiAdapter, T2IAdapter
     from calotype.models.unet_2d_condition import UNet2DConditionModel
     from calotype.schedulers.scheduler import SchedulerMixin
@@ -57,6 +59,14 @@ class Embedded(NamedTuple):
     negative_pooled_prompt_embeds: torch.Tensor | None
 
 
+class Reading(NamedTuple):
+    """Texts for one text encoder."""
+
+    tokenizer: Any
+    encoder: Any
+    texts: Sequence[str]
+
+
 @dataclass(frozen=True)
 class StableDiffusionXL(LatentFamily):
     """The family bound to its components; the refiner has the second text encoder alone and is told a score."""
@@ -75,6 +85,7 @@ class StableDiffusionXL(LatentFamily):
     add_watermarker: bool | None = option(None)
 
     tensor_names: ClassVar[tuple[str, ...]] = ("latents", "prompt_embeds", "add_text_embeds", "add_time_ids")
+    beside: ClassVar[tuple[str, ...]] = (*LatentFamily.beside, "prompt_chunks", "prompt_weighting")
     negative_sizes_as_pair: ClassVar[bool] = True
     """Whether the negative sizes count only if both are given, or each by itself."""
 
@@ -154,20 +165,24 @@ class StableDiffusionXL(LatentFamily):
     def embed(self, subject: TwoPrompts, guided: bool, device: torch.device) -> Embedded:
         """Prompts and negative prompts; no negatives where there is no guidance."""
         whole, pooled = subject.prompt_embeds, subject.pooled_prompt_embeds
+        uncond, uncond_pooled = subject.negative_prompt_embeds, subject.negative_pooled_prompt_embeds
+        zeros = subject.negative_prompt is None and self.force_zeros_for_empty_prompt
+        texts = self._readings(subject.texts or (), subject.prompt_2)
+        negatives = self._readings(
+            subject.negative_texts if guided and uncond is None and not zeros else (),
+            subject.negative_prompt_2,
+        )
+        laid = clip_text.layout(subject, *((r.tokenizer, r.texts) for r in (*texts, *negatives)))
         if subject.texts is not None:
-            texts = (subject.texts, _spread(subject.prompt_2, subject.prompts) or subject.texts)
-            whole, made = self._read(texts, None, subject.clip_skip)
+            whole, made = _read(texts, None, subject.clip_skip, laid)
             pooled = made if pooled is None else pooled
         assert whole is not None
         assert pooled is not None
-        uncond, uncond_pooled = subject.negative_prompt_embeds, subject.negative_pooled_prompt_embeds
         if guided and uncond is None:
-            if subject.negative_prompt is None and self.force_zeros_for_empty_prompt:
+            if zeros:
                 uncond, uncond_pooled = torch.zeros_like(whole), torch.zeros_like(pooled)
             else:
-                negatives = subject.negative_texts
-                seconds = _spread(subject.negative_prompt_2, subject.prompts) or negatives
-                uncond, made = self._read((negatives, seconds), whole.shape[1], None)
+                uncond, made = _read(negatives, whole.shape[1], None, laid)
                 uncond_pooled = made if uncond_pooled is None else uncond_pooled
 
         def placed(embeds: torch.Tensor) -> torch.Tensor:
@@ -180,23 +195,12 @@ class StableDiffusionXL(LatentFamily):
             placed(uncond_pooled) if guided and uncond_pooled is not None else None,
         )
 
-    def _read(
-        self, texts: Sequence[Sequence[str]], length: int | None, clip_skip: int | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The encoders' states side by side, and the pooled output of the last."""
-        readers = [(self.tokenizer, self.text_encoder), (self.tokenizer_2, self.text_encoder_2)]
+    def _readings(self, texts: Sequence[str], seconds: str | list[str] | None) -> list[Reading]:
+        """Which encoder reads what: ``texts``, and ``seconds`` if there are any for the second encoder."""
+        first = Reading(self.tokenizer, self.text_encoder, texts)
         if self.tokenizer is None:
-            readers, texts = readers[1:], texts[:1]
-        states, pooled = [], None
-        for (tokenizer, encoder), lines in zip(readers, texts, strict=True):
-            if length is None:
-                clip_text.warn_of_cut(tokenizer, lines, tokenizer.model_max_length)
-            hidden, pooled = clip_text.encode_penultimate(
-                encoder, tokenizer, lines, length or tokenizer.model_max_length, clip_skip
-            )
-            states.append(hidden)
-        assert pooled is not None
-        return torch.cat(states, dim=-1), pooled
+            return [Reading(self.tokenizer_2, self.text_encoder_2, texts)]
+        return [first, Reading(self.tokenizer_2, self.text_encoder_2, _spread(seconds, len(texts)) or texts)]
 
     def predict(
         self, latents: torch.Tensor, timestep: torch.Tensor, conditions: Conditions, residuals: Residuals
@@ -249,7 +253,9 @@ class StableDiffusionXLEditing(StableDiffusionXL):
 class StableDiffusionXLWithControlNet(StableDiffusionXL):
     """The family with one or several ControlNets beside its denoiser."""
 
-    controlnet: ControlNetModel | MultiControlNetModel = component(None)
+    controlnet: ControlNetModel | MultiControlNetModel | ControlNetUnionModel | MultiControlNetUnionModel = (
+        component(None)
+    )
 
 
 @dataclass(frozen=True)
@@ -273,6 +279,22 @@ class StableDiffusionXLWithAdapter(StableDiffusionXL):
 def _stacked(branches: Sequence[str], cond: Any, uncond: Any) -> torch.Tensor:
     """What each branch is told, along the batch: the prompt's, or for any but ``cond`` the negative prompt's."""
     return torch.cat([cond if name == "cond" else uncond for name in branches])
+
+
+def _read(
+    readings: Sequence[Reading], length: int | None, clip_skip: int | None, laid: clip_text.Layout | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The encoders' states side by side, and the pooled output of the last."""
+    states, pooled = [], None
+    for tokenizer, encoder, texts in readings:
+        if length is None and laid is None:
+            clip_text.warn_of_cut(tokenizer, texts, tokenizer.model_max_length)
+        hidden, pooled = clip_text.encode_penultimate(
+            encoder, tokenizer, texts, length or tokenizer.model_max_length, clip_skip, laid
+        )
+        states.append(hidden)
+    assert pooled is not None
+    return torch.cat(states, dim=-1), pooled
 
 
 def _spread(text: str | list[str] | None, count: int) -> tuple[str, ...] | None:

@@ -37,7 +37,7 @@ class Prompt(Inputs):
     )
     prompt_chunks: bool = argument(
         False,
-        "Whether to encode a prompt that is longer than the text encoder reads in several chunks instead of cutting it.",
+        "Whether a prompt that is longer than the text encoder reads is encoded in several chunks instead of cut.",
         beside="prompt",
     )
     prompt_weighting: str | None = argument(

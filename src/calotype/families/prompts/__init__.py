@@ -1,0 +1,1 @@
+"""Prompts that are weighted or longer than a text encoder reads."""
