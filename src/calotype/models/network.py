@@ -90,6 +90,11 @@ class Network(nn.Module):
     def disable_xformers_memory_efficient_attention(self) -> None:
         """Accepted for compatibility; see :meth:`enable_xformers_memory_efficient_attention`."""
 
+    def set_use_memory_efficient_attention_xformers(
+        self, valid: bool, attention_op: Callable[..., Any] | None = None
+    ) -> None:
+        """Accepted for compatibility; see :meth:`enable_xformers_memory_efficient_attention`."""
+
 
 def recompute(module: Callable[..., Any], *args: Any) -> Any:
     """``module(*args)`` whose activations are not kept for the backward pass."""
