@@ -10,12 +10,15 @@ import torch
 from calotype.core.errors import InputError
 from calotype.diffusion.call import Call
 from calotype.diffusion.controls.control import Residuals, Steer, together
+from calotype.diffusion.family import Family
+from calotype.diffusion.guidance import PERTURBED, Guidance
 from calotype.diffusion.images import check_finite, present, to_unit
 from calotype.diffusion.inputs import EARLIER_CALLBACK, Callbacks, Noise, Output, Span
 from calotype.diffusion.loop import State, denoise
 from calotype.diffusion.parts import Parts
-from calotype.diffusion.tasks.task import Start
+from calotype.diffusion.tasks.task import Start, Task
 from calotype.diffusion.timesteps import set_timesteps, step_arguments, until_end
+from calotype.nn.perturbation import Perturbation, self_attention
 from calotype.pipelines.running import Running, observer
 
 
@@ -60,14 +63,33 @@ def checked(parts: Parts, arguments: Mapping[str, Any], device: torch.device) ->
     if device.type == "meta":
         raise InputError("The pipeline's models are on the meta device and hold no values; load them first.")
     subject = family.subject(arguments)
+    _check_channels(family, task)
     task.check(family, arguments)
     for control in parts.controls:
         control.check(family, arguments)
     height, width = task.size(family, arguments, subject.pictures)
     arguments = Noise.settled(arguments, subject.pictures)
-    call = Call(family, arguments, subject, task.guidance(family, arguments), height, width, device)
+    guidance = parts.guidance(arguments)
+    perturbed = perturbed_layers(family, guidance)
+    call = Call(family, arguments, subject, guidance, height, width, device, perturbed)
     call.noise.check_count(subject.pictures)
     return call
+
+
+def _check_channels(family: Family, task: Task) -> None:
+    """Refuse a denoiser that reads more or less beside the latents than the task puts there."""
+    fitting = [family.latent_channels + beside for beside in task.beside(family)]
+    if family.input_channels not in fitting:
+        raise InputError(
+            f"The denoiser reads {family.input_channels} channels; this task needs one that reads "
+            f"{' or '.join(map(str, fitting))}, of which {family.latent_channels} are the latents'."
+        )
+
+
+def perturbed_layers(family: Any, guidance: Guidance) -> frozenset[torch.nn.Module]:
+    """The layers of the denoiser that a guidance perturbs; ``InputError`` for a name that there is none of."""
+    names = guidance.perturbed_layers
+    return self_attention(family.unet, names) if names else frozenset()
 
 
 def predictor(call: Call, start: Start, steer: Steer | None) -> Any:
@@ -79,9 +101,18 @@ def predictor(call: Call, start: Start, steer: Steer | None) -> Any:
             beside = [state.tensors[name] for name in start.channels]
             beside = [tensor.repeat(len(latents) // len(tensor), 1, 1, 1) for tensor in beside]
             latents = torch.cat([latents, *beside], dim=1)
-        return call.family.predict(latents, timestep, state.conditions, residuals)
+        conditions, branches = state.conditions, state.guidance.branches
+        if PERTURBED in branches:
+            conditions = perturbed(conditions, Perturbation(call.perturbed, len(branches)))
+        return call.family.predict(latents, timestep, conditions, residuals)
 
     return predict
+
+
+def perturbed(conditions: Any, perturbation: Perturbation) -> Any:
+    """Conditions that tell the denoiser's attention layers of a perturbation."""
+    more = {**(conditions.cross_attention_kwargs or {}), "perturbation": perturbation}
+    return conditions.replaced({"cross_attention_kwargs": more})
 
 
 def decoded(call: Call, latents: torch.Tensor, output_type: str) -> tuple[Any, list[bool] | None]:

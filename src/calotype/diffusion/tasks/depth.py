@@ -10,7 +10,6 @@ import torch
 
 from calotype.core.errors import InputError
 from calotype.diffusion.inputs import Depth, Picture
-from calotype.diffusion.tasks.edit import check_channels
 from calotype.diffusion.tasks.from_image import FromImage, repeated_to
 from calotype.diffusion.tasks.task import Path, Start, Task
 from calotype.image_processor import as_list
@@ -28,15 +27,18 @@ class FromImageAndDepth(Task):
     tensor_names = ("depth_mask",)
 
     def check(self, family: Family, arguments: Mapping[str, Any]) -> None:
-        """Refuse a call without a picture, one whose depth cannot be had, or a denoiser that reads no depth."""
+        """Refuse a call without a picture, or one whose depth cannot be had."""
         _PICTURE.check(family, arguments)
-        check_channels(family, 1, "depth")
         if Depth.of(arguments).depth_map is None:
             first = as_list(Picture.of(arguments).image)[0]
             if isinstance(first, torch.Tensor) and first.shape[-3] == family.latent_channels:
                 raise InputError("The depth of latents cannot be estimated; pass depth_map.")
             if getattr(family, "depth_estimator", None) is None:
                 raise InputError("The pipeline has no depth_estimator; pass depth_map.")
+
+    def beside(self, family: Family) -> tuple[int, ...]:
+        """The depth."""
+        return (1,)
 
     def size(self, family: Family, arguments: Mapping[str, Any], pictures: int) -> tuple[int, int]:
         """The picture's own size, rounded down to what the autoencoder divides."""

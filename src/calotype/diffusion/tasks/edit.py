@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from calotype.core.errors import InputError
-from calotype.diffusion.guidance import Guidance, Rescaled, text_and_image
+from calotype.diffusion.guidance import IMAGE, Guidance, Rescaled, text_and_image
 from calotype.diffusion.inputs import Guide, ImageGuide, Picture, Size
 from calotype.diffusion.tasks.from_image import FromImage, repeated_to
 from calotype.diffusion.tasks.from_noise import initial_noise
@@ -35,9 +35,17 @@ class Edit(Task):
     tensor_names: ClassVar[tuple[str, ...]] = ("image_latents",)
 
     def check(self, family: Family, arguments: Mapping[str, Any]) -> None:
-        """Refuse a call without a picture, or a denoiser that reads none."""
+        """Refuse a call without a picture."""
         _PICTURE.check(family, arguments)
-        check_channels(family, family.latent_channels, "a picture's latents")
+
+    def beside(self, family: Family) -> tuple[int, ...]:
+        """The picture's latents."""
+        return (family.latent_channels,)
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The one that is told the picture alone."""
+        return (IMAGE,)
 
     def guidance(self, family: Family, arguments: Mapping[str, Any]) -> Guidance:
         """By text and by picture."""
@@ -75,13 +83,3 @@ def noise_beside(call: Call) -> torch.Tensor:
             f"latents has the shape {tuple(noise.shape)}; this picture needs {call.latent_shape}."
         )
     return noise * call.scheduler.init_noise_sigma
-
-
-def check_channels(family: Family, beside: int, what: str) -> None:
-    """Refuse a denoiser that does not read so many channels beside the latents."""
-    wanted = family.latent_channels + beside
-    if family.input_channels != wanted:
-        raise InputError(
-            f"The denoiser reads {family.input_channels} channels; this task needs one that reads {wanted}, the "
-            f"latents' {family.latent_channels} and {beside} of {what}."
-        )

@@ -43,6 +43,10 @@ class FewSteps(Task):
                 f"{type(family.scheduler).__name__}."
             )
 
+    def beside(self, family: Family) -> tuple[int, ...]:
+        """As the task."""
+        return self.task.beside(family)
+
     def guidance(self, family: Family, arguments: Mapping[str, Any]) -> Guidance:
         """One prediction a step: the model is told the scale."""
         return Unguided()

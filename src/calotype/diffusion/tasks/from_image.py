@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,8 +18,21 @@ if TYPE_CHECKING:
     from calotype.diffusion.family import Family
 
 
+def to_first_level(call: Call, path: Path, latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Latents at the noise level of the path's first timestep."""
+    return call.scheduler.add_noise(latents, noise, path.timesteps[:1].repeat(call.pictures))
+
+
+@dataclass(frozen=True)
 class FromImage(Task):
-    """Start from a picture; ``strength`` says how much of it is forgotten."""
+    """Start from a picture; ``strength`` says how much of it is forgotten.
+
+    With ``copies_together`` the pictures to make of one given picture stand together, as those of one prompt do;
+    otherwise the given pictures are gone through again and again. ``noised`` adds the noise.
+    """
+
+    copies_together: bool = False
+    noised: Callable[[Call, Path, torch.Tensor, torch.Tensor], torch.Tensor] = to_first_level
 
     def check(self, family: Family, arguments: Mapping[str, Any]) -> None:
         """Refuse a call without a picture."""
@@ -39,13 +53,15 @@ class FromImage(Task):
             return Start(call.noise.latents.to(call.device))
         picture = Picture.of(call.arguments).image
         pixels = call.family.image_processor.preprocess(picture, height=call.height, width=call.width)
+        if self.copies_together:
+            pixels = in_turn(pixels, call.pictures)
         if isinstance(call.noise.generator, list | tuple):  # each picture has its own draw from the posterior
             pixels = repeated_to(pixels, call.pictures)
         latents = encoded(call, pixels)
         if Span.of(call.arguments).denoising_start is not None:
             return Start(latents)
         noise = randn_tensor(latents.shape, call.noise.generator, call.device, latents.dtype)
-        return Start(call.scheduler.add_noise(latents, noise, path.timesteps[:1].repeat(call.pictures)))
+        return Start(self.noised(call, path, latents, noise))
 
 
 def later_part(call: Call, path: Path, strength: float) -> Path:
@@ -88,13 +104,21 @@ def below_start(call: Call, path: Path, start: float) -> Path:
     return begun_at(call, path, len(path.timesteps) - count, count)
 
 
+def copies(given: int, count: int) -> int:
+    """How many pictures to make of each given one; ``InputError`` where that does not come out even."""
+    if count % given:
+        raise InputError(f"There are {given} pictures to start from for {count} to make; give one for each.")
+    return count // given
+
+
 def repeated_to(pixels: torch.Tensor, count: int) -> torch.Tensor:
     """The whole batch as often as it takes to have one item a picture; refused where that does not come out even."""
-    if count % len(pixels):
-        raise InputError(
-            f"There are {len(pixels)} pictures to start from for {count} to make; give one for each."
-        )
-    return pixels.repeat(count // len(pixels), 1, 1, 1)
+    return pixels.repeat(copies(len(pixels), count), 1, 1, 1)
+
+
+def in_turn(pixels: torch.Tensor, count: int) -> torch.Tensor:
+    """One item a picture of ``count``, the copies of an item together; refused where that does not come out even."""
+    return pixels.repeat_interleave(copies(len(pixels), count), dim=0)
 
 
 def drawn_apart(call: Call, pixels: torch.Tensor) -> torch.Tensor:

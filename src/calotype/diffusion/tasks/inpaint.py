@@ -44,7 +44,7 @@ class Inpaint(Task):
         return asked.checked(family.default_size, family.multiple, pictures)
 
     def check(self, family: Family, arguments: Mapping[str, Any]) -> None:
-        """Refuse a call without picture or mask, or a denoiser that fits neither way of inpainting."""
+        """Refuse a call without picture or mask."""
         picture, masked = Picture.of(arguments), Masked.of(arguments)
         if picture.image is None or masked.mask_image is None:
             name = "image" if picture.image is None else "mask_image"
@@ -58,12 +58,10 @@ class Inpaint(Task):
                 raise InputError(
                     "padding_mask_crop needs output_type='pil', since it pastes into the picture."
                 )
-        plain, reading = family.latent_channels, 2 * family.latent_channels + 1
-        if family.input_channels not in (plain, reading):
-            raise InputError(
-                f"The denoiser reads {family.input_channels} channels; inpainting needs {plain} (any checkpoint) or "
-                f"{reading} (one trained for inpainting)."
-            )
+
+    def beside(self, family: Family) -> tuple[int, ...]:
+        """Nothing, with any checkpoint; mask and masked picture, with one trained for inpainting."""
+        return 0, family.latent_channels + 1
 
     def path(self, call: Call, path: Path) -> Path:
         """The last ``strength`` of the schedule."""

@@ -55,9 +55,18 @@ class Task(ABC):
     def check(self, family: Family, arguments: Mapping[str, Any]) -> None:  # noqa: B027
         """Refuse what this task cannot work with, before anything is computed; most work with anything."""
 
+    def beside(self, family: Family) -> tuple[int, ...]:
+        """How many channels a denoiser may read beside the latents in this task; in most, none."""
+        return (0,)
+
     def guidance(self, family: Family, arguments: Mapping[str, Any]) -> Guidance:
         """The guidance that a call's arguments ask for: the family's, where the task needs no other branches."""
         return family.guidance(arguments)
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The branches of guidance that this task adds to the family's."""
+        return ()
 
     def size(self, family: Family, arguments: Mapping[str, Any], pictures: int) -> tuple[int, int]:
         """Height and width in pixels: as asked for, or what the model was trained for."""

@@ -11,7 +11,7 @@ from calotype.core.errors import InputError
 from calotype.core.random import randn_tensor
 from calotype.diffusion.inputs import Degraded, Picture, Size
 from calotype.diffusion.tasks.depth import pictures_in
-from calotype.diffusion.tasks.edit import check_channels, noise_beside
+from calotype.diffusion.tasks.edit import noise_beside
 from calotype.diffusion.tasks.from_image import FromImage, drawn_apart, repeated_to
 from calotype.diffusion.tasks.task import Path, Start, Task
 from calotype.image_processor import VaeImageProcessor
@@ -28,12 +28,15 @@ class Upscale(Task):
     """Start from noise in latents as large as the picture is; the denoiser is told how noisy the picture is."""
 
     def check(self, family: Family, arguments: Mapping[str, Any]) -> None:
-        """Refuse a call without a picture, too high a noise level, or a denoiser that reads no picture."""
+        """Refuse a call without a picture, or too high a noise level."""
         _PICTURE.check(family, arguments)
-        check_channels(family, CHANNELS, "the picture")
         level, highest = Degraded.of(arguments).noise_level, getattr(family, "max_noise_level", None)
         if highest is not None and level > highest:
             raise InputError(f"noise_level must be at most {highest} for this model, not {level}.")
+
+    def beside(self, family: Family) -> tuple[int, ...]:
+        """The picture."""
+        return (CHANNELS,)
 
     def size(self, family: Family, arguments: Mapping[str, Any], pictures: int) -> tuple[int, int]:
         """The picture's size, rounded down to what the autoencoder divides, times the enlargement."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from calotype.diffusion.inputs import Picture, Size
-from calotype.diffusion.tasks.edit import check_channels, noise_beside
+from calotype.diffusion.tasks.edit import noise_beside
 from calotype.diffusion.tasks.from_image import FromImage, encoded
 from calotype.diffusion.tasks.task import Path, Start, Task
 from calotype.diffusion.tasks.upscale import bicubic
@@ -25,9 +25,12 @@ class UpscaleLatents(Task):
     """Start from noise and read latents, or a picture's latents, of half the size."""
 
     def check(self, family: Family, arguments: Mapping[str, Any]) -> None:
-        """Refuse a call without a picture, or a denoiser that reads none."""
+        """Refuse a call without a picture."""
         _PICTURE.check(family, arguments)
-        check_channels(family, family.latent_channels, "a picture's latents")
+
+    def beside(self, family: Family) -> tuple[int, ...]:
+        """The picture's latents."""
+        return (family.latent_channels,)
 
     def size(self, family: Family, arguments: Mapping[str, Any], pictures: int) -> tuple[int, int]:
         """Twice the picture's size, after that is rounded down to what the autoencoder divides."""
