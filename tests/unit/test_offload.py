@@ -334,6 +334,10 @@ def test_a_component_exchanged_later_is_offloaded_too(pipe: Any, visits: list[tu
     picture(pipe)
     assert visits.count(("in", "UNet2DConditionModel")) == 1
     assert visits[-1] == ("out", "AutoencoderKL")
+    pipe.enable_sequential_cpu_offload()
+    pipe.fuse_qkv_projections()
+    picture(pipe)
+    assert visits.count(("in", "Attention")) > len(pipe.unet._attention_layers())
 
 
 @pytest.mark.usefixtures("with_accelerator")

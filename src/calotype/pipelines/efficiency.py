@@ -99,11 +99,11 @@ class Efficiency:
 
     @contextmanager
     def offloaded(self) -> Iterator[None]:
-        """For the time of a call: components exchanged since are offloaded as the others; then all leave."""
-        for accelerator in accelerators_of(self._modules_by_name.values())[:1]:
-            for name, model in self._modules_by_name.items():
-                if not accelerators_of([model]):
-                    accelerator.host(name, model)
+        """For the time of a call: what was exchanged or added since is offloaded with the rest; then all leave."""
+        models = self._modules_by_name
+        for first in accelerators_of(models.values())[:1]:
+            for name, model in models.items():
+                next(iter(accelerators_of([model])), first).host(name, model)
         try:
             yield
         finally:

@@ -42,7 +42,7 @@ class Accelerator:
         self._guests: list[Guest] = []
 
     def host(self, name: str, model: nn.Module) -> None:
-        """From now on the model ``name`` computes on this device; nothing changes if it does already."""
+        """From now on the model ``name`` computes on this device, with the parts that it has now."""
         if name in self._exclude:
             stay = Stay.ALWAYS
         elif self.by_layer:
@@ -52,12 +52,13 @@ class Accelerator:
         if stay is Stay.FORWARD:
             for layer in _layers(model):
                 self._attach(Guest(layer, self, stay, whole=_read_by_parent(layer)), [layer])
-        else:
-            guest = Guest(model, self, stay, whole=True)
-            self._attach(guest, _entries(model))
-            if stay is Stay.ALWAYS:
-                with self.lock:
-                    self.admit(guest)
+            return
+        known = [guest for guest in _guests_of(model) if guest.accelerator is self]
+        guest = known[0] if known else Guest(model, self, stay, whole=True)
+        self._attach(guest, _entries(model))
+        if stay is Stay.ALWAYS:
+            with self.lock:
+                self.admit(guest)
 
     def _attach(self, guest: Guest, entries: Iterable[nn.Module]) -> None:
         for module in entries:
