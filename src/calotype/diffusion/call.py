@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +27,12 @@ class Call:
     height: int
     width: int
     device: torch.device
+    perturbed: frozenset[torch.nn.Module] = frozenset()
+    """The attention layers that guidance perturbs."""
+
+    def told(self, more: Mapping[str, Any]) -> Call:
+        """The same call with more arguments: what was sampled before."""
+        return replace(self, arguments={**self.arguments, **more}) if more else self
 
     @property
     def pictures(self) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import MISSING, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 
@@ -32,14 +32,8 @@ def option(default: Any) -> Any:
     return field(default=default, metadata={"component": False})
 
 
-class Family(ABC):
-    """Base of the families, which are frozen dataclasses; abstract."""
-
-    scheduler: Any
-    tensor_names: ClassVar[tuple[str, ...]] = ("latents",)
-    """The tensors that a callback may ask for between steps."""
-    beside: ClassVar[tuple[str, ...]] = ()
-    """The arguments that a call takes beside the public signature."""
+class Components:
+    """Base of the frozen dataclasses whose fields are components and options of a pipeline; abstract."""
 
     @classmethod
     def components(cls) -> tuple[str, ...]:
@@ -50,6 +44,27 @@ class Family(ABC):
     def prepared(cls, values: dict[str, Any]) -> dict[str, Any]:
         """The constructor's values after the family's own checks and repairs of old configurations."""
         return values
+
+    @classmethod
+    def bound(cls, values: Mapping[str, Any], prefix: str = "") -> Self:
+        """These components and options; a field ``x`` is taken from ``prefix_x`` where there is one, else from ``x``."""
+        found = {}
+        for name in (f.name for f in fields(cls)):  # type: ignore[arg-type]
+            for key in (f"{prefix}_{name}", name):
+                if key in values:
+                    found[name] = values[key]
+                    break
+        return cls(**found)
+
+
+class Family(Components, ABC):
+    """Base of the families, which are frozen dataclasses; abstract."""
+
+    scheduler: Any
+    tensor_names: ClassVar[tuple[str, ...]] = ("latents",)
+    """The tensors that a callback may ask for between steps."""
+    beside: ClassVar[tuple[str, ...]] = ()
+    """The arguments that a call takes beside the public signature."""
 
     @abstractmethod
     def subject(self, arguments: Mapping[str, Any]) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from calotype.diffusion.controls.control import Control
@@ -12,12 +13,38 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """A sampling that comes before the one whose pictures a pipeline gives, such as that of a prior.
+
+    Its components and arguments are those of the pipeline and the call; one that begins with ``prefix`` is taken in
+    place of the one of the plain name. What is sampled becomes the argument ``gives`` of what comes after.
+    """
+
+    prefix: str
+    family: type[Family]
+    task: Task
+    gives: str
+
+
+@dataclass(frozen=True)
 class Parts:
-    """A family bound to its components, a task and the controls, which add up."""
+    """A family bound to its components, a task and the controls, which add up; and what is sampled ``before``."""
 
     family: Family
     task: Task
     controls: tuple[Control, ...] = ()
+    prefix: str = ""
+    gives: str = ""
+    before: tuple[Parts, ...] = ()
+
+    def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """A call's arguments as this sampling reads them: ``prefix_x`` in place of ``x``."""
+        own = {
+            name.removeprefix(f"{self.prefix}_"): value
+            for name, value in given.items()
+            if self.prefix and name.startswith(f"{self.prefix}_")
+        }
+        return {**given, **own}
 
     @property
     def tensor_names(self) -> list[str]:

@@ -56,6 +56,7 @@ def step_arguments(scheduler: Any, steps: Steps, noise: Noise) -> dict[str, Any]
         "eta": steps.eta,
         "generator": noise.generator,
         "use_clipped_model_output": steps.use_clipped_model_output,
+        "prev_timestep": "next",
     }
     takes = inspect.signature(scheduler.step).parameters
     return {name: value for name, value in offered.items() if name in takes and value is not None}

@@ -25,10 +25,33 @@ from calotype.pipelines.running import Running, observer
 @torch.no_grad()
 def generate(pipe: Any, parts: Parts, arguments: Mapping[str, Any], output_class: type) -> Any:
     """Run ``parts`` of ``pipe`` with the bound arguments of its call; raises ``InputError`` before any computation."""
-    output, callbacks, task = Output.of(arguments), Callbacks.of(arguments), parts.task
-    call = checked(parts, arguments, pipe._execution_device)
-    callbacks.check_names(parts.tensor_names)
+    output = Output.of(arguments)
+    chain = []
+    for one in (*parts.before, parts):
+        call = checked(one, one.arguments(arguments), pipe._execution_device)
+        arguments = {**arguments, "generator": call.noise.generator}
+        chain.append((one, call))
+    Callbacks.of(arguments).check_names(parts.tensor_names)
 
+    found: dict[str, torch.Tensor] = {}
+    stopped = False
+    for one, call in chain[:-1]:
+        state = sampled(pipe, one, call.told(found), stopped)
+        found[one.gives] = call.family.decode(one.task.result(state), call.noise.generator)
+        stopped = state.stopped
+    call = call.told(found)
+    state = sampled(pipe, parts, call, stopped)
+    images, flags = decoded(call, parts.task.result(state), output.output_type or "pil")
+    images = parts.task.finish(call, images, output.output_type or "pil")
+    fields = output_class.__dataclass_fields__  # type: ignore[attr-defined]
+    result = output_class(images, flags) if len(fields) > 1 else output_class(images)
+    return result if output.return_dict else result.to_tuple()
+
+
+def sampled(pipe: Any, parts: Parts, call: Call, stopped: bool = False) -> State:
+    """The state that the call's denoising ends in; after one step if what comes before was ``stopped``."""
+    arguments, task = call.arguments, parts.task
+    callbacks = Callbacks.of(arguments)
     conditions = call.family.encode(call)
     path = task.path(call, set_timesteps(call.scheduler, call.steps, call.device, task.schedule(call)))
     start = task.start(call, path)
@@ -40,7 +63,8 @@ def generate(pipe: Any, parts: Parts, arguments: Mapping[str, Any], output_class
         pipe.running(Running(pipe, parts, arguments, len(path.timesteps))) as running,
         pipe.progress_bar(total=path.steps) as bar,
     ):
-        state = denoise(
+        running._interrupt = stopped
+        return denoise(
             State(start.latents, conditions.replaced(start.conditions), call.guidance, tensors),
             path.timesteps,
             scheduler=call.scheduler,
@@ -50,11 +74,6 @@ def generate(pipe: Any, parts: Parts, arguments: Mapping[str, Any], output_class
                 running, callbacks, earlier, path.steps, call.scheduler.order, bar.update, start.reimpose
             ),
         )
-    images, flags = decoded(call, task.result(state), output.output_type or "pil")
-    images = task.finish(call, images, output.output_type or "pil")
-    fields = output_class.__dataclass_fields__  # type: ignore[attr-defined]
-    result = output_class(images, flags) if len(fields) > 1 else output_class(images)
-    return result if output.return_dict else result.to_tuple()
 
 
 def checked(parts: Parts, arguments: Mapping[str, Any], device: torch.device) -> Call:

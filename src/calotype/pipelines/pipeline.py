@@ -17,7 +17,7 @@ from calotype.core import hub
 from calotype.core.config import ConfigFile, init_parameters, read_json
 from calotype.core.errors import InputError, ModelFilesError, UnknownClassError
 from calotype.core.progress import progress_bar
-from calotype.diffusion.parts import Parts
+from calotype.diffusion.parts import Parts, Stage
 from calotype.pipelines.components import (
     INDEX,
     Loading,
@@ -59,14 +59,16 @@ class DiffusionPipeline(Efficiency, ConfigFile):
     """Components by name, and what is done with all of them: loading, saving, moving.
 
     A pipeline of the library is a declaration: ``family`` (how a model family works), ``task`` (what is made) and the
-    two signatures. A user's own subclass may instead define ``__init__``, which calls ``register_modules``, and
-    ``__call__``.
+    two signatures; where it samples several times, the ``stages`` that come before and the ``prefix`` of the last. A
+    user's own subclass may instead define ``__init__``, which calls ``register_modules``, and ``__call__``.
     """
 
     config_name = INDEX
     family: ClassVar[type[Family]]
     task: ClassVar[Task]
     controls: ClassVar[tuple[Control, ...]] = ()
+    stages: ClassVar[tuple[Stage, ...]] = ()
+    prefix: ClassVar[str] = ""
     _optional_components: ClassVar[tuple[str, ...]] = ()
 
     # -- components --------------------------------------------------------------------------------------------
@@ -96,12 +98,20 @@ class DiffusionPipeline(Efficiency, ConfigFile):
 
     def bound_family(self) -> Family:
         """The family with the components and options that the pipeline has now."""
-        options = {k: v for k, v in self.config.items() if k in init_parameters(type(self))}
-        return self.family(**{**options, **self.components})
+        return self.family.bound(self._values, self.prefix)
 
     def parts(self) -> Parts:
         """What a call of this pipeline is the sum of."""
-        return Parts(self.bound_family(), self.task, self.controls)
+        before = (
+            Parts(stage.family.bound(self._values, stage.prefix), stage.task, (), stage.prefix, stage.gives)
+            for stage in self.stages
+        )
+        return Parts(self.bound_family(), self.task, self.controls, self.prefix, before=tuple(before))
+
+    @property
+    def _values(self) -> dict[str, Any]:
+        options = {k: v for k, v in self.config.items() if k in init_parameters(type(self))}
+        return {**options, **self.components}
 
     @property
     def device(self) -> torch.device:

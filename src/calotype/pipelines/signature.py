@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import MISSING, fields
 from typing import Any
 
-from calotype.diffusion.family import Family
+from calotype.diffusion.family import Components
 from calotype.diffusion.inputs import EARLIER_CALLBACK, GROUPS
 
 _KEYWORDS = inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -17,7 +17,7 @@ _ARGUMENTS = {f.name: f for group in GROUPS for f in fields(group)}
 
 
 def constructor(
-    family: type[Family], names: str = "", *, without: str = "", required: str = ""
+    family: type[Components], names: str = "", *, without: str = "", required: str = ""
 ) -> Callable[..., None]:
     """An ``__init__`` whose parameters are the family's fields, with their defaults.
 

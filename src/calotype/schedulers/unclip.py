@@ -47,13 +47,19 @@ class UnCLIPScheduler(PosteriorScheduler):
         model_output: torch.Tensor,
         timestep: int,
         sample: torch.Tensor,
-        prev_timestep: int | None = None,
+        prev_timestep: int | torch.Tensor | str | None = None,
         generator: Generators = None,
         return_dict: bool = True,
     ) -> UnCLIPSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
-        """The sample at ``prev_timestep`` (default: the training step before); draws noise except at step 0."""
+        """The sample at ``prev_timestep`` (default: the training step before); draws noise except at step 0.
+
+        ``prev_timestep="next"`` is the timestep that follows in the run.
+        """
         plan = self._run.plan
         t = int(plan.value(timestep))
+        if prev_timestep == "next":
+            following = plan.index(timestep) + 1
+            prev_timestep = int(plan.t[following]) if following < len(plan.t) else None
         previous = t - 1 if prev_timestep is None else int(plan.value(prev_timestep))
         result = self._drawn(model_output, t, previous, sample, generator)
         return UnCLIPSchedulerOutput(*result) if return_dict else result
