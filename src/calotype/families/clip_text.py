@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -26,8 +26,16 @@ class Layout:
     count: int
 
 
-def layout(subject: Prompt, *readings: tuple[Any, Sequence[str]]) -> Layout | None:
-    """The layout that ``subject`` asks for, as long as the longest of ``readings`` (tokenizer, texts) needs.
+class Reading(NamedTuple):
+    """Texts for one text encoder."""
+
+    tokenizer: Any
+    encoder: Any
+    texts: Sequence[str]
+
+
+def layout(subject: Prompt, *readings: Reading) -> Layout | None:
+    """The layout that ``subject`` asks for, as long as the longest text of ``readings`` needs.
 
     None where texts are cut at what the encoder reads. Raises ``InputError`` where given embeddings have fewer chunks
     than a text that goes with them.
@@ -36,7 +44,7 @@ def layout(subject: Prompt, *readings: tuple[Any, Sequence[str]]) -> Layout | No
         return None
     parse = SYNTAXES[subject.prompt_weighting]
     count = 1
-    for tokenizer, texts in readings:
+    for tokenizer, _, texts in readings:
         if not texts:
             continue
         length = tokenizer.model_max_length
@@ -126,6 +134,26 @@ def encode_penultimate(
         return output.hidden_states[-back], output[0] if output[0].ndim == 2 else None
 
     return _states(encoder, tokenizer, read, texts, length, laid)
+
+
+def encode_side_by_side(
+    readings: Sequence[Reading], length: int | None, clip_skip: int | None, laid: Layout | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What several encoders make of their texts before their last layer, and the pooled output of the last encoder.
+
+    Texts are cut at ``length``; without one, and unless they are ``laid`` out, at what each encoder reads, and what is
+    cut is named.
+    """
+    states, pooled = [], None
+    for tokenizer, encoder, texts in readings:
+        if length is None and laid is None:
+            warn_of_cut(tokenizer, texts, tokenizer.model_max_length)
+        hidden, pooled = encode_penultimate(
+            encoder, tokenizer, texts, length or tokenizer.model_max_length, clip_skip, laid
+        )
+        states.append(hidden)
+    assert pooled is not None
+    return torch.cat(states, dim=-1), pooled
 
 
 def encode_pooled(

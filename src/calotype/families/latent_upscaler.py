@@ -67,7 +67,9 @@ class LatentUpscaler(LatentFamily):
         texts = ("",) * subject.prompts if ignored else subject.texts
         guided = "uncond" in call.guidance.branches
         negatives = subject.negative_texts if guided and uncond[0] is None else ()
-        laid = clip_text.layout(subject, (self.tokenizer, (*(texts or ()), *negatives)))
+        laid = clip_text.layout(
+            subject, clip_text.Reading(self.tokenizer, self.text_encoder, (*(texts or ()), *negatives))
+        )
         if subject.texts is not None:
             assert texts is not None
             if laid is None:

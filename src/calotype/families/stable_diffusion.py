@@ -12,6 +12,7 @@ import torch
 from calotype.core.errors import InputError
 from calotype.diffusion.conditions import repeated
 from calotype.diffusion.family import component, option
+from calotype.diffusion.guidance import TOLD_THE_PROMPT
 from calotype.diffusion.images import present
 from calotype.diffusion.inputs import Attention, Prompt
 from calotype.families import clip_text
@@ -50,7 +51,9 @@ class StableDiffusionFamily(LatentUNetFamily):
         cond, uncond = self.embed(call.subject, "uncond" in call.guidance.branches, call.device)
         other = cond if uncond is None else uncond
         return UNetConditions(
-            prompt_embeds=torch.cat([cond if name == "cond" else other for name in call.guidance.branches]),
+            prompt_embeds=torch.cat(
+                [cond if name in TOLD_THE_PROMPT else other for name in call.guidance.branches]
+            ),
             negative_prompt_embeds=uncond,
             w_embedding=embedded_scale(self.unet, call),
             cross_attention_kwargs=Attention.of(call.arguments).cross_attention_kwargs,
@@ -67,7 +70,9 @@ class StableDiffusionFamily(LatentUNetFamily):
             raise InputError(
                 "Without a text encoder, guidance needs negative_prompt_embeds beside prompt_embeds."
             )
-        laid = clip_text.layout(subject, (self.tokenizer, (*texts, *negatives)))
+        laid = clip_text.layout(
+            subject, clip_text.Reading(self.tokenizer, self.text_encoder, (*texts, *negatives))
+        )
         if texts:
             length = self.tokenizer.model_max_length
             if laid is None:

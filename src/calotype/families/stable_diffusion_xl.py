@@ -12,10 +12,10 @@ from calotype.core.errors import InputError
 from calotype.diffusion import codec
 from calotype.diffusion.conditions import Conditions, repeated
 from calotype.diffusion.family import component, option
-from calotype.diffusion.guidance import Guidance
+from calotype.diffusion.guidance import TOLD_THE_PROMPT, Guidance
 from calotype.diffusion.inputs import Attention, MicroConditions, TwoPrompts
 from calotype.families import clip_text, watermark
-from calotype.families.guided_unet import embedded_scale, refuse_image_prompt, unet_guidance
+from calotype.families.guided_unet import embedded_scale, refuse_image_prompt, unet_branches, unet_guidance
 from calotype.families.latent_unet import LatentFamily
 
 if TYPE_CHECKING:
@@ -59,14 +59,6 @@ class Embedded(NamedTuple):
     negative_pooled_prompt_embeds: torch.Tensor | None
 
 
-class Reading(NamedTuple):
-    """Texts for one text encoder."""
-
-    tokenizer: Any
-    encoder: Any
-    texts: Sequence[str]
-
-
 @dataclass(frozen=True)
 class StableDiffusionXL(LatentFamily):
     """The family bound to its components; the refiner has the second text encoder alone and is told a score."""
@@ -97,6 +89,10 @@ class StableDiffusionXL(LatentFamily):
         """The type that embeddings and latents are handed on in."""
         return self.unet.dtype if self.text_encoder_2 is None else self.text_encoder_2.dtype
 
+    @property
+    def branches(self) -> tuple[str, ...]:
+        return unet_branches(self.unet)
+
     def guidance(self, arguments: Mapping[str, Any]) -> Guidance:
         return unet_guidance(self.unet, arguments)
 
@@ -110,7 +106,8 @@ class StableDiffusionXL(LatentFamily):
         original, target = told.original_size or size, told.target_size or size
         cond = self.time_ids(original, told.crops_coords_top_left, target, told.aesthetic_score, text)
         uncond = self._negative_time_ids(told, original, target, text) if guided else cond
-        rows = torch.tensor([cond if name == "cond" else uncond for name in branches], dtype=self.dtype)
+        ids = [cond if name in TOLD_THE_PROMPT else uncond for name in branches]
+        rows = torch.tensor(ids, dtype=self.dtype)
         return XLConditions(
             prompt_embeds=_stacked(branches, text.prompt_embeds, text.negative_prompt_embeds),
             add_text_embeds=_stacked(branches, text.pooled_prompt_embeds, text.negative_pooled_prompt_embeds),
@@ -172,9 +169,9 @@ class StableDiffusionXL(LatentFamily):
             subject.negative_texts if guided and uncond is None and not zeros else (),
             subject.negative_prompt_2,
         )
-        laid = clip_text.layout(subject, *((r.tokenizer, r.texts) for r in (*texts, *negatives)))
+        laid = clip_text.layout(subject, *texts, *negatives)
         if subject.texts is not None:
-            whole, made = _read(texts, None, subject.clip_skip, laid)
+            whole, made = clip_text.encode_side_by_side(texts, None, subject.clip_skip, laid)
             pooled = made if pooled is None else pooled
         assert whole is not None
         assert pooled is not None
@@ -182,7 +179,7 @@ class StableDiffusionXL(LatentFamily):
             if zeros:
                 uncond, uncond_pooled = torch.zeros_like(whole), torch.zeros_like(pooled)
             else:
-                uncond, made = _read(negatives, whole.shape[1], None, laid)
+                uncond, made = clip_text.encode_side_by_side(negatives, whole.shape[1], None, laid)
                 uncond_pooled = made if uncond_pooled is None else uncond_pooled
 
         def placed(embeds: torch.Tensor) -> torch.Tensor:
@@ -195,12 +192,13 @@ class StableDiffusionXL(LatentFamily):
             placed(uncond_pooled) if guided and uncond_pooled is not None else None,
         )
 
-    def _readings(self, texts: Sequence[str], seconds: str | list[str] | None) -> list[Reading]:
+    def _readings(self, texts: Sequence[str], seconds: str | list[str] | None) -> list[clip_text.Reading]:
         """Which encoder reads what: ``texts``, and ``seconds`` if there are any for the second encoder."""
-        first = Reading(self.tokenizer, self.text_encoder, texts)
         if self.tokenizer is None:
-            return [Reading(self.tokenizer_2, self.text_encoder_2, texts)]
-        return [first, Reading(self.tokenizer_2, self.text_encoder_2, _spread(seconds, len(texts)) or texts)]
+            return [clip_text.Reading(self.tokenizer_2, self.text_encoder_2, texts)]
+        first = clip_text.Reading(self.tokenizer, self.text_encoder, texts)
+        others = _spread(seconds, len(texts)) or texts
+        return [first, clip_text.Reading(self.tokenizer_2, self.text_encoder_2, others)]
 
     def predict(
         self, latents: torch.Tensor, timestep: torch.Tensor, conditions: Conditions, residuals: Residuals
@@ -278,23 +276,7 @@ class StableDiffusionXLWithAdapter(StableDiffusionXL):
 
 def _stacked(branches: Sequence[str], cond: Any, uncond: Any) -> torch.Tensor:
     """What each branch is told, along the batch: the prompt's, or for any but ``cond`` the negative prompt's."""
-    return torch.cat([cond if name == "cond" else uncond for name in branches])
-
-
-def _read(
-    readings: Sequence[Reading], length: int | None, clip_skip: int | None, laid: clip_text.Layout | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The encoders' states side by side, and the pooled output of the last."""
-    states, pooled = [], None
-    for tokenizer, encoder, texts in readings:
-        if length is None and laid is None:
-            clip_text.warn_of_cut(tokenizer, texts, tokenizer.model_max_length)
-        hidden, pooled = clip_text.encode_penultimate(
-            encoder, tokenizer, texts, length or tokenizer.model_max_length, clip_skip, laid
-        )
-        states.append(hidden)
-    assert pooled is not None
-    return torch.cat(states, dim=-1), pooled
+    return torch.cat([cond if name in TOLD_THE_PROMPT else uncond for name in branches])
 
 
 def _spread(text: str | list[str] | None, count: int) -> tuple[str, ...] | None:
