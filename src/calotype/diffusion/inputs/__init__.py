@@ -11,9 +11,15 @@ from calotype.diffusion.inputs.exchange import EARLIER_CALLBACK, Callbacks, Earl
 from calotype.diffusion.inputs.pictures import Degraded, Depth, Masked, Picture, Size
 from calotype.diffusion.inputs.prompts import Batch, MicroConditions, Original, Prompt, TwoPrompts
 from calotype.diffusion.inputs.steering import Adapted, Attention, Controlled, Guide, ImageGuide
+from calotype.diffusion.inputs.unclip import DecoderWay, PriorWay, ReadText, Seen, SuperResolutionWay
 from calotype.diffusion.inputs.way import Distilled, Noise, Span, Steps
 
 GROUPS: tuple[type[Inputs], ...] = (
+    PriorWay,
+    DecoderWay,
+    SuperResolutionWay,
+    ReadText,
+    Seen,
     ImageGuide,
     Depth,
     Degraded,
@@ -47,6 +53,7 @@ __all__ = [
     "Batch",
     "Callbacks",
     "Controlled",
+    "DecoderWay",
     "Degraded",
     "Depth",
     "Distilled",
@@ -60,10 +67,14 @@ __all__ = [
     "Original",
     "Output",
     "Picture",
+    "PriorWay",
     "Prompt",
+    "ReadText",
+    "Seen",
     "Size",
     "Span",
     "Steps",
+    "SuperResolutionWay",
     "TwoPrompts",
     "argument",
 ]
