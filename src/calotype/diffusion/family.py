@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 
 from calotype.diffusion.conditions import Conditions
-from calotype.diffusion.guidance import Guidance
+from calotype.diffusion.guidance import COND, UNCOND, Guidance
 from calotype.image_processor import VaeImageProcessor
 
 if TYPE_CHECKING:
@@ -24,12 +24,17 @@ if TYPE_CHECKING:
 
 def component(default: Any = MISSING) -> Any:
     """A field that is a component of the pipeline: a model, tokenizer, scheduler or processor."""
-    return field(default=default, metadata={"component": True})
+    return field(default=default, metadata={"component": True, "recorded": True})
 
 
 def option(default: Any) -> Any:
     """A field that is a plain value recorded in ``model_index.json``."""
-    return field(default=default, metadata={"component": False})
+    return field(default=default, metadata={"component": False, "recorded": True})
+
+
+def setting(default: Any) -> Any:
+    """A field that is a plain value of the pipeline object, an attribute that is not saved with it."""
+    return field(default=default, metadata={"component": False, "recorded": False})
 
 
 class Components:
@@ -39,6 +44,11 @@ class Components:
     def components(cls) -> tuple[str, ...]:
         """The names of the fields that are components."""
         return tuple(f.name for f in fields(cls) if f.metadata["component"])  # type: ignore[arg-type]
+
+    @classmethod
+    def settings(cls) -> tuple[str, ...]:
+        """The names of the fields that are attributes of the pipeline and in no file."""
+        return tuple(f.name for f in fields(cls) if not f.metadata["recorded"])  # type: ignore[arg-type]
 
     @classmethod
     def prepared(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -83,6 +93,11 @@ class Family(Components, ABC):
     @abstractmethod
     def guidance(self, arguments: Mapping[str, Any]) -> Guidance:
         """The guidance that a call's arguments ask for."""
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The branches of guidance that its denoiser can predict for, in any task."""
+        return COND, UNCOND
 
     @abstractmethod
     def encode(self, call: Call) -> Conditions:

@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from calotype.core.errors import InputError
+from calotype.diffusion.guidance import Guidance
+from calotype.diffusion.inputs import Guided
+
 if TYPE_CHECKING:
     from calotype.diffusion.controls.control import Control
     from calotype.diffusion.family import Family
@@ -45,6 +49,22 @@ class Parts:
             if self.prefix and name.startswith(f"{self.prefix}_")
         }
         return {**given, **own}
+
+    def guidance(self, arguments: Mapping[str, Any]) -> Guidance:
+        """The argument ``guidance``, or else what the arguments for single scales ask for.
+
+        Raises ``InputError`` for a guidance with branches that the denoiser does not have.
+        """
+        given = Guided.of(arguments).guidance
+        if given is None:
+            return self.task.guidance(self.family, arguments)
+        offered = (*self.family.branches, *self.task.branches)
+        if lacking := [name for name in given.branches if name not in offered]:
+            raise InputError(
+                f"{given} needs predictions for {', '.join(given.branches)}; this pipeline's denoiser has none for "
+                f"{lacking[0]}, only for {', '.join(offered)}."
+            )
+        return given
 
     @property
     def tensor_names(self) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from calotype.core.errors import InputError
-from calotype.diffusion.guidance import Guidance, Unguided, classifier_free
+from calotype.diffusion.guidance import COND, PERTURBED, UNCOND, Guidance, Unguided, classifier_free
 from calotype.diffusion.inputs import Attention, Guide
 
 if TYPE_CHECKING:
@@ -37,13 +37,18 @@ def unet_guidance(unet: Any, arguments: Mapping[str, Any]) -> Guidance:
     return classifier_free(guide.guidance_scale, guide.guidance_rescale)
 
 
+def unet_branches(unet: Any) -> tuple[str, ...]:
+    """The branches that a UNet can predict for; without the prompt none that is told the scale as an embedding."""
+    return (COND, PERTURBED) if unet.config.time_cond_proj_dim is not None else (COND, UNCOND, PERTURBED)
+
+
 def embedded_scale(unet: Any, call: Call) -> torch.Tensor | None:
-    """The guidance scale for a UNet that takes it so, one row a picture; otherwise None."""
+    """The guidance scale for a UNet that takes it so, one row a picture and branch; otherwise None."""
     width = unet.config.time_cond_proj_dim
     if width is None:
         return None
     row = guidance_embedding(Guide.of(call.arguments).guidance_scale, width)
-    return row.to(call.device, call.family.dtype).expand(call.pictures, -1)
+    return row.to(call.device, call.family.dtype).expand(call.pictures * len(call.guidance.branches), -1)
 
 
 def guidance_embedding(scale: float, width: int) -> torch.Tensor:

@@ -10,6 +10,7 @@ import torch
 
 from calotype.diffusion.conditions import repeated
 from calotype.diffusion.family import component, option
+from calotype.diffusion.guidance import TOLD_THE_PROMPT
 from calotype.diffusion.inputs import Original
 from calotype.families.latent_unet import LatentUNetFamily, UNetConditions
 from calotype.families.stable_diffusion import check_safety, screened
@@ -58,7 +59,7 @@ class ImageVariation(LatentUNetFamily):
         cond = repeated(embeds, call.subject.repeats)
         nothing = torch.zeros_like(cond)
         return UNetConditions(
-            torch.cat([cond if name == "cond" else nothing for name in call.guidance.branches])
+            torch.cat([cond if name in TOLD_THE_PROMPT else nothing for name in call.guidance.branches])
         )
 
     def screen(self, images: torch.Tensor) -> tuple[torch.Tensor, list[bool] | None]:

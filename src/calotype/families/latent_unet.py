@@ -13,7 +13,7 @@ from calotype.diffusion import codec
 from calotype.diffusion.conditions import Conditions
 from calotype.diffusion.family import Family
 from calotype.diffusion.guidance import Guidance
-from calotype.families.guided_unet import sample_size, unet_guidance, vae_scale_factor
+from calotype.families.guided_unet import sample_size, unet_branches, unet_guidance, vae_scale_factor
 
 if TYPE_CHECKING:
     from calotype.diffusion.controls.control import Residuals
@@ -88,6 +88,10 @@ class LatentFamily(Family):
 
 class LatentUNetFamily(LatentFamily):
     """A UNet that predicts from latents and ``UNetConditions``; abstract."""
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        return unet_branches(self.unet)
 
     def guidance(self, arguments: Mapping[str, Any]) -> Guidance:
         return unet_guidance(self.unet, arguments)

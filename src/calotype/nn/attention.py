@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,9 @@ from torch import nn
 
 from calotype.core.errors import InputError
 from calotype.nn.norms import SpatialNorm
+
+if TYPE_CHECKING:
+    from calotype.nn.perturbation import Perturbation
 
 logger = logging.getLogger(__name__)
 
@@ -109,13 +112,22 @@ class Attention(nn.Module):
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        perturbation: Perturbation | None = None,
         **cross_attention_kwargs: Any,
     ) -> torch.Tensor:
         """Attend from ``hidden_states`` (batch, n, channels) or (batch, channels, height, width) to a context.
 
         ``encoder_hidden_states`` (batch, m, channels) is the context, by default the input itself;
-        ``attention_mask`` (batch, 1 or n, m) is added to the scores. The other arguments are the processor's.
+        ``attention_mask`` (batch, 1 or n, m) is added to the scores. A ``perturbation`` that concerns this layer puts
+        identity in place of self-attention for a part of the batch. The other arguments are the processor's.
         """
+        if perturbation is not None and perturbation.concerns(self):
+            kept, perturbed = perturbation.split(hidden_states)
+            mask = attention_mask
+            if mask is not None and len(mask) == len(hidden_states):
+                mask, _ = perturbation.split(mask)
+            seen = self(kept, attention_mask=mask, **cross_attention_kwargs)
+            return torch.cat([seen, IdentityAttnProcessor()(self, perturbed)])
         if cross_attention_kwargs:
             cross_attention_kwargs = self._understood(cross_attention_kwargs)
         return self.processor(
@@ -249,21 +261,43 @@ class AttnProcessor:
         attention_mask: torch.Tensor | None = None,
         temb: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        residual = hidden_states
-        if attn.spatial_norm is not None:
-            hidden_states = attn.spatial_norm(hidden_states, temb)
-        sequence = _as_sequence(hidden_states, attn.group_norm)
         context = encoder_hidden_states
         if context is not None and attn.norm_cross is not None:
             context = attn.norm_encoder_hidden_states(context)
 
-        out = attn.attend(*attn.project(sequence, context), attention_mask)
-        out = attn.to_out[1](attn.to_out[0](out))
-        if residual.ndim == 4:
-            out = out.transpose(1, 2).unflatten(2, residual.shape[2:])
-        if attn.residual_connection:
-            out = out + residual
-        return out if attn.rescale_output_factor == 1.0 else out / attn.rescale_output_factor
+        def mix(sequence: torch.Tensor) -> torch.Tensor:
+            return attn.attend(*attn.project(sequence, context), attention_mask)
+
+        return _with_projections(attn, hidden_states, mix, temb)
+
+
+class IdentityAttnProcessor:
+    """Self-attention in which every pixel sees itself alone (https://arxiv.org/abs/2403.17377, eq. 15)."""
+
+    def __call__(
+        self, attn: Attention, hidden_states: torch.Tensor, temb: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        assert attn.to_v is not None
+        return _with_projections(attn, hidden_states, attn.to_v, temb)
+
+
+def _with_projections(
+    attn: Attention,
+    hidden_states: torch.Tensor,
+    mix: Callable[[torch.Tensor], torch.Tensor],
+    temb: torch.Tensor | None,
+) -> torch.Tensor:
+    """``mix`` of the normalised sequence (batch, n, channels) -> (batch, n, inner), and what stands around it."""
+    residual = hidden_states
+    if attn.spatial_norm is not None:
+        hidden_states = attn.spatial_norm(hidden_states, temb)
+    out = mix(_as_sequence(hidden_states, attn.group_norm))
+    out = attn.to_out[1](attn.to_out[0](out))
+    if residual.ndim == 4:
+        out = out.transpose(1, 2).unflatten(2, residual.shape[2:])
+    if attn.residual_connection:
+        out = out + residual
+    return out if attn.rescale_output_factor == 1.0 else out / attn.rescale_output_factor
 
 
 class AttnAddedKVProcessor:

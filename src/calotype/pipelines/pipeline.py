@@ -111,7 +111,8 @@ class DiffusionPipeline(Efficiency, ConfigFile):
     @property
     def _values(self) -> dict[str, Any]:
         options = {k: v for k, v in self.config.items() if k in init_parameters(type(self))}
-        return {**options, **self.components}
+        settings = {name: getattr(self, name) for name in self.family.settings() if hasattr(self, name)}
+        return {**options, **settings, **self.components}
 
     @property
     def device(self) -> torch.device:

@@ -12,14 +12,15 @@ from typing import Any
 
 import torch
 
+from calotype.core.errors import InputError
 from calotype.diffusion.guidance import Guidance
-from calotype.diffusion.inputs import Callbacks
+from calotype.diffusion.inputs import SCALES, Callbacks
 from calotype.diffusion.loop import State
 from calotype.diffusion.parts import Parts
 from calotype.diffusion.tasks.task import Reimpose
 
 _OF_THE_CALL = (
-    "guidance_scale", "image_guidance_scale", "guidance_rescale", "clip_skip", "cross_attention_kwargs", "eta",
+    *SCALES, "clip_skip", "cross_attention_kwargs", "eta",
 )  # fmt: skip
 
 
@@ -37,17 +38,24 @@ class Running:
     def __getattr__(self, name: str) -> Any:
         key = name.removeprefix("_")
         if key in _OF_THE_CALL and key in self._arguments:
+            self._check(key)
             return self._arguments[key]
         return getattr(self._pipe, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         key = name.removeprefix("_")
-        if key in _OF_THE_CALL and key in self._arguments:
+        if key == "guidance" or (key in _OF_THE_CALL and key in self._arguments):
+            self._check(key)
             self._arguments[key] = value
         elif name in self.__dict__:
             self.__dict__[name] = value
         else:
             setattr(self._pipe, name, value)
+
+    def _check(self, name: str) -> None:
+        """Refuse a single scale where it says nothing, since the whole guidance was given."""
+        if name in SCALES and self._arguments.get("guidance") is not None:
+            raise InputError(f"This call was given guidance as a value, not {name}; see pipe.guidance.")
 
     @property
     def interrupt(self) -> bool:
@@ -61,8 +69,8 @@ class Running:
 
     @property
     def guidance(self) -> Guidance:
-        """The guidance that the call's arguments, as they are now, ask for."""
-        return self._parts.task.guidance(self._parts.family, self._arguments)
+        """The guidance that the call's arguments, as they are now, ask for; a callback may set another one."""
+        return self._parts.guidance(self._arguments)
 
 
 def observer(

@@ -9,7 +9,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from calotype.diffusion.family import Components
-from calotype.diffusion.inputs import EARLIER_CALLBACK, GROUPS
+from calotype.diffusion.inputs import ANY, EARLIER_CALLBACK, GROUPS, Guided
 
 _KEYWORDS = inspect.Parameter.POSITIONAL_OR_KEYWORD
 _SELF = inspect.Parameter("self", _KEYWORDS)
@@ -39,13 +39,17 @@ def constructor(
     ]
     signature = inspect.Signature([_SELF, *parameters], return_annotation=None)
     components = [name for name in chosen if known[name].metadata["component"]]
+    settings = [name for name in chosen if not known[name].metadata["recorded"]]
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         bound = signature.bind(self, *args, **kwargs)
         bound.apply_defaults()
         values = family.prepared({k: v for k, v in bound.arguments.items() if k != "self"})
         self.register_modules(**{name: values[name] for name in components})
-        self.register_to_config(**{name: value for name, value in values.items() if name not in components})
+        for name in settings:
+            setattr(self, name, values[name])
+        recorded = {name: value for name, value in values.items() if name not in (*components, *settings)}
+        self.register_to_config(**recorded)
 
     __init__.__signature__ = signature  # type: ignore[attr-defined]
     return __init__
@@ -58,7 +62,7 @@ def call(names: str, *, output: type, earlier_callback: bool = False, **defaults
     What the pipeline's family takes ``beside`` the signature is accepted by name.
     """
     chosen = [_ARGUMENTS[name] for name in names.split()]
-    beside = [f for f in _ARGUMENTS.values() if f.metadata["beside"] in names.split()]
+    beside = [f for f in _ARGUMENTS.values() if f.metadata["beside"] in (ANY, *names.split())]
     parameters = [
         inspect.Parameter(f.name, _KEYWORDS, default=defaults.get(f.name, f.default), annotation=f.type)
         for f in chosen
@@ -71,15 +75,18 @@ def call(names: str, *, output: type, earlier_callback: bool = False, **defaults
         from calotype.pipelines.generation import generate
 
         extra = {
-            f.name: kwargs.pop(f.name) for f in beside if f.name in kwargs and f.name in self.family.beside
+            f.name: kwargs.pop(f.name)
+            for f in beside
+            if f.name in kwargs and (f.metadata["beside"] == ANY or f.name in self.family.beside)
         }
         bound = signature.bind(self, *args, **kwargs)
+        given = set(bound.arguments)
         bound.apply_defaults()
         arguments: dict[str, Any] = dict(bound.arguments)
         arguments.pop("self")
         arguments |= _known(arguments.pop("kwargs", {})) | extra
         with self.offloaded():
-            return generate(self, self.parts(), arguments, output)
+            return generate(self, self.parts(), Guided.settled(arguments, given), output)
 
     __call__.__signature__ = signature  # type: ignore[attr-defined]
     lines = [

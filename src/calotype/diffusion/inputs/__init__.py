@@ -6,11 +6,20 @@ an argument's name, default and description stand in one place.
 
 from __future__ import annotations
 
-from calotype.diffusion.inputs.base import Inputs, argument
+from calotype.diffusion.inputs.base import ANY, Inputs, argument
 from calotype.diffusion.inputs.exchange import EARLIER_CALLBACK, Callbacks, EarlierCallback, Output
 from calotype.diffusion.inputs.pictures import Degraded, Depth, Masked, Picture, Size
 from calotype.diffusion.inputs.prompts import Batch, MicroConditions, Original, Prompt, TwoPrompts
-from calotype.diffusion.inputs.steering import Adapted, Attention, Controlled, Guide, ImageGuide
+from calotype.diffusion.inputs.steering import (
+    SCALES,
+    Adapted,
+    Attention,
+    Controlled,
+    Guide,
+    Guided,
+    ImageGuide,
+    Perturbed,
+)
 from calotype.diffusion.inputs.unclip import DecoderWay, PriorWay, ReadText, Seen, SuperResolutionWay
 from calotype.diffusion.inputs.way import Distilled, Noise, Span, Steps
 
@@ -42,12 +51,16 @@ GROUPS: tuple[type[Inputs], ...] = (
     Attention,
     Callbacks,
     Output,
+    Perturbed,
+    Guided,
 )
 """All groups; where two have an argument of one name, the later describes it."""
 
 __all__ = [
+    "ANY",
     "EARLIER_CALLBACK",
     "GROUPS",
+    "SCALES",
     "Adapted",
     "Attention",
     "Batch",
@@ -59,6 +72,7 @@ __all__ = [
     "Distilled",
     "EarlierCallback",
     "Guide",
+    "Guided",
     "ImageGuide",
     "Inputs",
     "Masked",
@@ -66,6 +80,7 @@ __all__ = [
     "Noise",
     "Original",
     "Output",
+    "Perturbed",
     "Picture",
     "PriorWay",
     "Prompt",

@@ -9,11 +9,14 @@ from typing import Any, Self
 
 from calotype.core.errors import InputError
 
+ANY = "*"
+"""In place of the name of an argument that another goes with: every pipeline takes that one."""
+
 
 def argument(default: Any, doc: str, *, beside: str | None = None) -> Any:
     """A field of an input group: its default value and the sentence that describes it.
 
-    ``beside`` is for an argument that no public signature has: the name of the argument that it goes with.
+    ``beside`` is for an argument that no public signature has: the name of the argument that it goes with, or ``ANY``.
     """
     return field(default=default, metadata={"doc": doc, "beside": beside}, kw_only=beside is not None)
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any
 
 import torch
 
 from calotype.core.errors import InputError
-from calotype.diffusion.inputs.base import Inputs, argument, finite
+from calotype.diffusion.guidance import Guidance
+from calotype.diffusion.inputs.base import ANY, Inputs, argument, finite
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,66 @@ class ImageGuide(Inputs):
 
     def __post_init__(self) -> None:
         finite("image_guidance_scale", self.image_guidance_scale)
+
+
+@dataclass(frozen=True)
+class Perturbed(Inputs):
+    """How strongly perturbed attention steers."""
+
+    pag_scale: float = argument(
+        3.0, "How far to go from what the model sees with perturbed attention (arXiv:2403.17377); 0 turns it off."
+    )
+    pag_adaptive_scale: float = argument(
+        0.0, "How much pag_scale falls with each timestep below 1000; above 0 it acts on early steps most."
+    )
+
+    def __post_init__(self) -> None:
+        finite("pag_scale", self.pag_scale)
+        finite("pag_adaptive_scale", self.pag_adaptive_scale)
+
+
+SCALES = tuple(f.name for group in (Guide, ImageGuide, Perturbed) for f in fields(group))
+"""The arguments in whose place ``guidance`` stands."""
+
+
+@dataclass(frozen=True)
+class Guided(Inputs):
+    """Guidance as one value."""
+
+    guidance: Guidance | None = argument(
+        None,
+        "Guidance as one value of calotype.guidance, such as ClassifierFree(7.5) + PerturbedAttention(3.0) or "
+        "Interval(ClassifierFree(7.5), 0.1, 0.8), in place of guidance_scale and what goes with it; or that scale.",
+        beside=ANY,
+    )
+
+    def __post_init__(self) -> None:
+        if self.guidance is not None and not isinstance(self.guidance, Guidance):
+            raise InputError(
+                f"guidance must be a number or a guidance such as calotype.guidance.ClassifierFree(7.5), not "
+                f"{self.guidance!r}."
+            )
+
+    @staticmethod
+    def settled(arguments: Mapping[str, Any], given: Container[str]) -> dict[str, Any]:
+        """A call's arguments with ``guidance`` apart: a number is the scale, and nothing is said twice.
+
+        ``given`` are the names of the arguments that the caller gave. Raises ``InputError`` where a scale is one of
+        them beside ``guidance``, or where the pipeline takes no scale.
+        """
+        guidance = arguments.get("guidance")
+        if guidance is None:
+            return {name: value for name, value in arguments.items() if name != "guidance"}
+        for name in SCALES:
+            if name in arguments and name in given:
+                raise InputError(
+                    f"Both guidance and {name} are given; they say the same thing, so give one of them."
+                )
+        if not isinstance(guidance, Real) or isinstance(guidance, bool):
+            return dict(arguments)
+        if "guidance_scale" not in arguments:
+            raise InputError(f"This pipeline takes no guidance scale, so guidance={guidance} has no meaning here.")
+        return {**arguments, "guidance_scale": guidance, "guidance": None}
 
 
 @dataclass(frozen=True)
