@@ -36,7 +36,8 @@ def test_it_weighs_little() -> None:
 
 
 def test_it_is_a_stable_diffusion_checkpoint(pocket: Any) -> None:
-    assert type(pocket) is calotype.StableDiffusionPipeline
+    assert isinstance(pocket, calotype.StableDiffusionPipeline)
+    assert type(calotype.DiffusionPipeline.from_pretrained(FOLDER)) is calotype.StableDiffusionPipeline
     assert pocket.unet.config.sample_size * pocket.vae_scale_factor == 128
 
 

@@ -8,8 +8,13 @@ from typing import Any
 
 import torch
 
+from calotype.core import hub
+from calotype.core.config import read_json
 from calotype.core.errors import ModelFilesError
+from calotype.pipelines.components import INDEX
+from calotype.pipelines.control import COMPONENTS
 from calotype.pipelines.pipeline import DiffusionPipeline
+from calotype.pipelines.versatile import versatile
 
 BUNDLED = {"pocket": Path(__file__).parents[1] / "pocket" / "weights"}
 """The checkpoints that come with the package, by name."""
@@ -42,11 +47,19 @@ def load(
 ) -> Any:
     """A pipeline by the name of a bundled checkpoint (``"pocket"``), a folder or a Hub repository, on ``device``.
 
+    What it makes follows from what it is given: ``pipe("a fox")``, ``pipe("a fox", image=photo, strength=0.6)``,
+    ``pipe("a fox", image=photo, mask_image=mask, control=[canny, depth])``; ``pipe.tasks`` lists what the checkpoint
+    can do. ``controlnet`` and ``adapter`` (a model, or a list) are the models for ``control``.
+
     The default device is the accelerator if there is one; the default type is float16 there and float32 on the CPU.
     Other arguments are those of ``DiffusionPipeline.from_pretrained``.
     """
-    place = torch.device(device) if device is not None else default_device()
+    where = torch.device(device) if device is not None else default_device()
     if torch_dtype is None:
-        torch_dtype = torch.float32 if place.type == "cpu" else torch.float16
-    pipe = DiffusionPipeline.from_pretrained(locate(name_or_path), torch_dtype=torch_dtype, **kwargs)
-    return pipe.to(place)
+        torch_dtype = torch.float32 if where.type == "cpu" else torch.float16
+    place = locate(name_or_path)
+    index = read_json(hub.find_file(place, INDEX, options=hub.HubOptions.take(dict(kwargs))))
+    declared = DiffusionPipeline._class_for(index, place)
+    steering = (name for name in COMPONENTS if (index.get(name) or [None])[0] or kwargs.get(name) is not None)
+    chosen = versatile(declared.__name__, tuple(steering)) or declared
+    return chosen.from_pretrained(place, torch_dtype=torch_dtype, **kwargs).to(where)

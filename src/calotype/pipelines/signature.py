@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import inspect
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
 from calotype.diffusion.family import Components
 from calotype.diffusion.inputs import ANY, EARLIER_CALLBACK, GROUPS, Guided
+from calotype.diffusion.parts import Parts
 
 _KEYWORDS = inspect.Parameter.POSITIONAL_OR_KEYWORD
-_SELF = inspect.Parameter("self", _KEYWORDS)
+SELF = inspect.Parameter("self", _KEYWORDS)
 _ARGUMENTS = {f.name: f for group in GROUPS for f in fields(group)}
 
 
@@ -37,7 +38,7 @@ def constructor(
         )
         for name in chosen
     ]
-    signature = inspect.Signature([_SELF, *parameters], return_annotation=None)
+    signature = inspect.Signature([SELF, *parameters], return_annotation=None)
     components = [name for name in chosen if known[name].metadata["component"]]
     settings = [name for name in chosen if not known[name].metadata["recorded"]]
 
@@ -62,43 +63,61 @@ def call(names: str, *, output: type, earlier_callback: bool = False, **defaults
     What the pipeline's family takes ``beside`` the signature is accepted by name.
     """
     chosen = [_ARGUMENTS[name] for name in names.split()]
-    beside = [f for f in _ARGUMENTS.values() if f.metadata["beside"] in (ANY, *names.split())]
     parameters = [
         inspect.Parameter(f.name, _KEYWORDS, default=defaults.get(f.name, f.default), annotation=f.type)
         for f in chosen
     ]
     if earlier_callback:
         parameters.append(inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD))
-    signature = inspect.Signature([_SELF, *parameters], return_annotation=f"{output.__name__} | tuple")
+    signature = inspect.Signature([SELF, *parameters], return_annotation=f"{output.__name__} | tuple")
 
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        from calotype.pipelines.generation import generate
-
-        extra = {
-            f.name: kwargs.pop(f.name)
-            for f in beside
-            if f.name in kwargs and (f.metadata["beside"] == ANY or f.name in self.family.beside)
-        }
+        extra = {name: kwargs.pop(name) for name in beside(names.split(), self.family) if name in kwargs}
         bound = signature.bind(self, *args, **kwargs)
         given = set(bound.arguments)
         bound.apply_defaults()
         arguments: dict[str, Any] = dict(bound.arguments)
         arguments.pop("self")
         arguments |= _known(arguments.pop("kwargs", {})) | extra
-        with self.offloaded():
-            return generate(self, self.parts(), Guided.settled(arguments, given), output)
+        return run(self, self.parts(), arguments, given, output)
 
     __call__.__signature__ = signature  # type: ignore[attr-defined]
-    lines = [
-        textwrap.fill(
-            f"{f.name}: {f.metadata['doc']}", 110, initial_indent="    ", subsequent_indent="        "
-        )
-        for f in (*chosen, *beside)
-    ]
-    __call__.__doc__ = "\n".join(
-        ["Make pictures.", "", "Arguments:", *lines, "", f"Returns: {output.__name__}."]
-    )
+    __call__.output = output  # type: ignore[attr-defined]
+    docs = {name: documentation(name) for name in (*names.split(), *beside(names.split(), None))}
+    __call__.__doc__ = described("Make pictures.", "Arguments:", docs) + f"\n\nReturns: {output.__name__}."
     return __call__
+
+
+def run(pipe: Any, parts: Parts, arguments: dict[str, Any], given: set[str], output: type) -> Any:
+    """Run ``parts`` of a pipeline with all arguments of its call, of which ``given`` are the user's own."""
+    from calotype.pipelines.generation import generate
+
+    with pipe.offloaded():
+        return generate(pipe, parts, Guided.settled(arguments, given), output)
+
+
+def beside(names: Collection[str], family: type[Components] | None) -> list[str]:
+    """The arguments that a family (None: any) takes beside a signature of these names."""
+    anchored = [f for f in _ARGUMENTS.values() if f.metadata["beside"] in (ANY, *names)]
+    return [
+        f.name
+        for f in anchored
+        if family is None or f.metadata["beside"] == ANY or f.name in family.beside  # type: ignore[attr-defined]
+    ]
+
+
+def documentation(name: str) -> str:
+    """What the argument of this name means."""
+    return str(_ARGUMENTS[name].metadata["doc"])
+
+
+def described(summary: str, heading: str, docs: Mapping[str, str]) -> str:
+    """The docstring of a call: a summary, and its arguments with what they mean."""
+    lines = [
+        textwrap.fill(f"{name}: {doc}", 110, initial_indent="    ", subsequent_indent="        ")
+        for name, doc in docs.items()
+    ]
+    return "\n".join([summary, "", heading, *lines])
 
 
 def _known(extra: dict[str, Any]) -> dict[str, Any]:

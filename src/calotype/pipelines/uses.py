@@ -1,0 +1,69 @@
+"""What can be made with a family's checkpoints: which inputs ask for it, and the public classes that declare it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from calotype.pipelines.components import public_class
+
+
+class Use(NamedTuple):
+    """One thing to make: ``needs`` are the pictures that ask for it, ``plain`` the class that declares it.
+
+    ``controls`` names the classes that declare it with a further component, by that component's name.
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    plain: str
+    controls: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of all classes that declare this use."""
+        return self.plain, *(name for _, name in self.controls)
+
+    def declared(self, component: str | None = None) -> Any:
+        """The class that declares this use with a component, or the plain one where there is none."""
+        return public_class(dict(self.controls).get(component or "", self.plain))
+
+
+def _usual(prefix: str) -> tuple[Use, ...]:
+    """The uses of a family by the names that their classes have had from the start."""
+
+    def use(name: str, end: str, *needs: str, **more: str) -> Use:
+        controls = {"controlnet": f"{prefix}ControlNet{end}Pipeline", **more}
+        return Use(name, needs, f"{prefix}{end}Pipeline", tuple(controls.items()))
+
+    return (
+        use("text-to-image", "", adapter=f"{prefix}AdapterPipeline"),
+        use("image-to-image", "Img2Img", "image"),
+        use("inpainting", "Inpaint", "image", "mask_image"),
+        Use("editing", ("image",), f"{prefix}InstructPix2PixPipeline"),
+    )
+
+
+USES: dict[str, tuple[Use, ...]] = {
+    "stable-diffusion": _usual("StableDiffusion"),
+    "stable-diffusion-xl": _usual("StableDiffusionXL"),
+    "latent-consistency": (
+        Use("text-to-image", (), "LatentConsistencyModelPipeline"),
+        Use("image-to-image", ("image",), "LatentConsistencyModelImg2ImgPipeline"),
+    ),
+    "stable-diffusion-depth": (Use("depth-to-image", ("image",), "StableDiffusionDepth2ImgPipeline"),),
+    "stable-diffusion-upscaler": (Use("upscaling", ("image",), "StableDiffusionUpscalePipeline"),),
+    "latent-upscaler": (Use("upscaling", ("image",), "StableDiffusionLatentUpscalePipeline"),),
+    "image-variation": (Use("variation", ("image",), "StableDiffusionImageVariationPipeline"),),
+    "ddpm": (Use("unconditional", (), "DDPMPipeline"),),
+    "ddim": (Use("unconditional", (), "DDIMPipeline"),),
+}
+"""Family -> its uses; which of them a checkpoint serves follows from what its denoiser reads."""
+
+
+def uses_of(class_name: str) -> tuple[Use, tuple[Use, ...]] | None:
+    """The use that a pipeline class declares and all uses of its family; None for a class that stands for itself."""
+    for uses in USES.values():
+        for use in uses:
+            if class_name in use.classes:
+                return use, uses
+    return None
