@@ -20,6 +20,7 @@ _HOME = {
         "AutoPipelineForInpainting",
         "AutoPipelineForText2Image",
     ),
+    "calotype.pipelines.control": ("control",),
     "calotype.pipelines.controlnet": (
         "StableDiffusionControlNetImg2ImgPipeline",
         "StableDiffusionControlNetInpaintPipeline",
