@@ -194,7 +194,7 @@ def _compiled(objective: nn.Module, say: Callable[[str], None]) -> Objective:
             say(f"WARNING: compiling failed, training goes on uncompiled, more slowly: {error}"[:1500])
             compiled = None
         objective.zero_grad(set_to_none=True)
-        return (compiled or objective)(batch)
+        return (objective if compiled is None else compiled)(batch)
 
     return compute
 
