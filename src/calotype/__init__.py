@@ -34,6 +34,18 @@ _HOME = {
         "LatentConsistencyModelPipeline",
     ),
     "calotype.pipelines.load": ("load",),
+    "calotype.pipelines.pag": (
+        "StableDiffusionControlNetPAGInpaintPipeline",
+        "StableDiffusionControlNetPAGPipeline",
+        "StableDiffusionPAGImg2ImgPipeline",
+        "StableDiffusionPAGInpaintPipeline",
+        "StableDiffusionPAGPipeline",
+        "StableDiffusionXLControlNetPAGImg2ImgPipeline",
+        "StableDiffusionXLControlNetPAGPipeline",
+        "StableDiffusionXLPAGImg2ImgPipeline",
+        "StableDiffusionXLPAGInpaintPipeline",
+        "StableDiffusionXLPAGPipeline",
+    ),
     "calotype.pipelines.outputs": ("ImagePipelineOutput",),
     "calotype.pipelines.pipeline": ("DiffusionPipeline",),
     "calotype.pipelines.safety_checker": ("StableDiffusionSafetyChecker",),
@@ -117,10 +129,15 @@ _HOME = {
 
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
-__all__ = ["__version__", *_MODULE_OF]
+_MODULES = ("guidance",)
+"""The public modules."""
+
+__all__ = ["__version__", *_MODULE_OF, *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"calotype.{name}")
     if name not in _MODULE_OF:
         raise AttributeError(f"calotype has no {name!r}.")
     value = getattr(importlib.import_module(_MODULE_OF[name]), name)

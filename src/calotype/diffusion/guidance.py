@@ -271,10 +271,10 @@ def perturbed(base: Guidance, scale: float, layers: str | Sequence[str], adaptiv
 
 def layer_names(layers: str | Sequence[str]) -> tuple[str, ...]:
     """One name or several as a tuple; ``InputError`` for what is no name."""
-    names = (layers,) if isinstance(layers, str) else tuple(layers)
-    if not all(isinstance(name, str) and name for name in names):
+    names = (layers,) if isinstance(layers, str) else layers
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name for name in names):
         raise InputError(f"The layers to perturb must be a name or a list of names, not {layers!r}.")
-    return names
+    return tuple(names)
 
 
 def _finite(name: str, value: float) -> None:
