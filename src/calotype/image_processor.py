@@ -127,6 +127,15 @@ def _grown(start: int, end: int, length: int, limit: int) -> tuple[int, int]:
     return start, min(end, limit)
 
 
+def as_rgb(image: Image) -> Image:
+    """A PIL image of any mode with three channels of eight bits; those of sixteen bits are scaled, not cut off."""
+    if image.mode.startswith("I;16"):
+        from PIL import Image
+
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")
+
+
 def as_list(image: Any) -> list[Any]:
     """One picture or several of one kind as a list; ``InputError`` for anything that is no picture."""
     items = list(image) if isinstance(image, list | tuple) else [image]
@@ -192,7 +201,7 @@ class VaeImageProcessor(ConfigMixin):
     @staticmethod
     def convert_to_rgb(image: Image) -> Image:
         """The picture with three channels."""
-        return image.convert("RGB")
+        return as_rgb(image)
 
     @staticmethod
     def convert_to_grayscale(image: Image) -> Image:
@@ -249,8 +258,8 @@ class VaeImageProcessor(ConfigMixin):
                 size = self.get_default_height_width(items[0], height, width)
                 items = [self.resize(item, *size, resize_mode=resize_mode) for item in items]
             if config.do_convert_rgb or config.do_convert_grayscale:
-                mode = "RGB" if config.do_convert_rgb else "L"
-                items = [item.convert(mode) for item in items]
+                convert = self.convert_to_rgb if config.do_convert_rgb else self.convert_to_grayscale
+                items = [convert(item) for item in items]
             pixels = numpy_to_pt(pil_to_numpy(items))
         else:
             if isinstance(items[0], np.ndarray):

@@ -129,8 +129,10 @@ class Family(Components, ABC):
 
     @property
     def image_processor(self) -> VaeImageProcessor:
-        """Prepares pictures: in [-1, 1], in a size that the latents divide."""
-        return VaeImageProcessor(vae_scale_factor=self.scale_factor, vae_latent_channels=self.latent_channels)
+        """Prepares pictures: RGB in [-1, 1], in a size that the latents divide."""
+        return VaeImageProcessor(
+            vae_scale_factor=self.scale_factor, vae_latent_channels=self.latent_channels, do_convert_rgb=True
+        )
 
     @property
     def mask_processor(self) -> VaeImageProcessor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -40,6 +40,8 @@ class LatentFamily(Family):
 
     vae: AutoencoderKL
     unet: UNet2DConditionModel
+
+    beside: ClassVar[tuple[str, ...]] = ("composite",)
 
     @property
     def scale_factor(self) -> int:

@@ -66,6 +66,12 @@ class Masked(Inputs):
     padding_mask_crop: int | None = argument(
         None, "Work on the region around the mask alone, with so many pixels of margin, and paste it back."
     )
+    composite: bool = argument(
+        False,
+        "Whether to paste what was made into the picture, in its own size, so that no pixel where the mask is black "
+        "changes.",
+        beside="mask_image",
+    )
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,11 @@ from calotype.diffusion.inputs import Masked, Output, Picture, Size, Span
 from calotype.diffusion.tasks.from_image import encoded, later_part, repeated_to
 from calotype.diffusion.tasks.from_noise import initial_noise
 from calotype.diffusion.tasks.task import Path, Start, Task, picture_size
-from calotype.image_processor import is_pil
+from calotype.image_processor import as_list, as_rgb, is_pil
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from calotype.diffusion.call import Call
     from calotype.diffusion.family import Family
     from calotype.diffusion.loop import State
@@ -51,13 +53,20 @@ class Inpaint(Task):
             raise InputError(
                 f"{name} is not given; inpainting needs the picture and the mask of what to replace."
             )
-        if masked.padding_mask_crop is not None:
-            if not is_pil(picture.image) or not is_pil(masked.mask_image):
-                raise InputError("padding_mask_crop needs image and mask_image as PIL images.")
-            if Output.of(arguments).output_type != "pil":
+        cropped = masked.padding_mask_crop is not None
+        if cropped or masked.composite:
+            name = "padding_mask_crop" if cropped else "composite"
+            given = [*as_list(picture.image), *as_list(masked.mask_image)]
+            if not all(is_pil(one) for one in given) or (cropped and len(given) > 2):
                 raise InputError(
-                    "padding_mask_crop needs output_type='pil', since it pastes into the picture."
+                    f"{name} needs image and mask_image as PIL images{', one of each' if cropped else ''}."
                 )
+            if cropped and given[0].size != given[1].size:
+                raise InputError(
+                    f"padding_mask_crop needs a mask as large as the picture, {given[0].size}, not {given[1].size}."
+                )
+            if Output.of(arguments).output_type != "pil":
+                raise InputError(f"{name} needs output_type='pil', since it pastes into the picture.")
 
     def beside(self, family: Family) -> tuple[int, ...]:
         """Nothing, with any checkpoint; mask and masked picture, with one trained for inpainting."""
@@ -113,12 +122,25 @@ class Inpaint(Task):
         return find(masked.mask_image, call.width, call.height, pad=masked.padding_mask_crop)
 
     def finish(self, call: Call, images: Any, output_type: str) -> Any:
-        """Paste what was made into the picture, where only the region around the mask was worked on."""
-        box = self._box(call)
-        if box is None or output_type != "pil":
+        """Paste what was made into the picture, where that was asked for or only a region of it was worked on."""
+        box, masked = self._box(call), Masked.of(call.arguments)
+        if output_type != "pil" or (box is None and not masked.composite):
             return images
-        mask, image = Masked.of(call.arguments).mask_image, Picture.of(call.arguments).image
-        return [call.family.image_processor.apply_overlay(mask, image, made, box) for made in images]
+        pictures, masks = as_list(Picture.of(call.arguments).image), as_list(masked.mask_image)
+        return [
+            pasted(call, made, pictures[i % len(pictures)], masks[i % len(masks)], box)
+            for i, made in enumerate(images)
+        ]
+
+
+def pasted(
+    call: Call, made: Image, picture: Image, mask: Image, box: tuple[int, int, int, int] | None
+) -> Image:
+    """``made`` in place of what the mask marks in the picture, in the picture's size; RGB."""
+    mask = mask if mask.size == picture.size else mask.resize(picture.size, resample=0)  # 0 is: nearest
+    if box is None and made.size != picture.size:
+        made = call.family.image_processor.resize(made, picture.height, picture.width)
+    return call.family.image_processor.apply_overlay(mask, as_rgb(picture), made, box)
 
 
 def around(
