@@ -25,7 +25,7 @@ class VAESettings:
     warmup: int = 300
     sharpness: float = 1.0
     kl: float = 1e-4
-    color: float = 0.0
+    color: float = 4.0
     attention: bool = True
     """between the two residual blocks at the bottom"""
     ema_decay: float = 0.999
