@@ -29,6 +29,11 @@ _HOME = {
         "StableDiffusionXLControlNetInpaintPipeline",
         "StableDiffusionXLControlNetPipeline",
     ),
+    "calotype.pipelines.controlnet_union": (
+        "StableDiffusionXLControlNetUnionImg2ImgPipeline",
+        "StableDiffusionXLControlNetUnionInpaintPipeline",
+        "StableDiffusionXLControlNetUnionPipeline",
+    ),
     "calotype.pipelines.latent_consistency": (
         "LatentConsistencyModelImg2ImgPipeline",
         "LatentConsistencyModelPipeline",

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 from calotype.core import hub
 from calotype.core.config import init_parameters, read_json
 from calotype.core.errors import InputError, UnknownClassError
-from calotype.pipelines.components import INDEX, public_class
+from calotype.pipelines.components import INDEX, library_of, public_class
 from calotype.pipelines.pipeline import DiffusionPipeline
 
 
@@ -19,10 +19,16 @@ class Kind(NamedTuple):
     control: str | None = None
 
 
-def _family(prefix: str) -> dict[Kind, str]:
-    """The classes of a family by the names that they have had from the start."""
+UNIONS = ("ControlNetUnionModel", "MultiControlNetUnionModel")
+"""The classes of ControlNets that have pipelines of their own."""
+
+
+def _family(prefix: str, *more: str) -> dict[Kind, str]:
+    """The classes of a family by the names that they have had from the start; ``more`` are controls of some alone."""
     tasks = {"text-to-image": "", "image-to-image": "Img2Img", "inpainting": "Inpaint"}
-    controls = {None: "", "controlnet": "ControlNet"}
+    controls = {None: "", "controlnet": "ControlNet"} | {
+        f"controlnet-{name.lower()}": f"ControlNet{name}" for name in more
+    }
     return {
         Kind(task, control): f"{prefix}{middle}{end}Pipeline"
         for task, end in tasks.items()
@@ -32,7 +38,7 @@ def _family(prefix: str) -> dict[Kind, str]:
 
 FAMILIES: dict[str, dict[Kind, str]] = {
     "stable-diffusion": _family("StableDiffusion"),
-    "stable-diffusion-xl": _family("StableDiffusionXL"),
+    "stable-diffusion-xl": _family("StableDiffusionXL", "Union"),
     "latent-consistency": {
         Kind("text-to-image"): "LatentConsistencyModelPipeline",
         Kind("image-to-image"): "LatentConsistencyModelImg2ImgPipeline",
@@ -63,9 +69,22 @@ def class_for(task: str, class_name: str, control: str | None) -> type[Diffusion
 def _control(given: dict[str, Any], pipeline: DiffusionPipeline | None = None) -> str | None:
     """Which control is asked for by an argument, or is in the pipeline already; None for one that is switched off."""
     if "controlnet" in given:
-        return "controlnet" if given["controlnet"] is not None else None
-    has = pipeline is not None and "controlnet" in init_parameters(type(pipeline))
-    return "controlnet" if has else None
+        return _kind_of_controlnet(given["controlnet"])
+    if pipeline is None or "controlnet" not in init_parameters(type(pipeline)):
+        return None
+    return _kind_of_controlnet(pipeline.components["controlnet"])
+
+
+def _kind_of_controlnet(net: Any) -> str | None:
+    """The control that a ControlNet, or a list of them, is; None where there is none."""
+    if net is None:
+        return None
+    first = net[0] if isinstance(net, list | tuple) and net else net
+    return _control_named(library_of(first)[1])
+
+
+def _control_named(class_name: str | None) -> str:
+    return "controlnet-union" if class_name in UNIONS else "controlnet"
 
 
 class AutoPipeline:
@@ -92,9 +111,7 @@ class AutoPipeline:
         name = index.get("_class_name")
         if not isinstance(name, str):
             raise InputError(f"The {INDEX} of {os.fspath(pretrained_model_or_path)} names no pipeline class.")
-        control = _control(kwargs) or (
-            "controlnet" if _stored(index) and "controlnet" not in kwargs else None
-        )
+        control = _control(kwargs) if "controlnet" in kwargs else _stored(index)
         return class_for(cls.task, name, control).from_pretrained(pretrained_model_or_path, **kwargs)
 
     @classmethod
@@ -109,10 +126,10 @@ class AutoPipeline:
         return class_for(cls.task, type(pipeline).__name__, control).from_pipe(pipeline, **kwargs)
 
 
-def _stored(index: dict[str, Any]) -> bool:
-    """Whether a checkpoint brings ControlNets of its own."""
+def _stored(index: dict[str, Any]) -> str | None:
+    """Which control a checkpoint brings of its own."""
     entry = index.get("controlnet")
-    return isinstance(entry, list) and entry[:1] != [None]
+    return _control_named(entry[-1]) if isinstance(entry, list) and entry[:1] != [None] else None
 
 
 class AutoPipelineForText2Image(AutoPipeline):

@@ -130,6 +130,9 @@ class Controlled(Inputs):
         0.0, "The fraction of the steps at which it begins."
     )
     control_guidance_end: float | list[float] = argument(1.0, "The fraction of the steps at which it ends.")
+    control_mode: int | list[int] | list[list[int]] | None = argument(
+        None, "The kind of each picture, as its number in a ControlNet that reads several kinds."
+    )
 
     def ranges(self, count: int) -> list[tuple[float, float]]:
         """Beginning and end for each of ``count`` ControlNets; ``InputError`` for what is no range in [0, 1]."""
