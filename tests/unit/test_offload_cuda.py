@@ -1,0 +1,180 @@
+"""Offloading on CUDA: the same pictures as with all models there, in less memory, which is given back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import calotype
+from tests.tiny import stable_diffusion_folder, stable_diffusion_xl_folder
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+WIDE = {"block_out_channels": (256, 512), "norm_num_groups": 32}
+"""A UNet of some 100 MB, against which the other models and the activations count little."""
+MODES = ("enable_model_cpu_offload", "enable_sequential_cpu_offload")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stable_diffusion_folder(tmp_path_factory.mktemp("models") / "tiny", calotype, unet=WIDE)
+
+
+@pytest.fixture(scope="module")
+def xl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stable_diffusion_xl_folder(tmp_path_factory.mktemp("models") / "xl", calotype)
+
+
+def load(folder: Path, **options: Any) -> Any:
+    pipe = calotype.DiffusionPipeline.from_pretrained(folder, **options)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def picture(pipe: Any, seed: int = 0, **arguments: Any) -> torch.Tensor:
+    generator = torch.Generator("cuda").manual_seed(seed)
+    return pipe("a ball", num_inference_steps=3, output_type="pt", generator=generator, **arguments).images
+
+
+def peak_bytes(function: Callable[[], Any]) -> int:
+    """The most memory held during ``function`` beyond what was held before."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    function()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def weights(model: torch.nn.Module) -> int:
+    return sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_picture_is_that_of_a_pipeline_on_cuda(folder: Path, mode: str) -> None:
+    expected = picture(load(folder).to("cuda"))
+    pipe = load(folder)
+    getattr(pipe, mode)()
+    assert pipe._execution_device.type == "cuda"
+    assert pipe.device.type == "cpu"
+    for _ in range(2):
+        found = picture(pipe)
+        assert found.device.type == "cuda"
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_memory_is_saved_and_given_back(folder: Path, mode: str) -> None:
+    pipe = load(folder)
+    picture(pipe.to("cuda"))  # the libraries' own workspaces
+    pipe.to("cpu")
+    unet = weights(pipe.unet)
+    getattr(pipe, mode)()
+    before = torch.cuda.memory_allocated()
+    with torch.no_grad():
+        sample, states = torch.randn(1, 4, 8, 8, device="cuda"), torch.randn(1, 16, 32, device="cuda")
+        most = peak_bytes(lambda: pipe.unet(sample, 1, states))
+        del sample, states
+    if mode == "enable_sequential_cpu_offload":
+        assert most < 0.5 * unet
+    else:
+        assert unet <= most < 1.5 * unet
+    picture(pipe)
+    assert torch.cuda.memory_allocated() - before < 0.01 * unet
+
+
+def test_the_models_take_turns(folder: Path) -> None:
+    pipe = load(folder)
+    pipe.enable_model_cpu_offload()
+    there: list[dict[str, str]] = []
+
+    def note(running: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        there.append({k: next(m.parameters()).device.type for k, m in pipe._modules_by_name.items()})
+        return tensors
+
+    picture(pipe, callback_on_step_end=note)
+    assert there[-1] == {"unet": "cuda", "vae": "cpu", "text_encoder": "cpu"}
+    assert {m.device.type for m in pipe._modules_by_name.values()} == {"cpu"}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_half_precision_with_an_autoencoder_in_float32(xl_folder: Path, mode: str) -> None:
+    half = {"torch_dtype": torch.float16}
+    expected = picture(load(xl_folder, **half).to("cuda"))
+    pipe = load(xl_folder, **half)
+    getattr(pipe, mode)()
+    torch.testing.assert_close(picture(pipe), expected, atol=5e-3, rtol=0)
+    start = torch.rand(1, 3, 64, 64)
+    again = calotype.StableDiffusionXLImg2ImgPipeline.from_pipe(pipe)
+    again.set_progress_bar_config(disable=True)
+    assert picture(again, image=start, strength=0.9).isfinite().all()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_controlnet_comes_too(folder: Path, mode: str) -> None:
+    base = load(folder)
+    pipe = calotype.StableDiffusionControlNetPipeline(
+        **base.components, controlnet=calotype.ControlNetModel.from_unet(base.unet)
+    )
+    pipe.set_progress_bar_config(disable=True)
+    start = torch.rand(1, 3, 64, 64)
+    expected = picture(pipe.to("cuda"), image=start)
+    getattr(pipe.to("cpu"), mode)()
+    torch.testing.assert_close(picture(pipe, image=start), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_threads_share_an_offloaded_pipeline(folder: Path, mode: str) -> None:
+    pipe = load(folder)
+    getattr(pipe, mode)()
+    expected = [picture(pipe, seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda seed: picture(pipe, seed), range(4)))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+
+def test_hooks_removed_the_pipeline_is_an_ordinary_one(folder: Path) -> None:
+    pipe = load(folder)
+    expected = picture(load(folder).to("cuda"))
+    for mode in MODES:
+        getattr(pipe, mode)(gpu_id=0)
+        assert pipe._execution_device == torch.device("cuda", 0)
+    pipe.remove_all_hooks()
+    torch.testing.assert_close(picture(pipe.to("cuda")), expected, atol=1e-5, rtol=0)
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    # time and memory with a UNet and an autoencoder of the sizes of Stable Diffusion 1.5, random weights, float16
+    with tempfile.TemporaryDirectory() as place:
+        pipe = load(stable_diffusion_folder(Path(place) / "tiny", calotype), torch_dtype=torch.float16)
+    pipe.unet = calotype.UNet2DConditionModel(cross_attention_dim=32).half().eval()
+    channels = (128, 256, 512, 512)
+    pipe.vae = calotype.AutoencoderKL(
+        block_out_channels=channels,
+        layers_per_block=2,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+    )
+    pipe.vae.half().eval()
+    for mode in (None, *MODES):
+        pipe.to("cuda") if mode is None else getattr(pipe.to("cpu"), mode)()
+        arguments = {"height": 512, "width": 512, "num_inference_steps": 20, "output_type": "latent"}
+        try:
+            for _ in range(2):
+                torch.cuda.reset_peak_memory_stats()
+                start = time.perf_counter()
+                pipe("a ball", **arguments)
+                torch.cuda.synchronize()
+            seconds, most = time.perf_counter() - start, torch.cuda.max_memory_allocated() / 2**20
+            print(f"{mode or 'all on cuda':32s} {seconds:6.2f} s  {most:6.0f} MiB at most")
+        except Exception as error:
+            print(f"{mode or 'all on cuda':32s} {type(error).__name__}: {error!s:.200}")
