@@ -7,6 +7,7 @@ an argument's name, default and description stand in one place.
 from __future__ import annotations
 
 from calotype.diffusion.inputs.base import ANY, Inputs, argument
+from calotype.diffusion.inputs.embeds import Embedded, Hinted
 from calotype.diffusion.inputs.exchange import EARLIER_CALLBACK, Callbacks, EarlierCallback, Output
 from calotype.diffusion.inputs.pictures import Degraded, Depth, Masked, Picture, Size
 from calotype.diffusion.inputs.prompts import Batch, MicroConditions, Original, Prompt, TwoPrompts
@@ -32,6 +33,8 @@ GROUPS: tuple[type[Inputs], ...] = (
     ImageGuide,
     Depth,
     Degraded,
+    Embedded,
+    Hinted,
     Original,
     Distilled,
     EarlierCallback,
@@ -71,8 +74,10 @@ __all__ = [
     "Depth",
     "Distilled",
     "EarlierCallback",
+    "Embedded",
     "Guide",
     "Guided",
+    "Hinted",
     "ImageGuide",
     "Inputs",
     "Masked",

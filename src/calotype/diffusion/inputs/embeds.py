@@ -1,0 +1,88 @@
+"""What to make, told by the embeddings of pictures that a prior imagined."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from calotype.core.errors import InputError
+from calotype.diffusion.inputs.base import Inputs, argument, positive
+from calotype.diffusion.limits import limits
+
+
+@dataclass(frozen=True)
+class Embedded(Inputs):
+    """The embeddings of pictures to show, as a prior gives them."""
+
+    image_embeds: torch.Tensor | list[torch.Tensor] | None = argument(
+        None, "Embeddings of pictures to show (batch, channels), or a list of these, from the prior."
+    )
+    negative_image_embeds: torch.Tensor | list[torch.Tensor] | None = argument(
+        None, "Embeddings to steer away from, of the shape of image_embeds, from the prior."
+    )
+    num_images_per_prompt: int | None = argument(1, "How many pictures of each prompt or embedding.")
+
+    def __post_init__(self) -> None:
+        if self.image_embeds is None:
+            raise InputError("image_embeds is not given; the prior's pipeline makes it from a text.")
+        shapes = []
+        for name in ("image_embeds", "negative_image_embeds"):
+            value = getattr(self, name)
+            parts = value if isinstance(value, list | tuple) else [value]
+            if value is None:
+                continue
+            if not parts or not all(isinstance(part, torch.Tensor) and part.ndim == 2 for part in parts):
+                raise InputError(f"{name} must be a tensor (batch, channels) or a list of these.")
+            shapes.append((sum(len(part) for part in parts), parts[0].shape[1]))
+        if len(set(shapes)) > 1:
+            raise InputError(
+                f"image_embeds has the shape {shapes[0]} and negative_image_embeds {shapes[1]}; they must be equal."
+            )
+        limits().check("pictures", self.pictures, f"A call for {self.pictures:,} pictures")
+
+    @property
+    def embeddings(self) -> int:
+        """How many embeddings there are."""
+        return len(joined(self.image_embeds))
+
+    @property
+    def repeats(self) -> int:
+        """Pictures of each embedding."""
+        if self.num_images_per_prompt is None:
+            return 1
+        return positive("num_images_per_prompt", self.num_images_per_prompt, "pictures")
+
+    @property
+    def pictures(self) -> int:
+        """Pictures in the whole call."""
+        return self.embeddings * self.repeats
+
+
+@dataclass(frozen=True)
+class Hinted(Inputs):
+    """A picture that says how far away things are."""
+
+    hint: torch.Tensor | list[torch.Tensor] | None = argument(
+        None, "The control picture, such as depth: (batch, 3, height, width), or a list of these."
+    )
+
+    def checked(self, embeddings: int) -> torch.Tensor:
+        """The hint as one tensor; ``InputError`` unless there is one for all or one for each embedding."""
+        if self.hint is None:
+            raise InputError(
+                "hint is not given; pass the control picture as a tensor (batch, 3, height, width)."
+            )
+        hint = joined(self.hint)
+        if hint.ndim != 4 or len(hint) not in (1, embeddings):
+            raise InputError(
+                f"hint must be a tensor (batch, 3, height, width) with one picture, or one for each of the "
+                f"{embeddings} embeddings, not {tuple(hint.shape)}."
+            )
+        return hint
+
+
+def joined(parts: Any) -> torch.Tensor:
+    """A tensor, or a list of tensors as one batch."""
+    return torch.cat(list(parts)) if isinstance(parts, list | tuple) else parts

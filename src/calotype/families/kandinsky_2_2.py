@@ -1,0 +1,113 @@
+"""Kandinsky 2.2: a UNet on MoVQ's latents that is told a picture's embedding, and a hint where it takes one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from calotype.core.errors import InputError
+from calotype.diffusion.conditions import Conditions, repeated
+from calotype.diffusion.family import component
+from calotype.diffusion.guidance import TOLD_THE_PROMPT
+from calotype.diffusion.inputs import Embedded, Hinted
+from calotype.diffusion.inputs.embeds import joined
+from calotype.diffusion.learned_variance import without_variance
+from calotype.families.movq import MoVQFamily
+
+if TYPE_CHECKING:
+    from calotype.diffusion.call import Call
+    from calotype.diffusion.controls.control import Residuals
+    from calotype.models.unet_2d_condition import UNet2DConditionModel
+    from calotype.models.vq_model import VQModel
+    from calotype.schedulers.ddpm import DDPMScheduler
+
+
+@dataclass(frozen=True)
+class EmbeddedConditions(Conditions):
+    """What the UNet takes: the pictures' embeddings and the hints, both with the branches stacked."""
+
+    image_embeds: torch.Tensor
+    negative_image_embeds: torch.Tensor | None = None
+    hint: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Kandinsky22(MoVQFamily):
+    """The family bound to its components."""
+
+    unet: UNet2DConditionModel = component()
+    scheduler: DDPMScheduler = component()
+    movq: VQModel = component()
+
+    tensor_names: ClassVar[tuple[str, ...]] = ("latents", "image_embeds", "negative_image_embeds")
+
+    def subject(self, arguments: Mapping[str, Any]) -> Embedded:
+        subject = Embedded.of(arguments)
+        check_negative(subject, "uncond" in self.guidance(arguments).branches)
+        reads = self.reads_hint
+        if ("hint" in arguments) != reads:
+            raise InputError(
+                f"This UNet reads {'a' if reads else 'no'} hint (its addition_embed_type is "
+                f"{self.unet.config.addition_embed_type!r}); use the pipeline with{'' if reads else 'out'} ControlNet."
+            )
+        if reads:
+            Hinted.of(arguments).checked(subject.embeddings)
+        return subject
+
+    @property
+    def input_channels(self) -> int:
+        # the UNet puts what it makes of a hint beside the latents by itself
+        return super().input_channels - (self.latent_channels if self.reads_hint else 0)
+
+    @property
+    def reads_hint(self) -> bool:
+        """Whether the UNet reads a control picture."""
+        return self.unet.config.addition_embed_type == "image_hint"
+
+    def encode(self, call: Call) -> EmbeddedConditions:
+        subject: Embedded = call.subject
+        embeds, negative = stacked_embeds(call, subject, self.dtype)
+        hint = None
+        if "hint" in call.arguments:
+            hint = Hinted.of(call.arguments).checked(subject.embeddings).to(call.device, self.dtype)
+            hint = repeated(hint, call.pictures // len(hint)).repeat(len(call.guidance.branches), 1, 1, 1)
+        return EmbeddedConditions(embeds, negative, hint)
+
+    def predict(
+        self, latents: torch.Tensor, timestep: torch.Tensor, conditions: Conditions, residuals: Residuals
+    ) -> torch.Tensor:
+        assert isinstance(conditions, EmbeddedConditions)
+        told = {"image_embeds": conditions.image_embeds, "hint": conditions.hint}
+        prediction = self.unet(
+            latents,
+            timestep,
+            encoder_hidden_states=None,
+            added_cond_kwargs={name: value for name, value in told.items() if value is not None},
+            return_dict=False,
+            **residuals.as_arguments(),
+        )[0]
+        return without_variance(prediction, self.latent_channels, self.scheduler)
+
+
+def check_negative(subject: Embedded, guided: bool) -> None:
+    """Refuse guidance without the embeddings of what to steer away from."""
+    if guided and subject.negative_image_embeds is None:
+        raise InputError(
+            "guidance_scale is above 1, so negative_image_embeds is needed beside image_embeds; the prior makes both."
+        )
+
+
+def stacked_embeds(
+    call: Call, subject: Embedded, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The embeddings with a row for each picture and branch, and the negative ones with a row for each picture."""
+    repeats, branches = subject.repeats, call.guidance.branches
+    cond = repeated(joined(subject.image_embeds).to(call.device, dtype), repeats)
+    negative = None
+    if subject.negative_image_embeds is not None:
+        negative = repeated(joined(subject.negative_image_embeds).to(call.device, dtype), repeats)
+    parts = [cond if name in TOLD_THE_PROMPT or negative is None else negative for name in branches]
+    return torch.cat(parts), negative
