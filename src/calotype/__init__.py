@@ -34,6 +34,13 @@ _HOME = {
         "StableDiffusionXLControlNetUnionInpaintPipeline",
         "StableDiffusionXLControlNetUnionPipeline",
     ),
+    "calotype.pipelines.kandinsky_2_2": (
+        "KandinskyV22ControlnetImg2ImgPipeline",
+        "KandinskyV22ControlnetPipeline",
+        "KandinskyV22Img2ImgPipeline",
+        "KandinskyV22InpaintPipeline",
+        "KandinskyV22Pipeline",
+    ),
     "calotype.pipelines.latent_consistency": (
         "LatentConsistencyModelImg2ImgPipeline",
         "LatentConsistencyModelPipeline",
