@@ -33,8 +33,8 @@ class PerturbedFamily(Family):
         """As without, and away from the perturbed prediction; the contrast is restored after both."""
         asked, rescale = Perturbed.of(arguments), Guide.of(arguments).guidance_rescale
         if asked.pag_scale <= 0 or not self.pag_applied_layers:
-            return super().guidance(arguments)
-        plain = super().guidance({**arguments, "guidance_rescale": 0.0})
+            return super().guidance(arguments)  # type: ignore[safe-super]  # of the family that this is mixed into
+        plain = super().guidance({**arguments, "guidance_rescale": 0.0})  # type: ignore[safe-super]
         both = perturbed(plain, asked.pag_scale, self.pag_applied_layers, asked.pag_adaptive_scale)
         return Rescaled(both, rescale) if rescale > 0 and UNCOND in both.branches else both
 

@@ -10,7 +10,7 @@ import torch
 
 from calotype.diffusion.conditions import Conditions, Nothing
 from calotype.diffusion.family import Family, component
-from calotype.diffusion.guidance import Guidance, Unguided
+from calotype.diffusion.guidance import COND, Guidance, Unguided
 from calotype.diffusion.inputs import Batch
 
 if TYPE_CHECKING:
@@ -38,6 +38,10 @@ class Pixels(Family):
     @property
     def multiple(self) -> int:
         return 1
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        return (COND,)
 
     def guidance(self, arguments: Mapping[str, Any]) -> Guidance:
         return Unguided()
