@@ -14,7 +14,8 @@ from calotype.diffusion.parts import Parts
 
 _KEYWORDS = inspect.Parameter.POSITIONAL_OR_KEYWORD
 SELF = inspect.Parameter("self", _KEYWORDS)
-_ARGUMENTS = {f.name: f for group in GROUPS for f in fields(group)}
+ARGUMENTS = {f.name: f for group in GROUPS for f in fields(group)}
+"""Every argument that a call of some pipeline takes."""
 
 
 def constructor(
@@ -62,7 +63,7 @@ def call(names: str, *, output: type, earlier_callback: bool = False, **defaults
     ``defaults`` replace the groups' own where this pipeline's history differs; ``output`` is the class of the result.
     What the pipeline's family takes ``beside`` the signature is accepted by name.
     """
-    chosen = [_ARGUMENTS[name] for name in names.split()]
+    chosen = [ARGUMENTS[name] for name in names.split()]
     parameters = [
         inspect.Parameter(f.name, _KEYWORDS, default=defaults.get(f.name, f.default), annotation=f.type)
         for f in chosen
@@ -98,7 +99,7 @@ def run(pipe: Any, parts: Parts, arguments: dict[str, Any], given: set[str], out
 
 def beside(names: Collection[str], family: type[Components] | None) -> list[str]:
     """The arguments that a family (None: any) takes beside a signature of these names."""
-    anchored = [f for f in _ARGUMENTS.values() if f.metadata["beside"] in (ANY, *names)]
+    anchored = [f for f in ARGUMENTS.values() if f.metadata["beside"] in (ANY, *names)]
     return [
         f.name
         for f in anchored
@@ -108,7 +109,7 @@ def beside(names: Collection[str], family: type[Components] | None) -> list[str]
 
 def documentation(name: str) -> str:
     """What the argument of this name means."""
-    return str(_ARGUMENTS[name].metadata["doc"])
+    return str(ARGUMENTS[name].metadata["doc"])
 
 
 def described(summary: str, heading: str, docs: Mapping[str, str]) -> str:

@@ -74,7 +74,6 @@ class Versatile(DiffusionPipeline):
         asked = controls_for(given.pop("control", None), stored_models(self))
         plain = use.declared()
         declared = use.declared("controlnet") if asked else plain
-        self._check_models(asked)
         self._check_meaning(given, use)
         if (seed := given.pop("seed", None)) is not None:
             if given.get("generator") is not None:
@@ -85,6 +84,7 @@ class Versatile(DiffusionPipeline):
         usual = _defaults(declared)
         scale = usual.get("controlnet_conditioning_scale", 1.0)
         controls = tuple(each.bound(number, scale) for number, each in enumerate(asked))
+        self._check_models(asked)
         arguments = {**usual, **given}
         family = plain.family.bound(self._values)
         task = declared.task
@@ -183,14 +183,15 @@ def _call(plain: type[DiffusionPipeline], uses: tuple[Use, ...]) -> Callable[...
     docs = {name: _OWN.get(name) or signature.documentation(name) for name in names}
     more = [inspect.Parameter(name, by_name, default=None) for name in list(names)[len(own) :]]
     shape = inspect.Signature([signature.SELF, *own, *more])
+    known = {*signature.ARGUMENTS} - _OF_CONTROLS
 
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        elsewhere = {name: kwargs.pop(name) for name in [*kwargs] if name in known - shape.parameters.keys()}
         for name in kwargs.keys() - shape.parameters.keys():
-            near = difflib.get_close_matches(name, shape.parameters, n=1)
-            raise TypeError(
-                f"This pipeline has no argument {name}{f'; the nearest is {near[0]}' if near else ''}."
-            )
-        given = dict(shape.bind(self, *args, **kwargs).arguments)
+            near = [] if name in _OF_CONTROLS else difflib.get_close_matches(name, shape.parameters, n=1)
+            hint = "give control" if name in _OF_CONTROLS else f"the nearest is {near[0]}" if near else ""
+            raise TypeError(f"This pipeline has no argument {name}{hint and f'; {hint}'}.")
+        given = dict(shape.bind(self, *args, **kwargs).arguments) | elsewhere
         return self._make({name: value for name, value in given.items() if name != "self"})
 
     __call__.__signature__ = shape  # type: ignore[attr-defined]
