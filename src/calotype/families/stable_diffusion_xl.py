@@ -81,6 +81,12 @@ class StableDiffusionXL(LatentFamily):
     negative_sizes_as_pair: ClassVar[bool] = True
     """Whether the negative sizes count only if both are given, or each by itself."""
 
+    @classmethod
+    def prepared(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Refuse a watermark without the package that makes it."""
+        watermark.check(values.get("add_watermarker"))
+        return values
+
     def subject(self, arguments: Mapping[str, Any]) -> TwoPrompts:
         return TwoPrompts.of(arguments)
 
@@ -224,9 +230,12 @@ class StableDiffusionXL(LatentFamily):
     def coder(self) -> Any:
         return codec.accurate(self.vae)
 
-    def screen(self, images: torch.Tensor) -> tuple[torch.Tensor, list[bool] | None]:
+    def decode(self, latents: torch.Tensor, generator: Any) -> torch.Tensor:
+        """Pictures in [-1, 1] from latents, marked before anything is cut off."""
+        coder = self.coder
+        pixels = codec.decode(coder, latents.to(coder.dtype), generator)
         wanted = watermark.is_available() if self.add_watermarker is None else self.add_watermarker
-        return (watermark.marked(images) if wanted else images), None
+        return watermark.marked(pixels) if wanted else pixels
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from calotype.core.errors import InputError
 MESSAGE = 0b101100111110110010010000011110111011000110011110
 """The 48 bits of the reference implementation."""
 SMALLEST = 256
-"""Pixels a side below which the mark does not fit."""
+"""Pixels in width, and the side of the square in area, below which the mark does not fit into a picture."""
 
 
 def is_available() -> bool:
@@ -22,12 +22,16 @@ def is_available() -> bool:
     return find_spec("imwatermark") is not None
 
 
-@cache
-def _encoder() -> Any:
-    if not is_available():
+def check(wanted: bool | None) -> None:
+    """Refuse to mark pictures without the package."""
+    if wanted and not is_available():
         raise InputError(
             "add_watermarker=True needs the package invisible-watermark: pip install invisible-watermark."
         )
+
+
+@cache
+def _encoder() -> Any:
     from imwatermark import WatermarkEncoder
 
     encoder = WatermarkEncoder()
@@ -36,12 +40,12 @@ def _encoder() -> Any:
 
 
 def marked(images: torch.Tensor) -> torch.Tensor:
-    """Pictures in [0, 1] (batch, 3, height, width) with the mark; small ones come back as they are."""
-    encoder = _encoder()
-    if images.shape[-1] < SMALLEST:
+    """Pictures in [-1, 1] (batch, 3, height, width) with the mark; small ones come back as they are."""
+    height, width = images.shape[-2:]
+    if width < SMALLEST or height * width < SMALLEST**2:
         return images
-    # the package works in place of OpenCV's order of channels, on values up to 255
-    pixels = (images * 255).cpu().permute(0, 2, 3, 1).float().numpy()[..., ::-1]
-    done = np.stack([encoder.encode(picture, "dwtDct") for picture in pixels])[..., ::-1]
+    # the package works in OpenCV's order of channels, on values up to 255
+    pixels = (images * 127.5 + 127.5).cpu().permute(0, 2, 3, 1).float().numpy()[..., ::-1]
+    done = np.stack([_encoder().encode(picture, "dwtDct") for picture in pixels])[..., ::-1]
     tensor = torch.from_numpy(np.ascontiguousarray(done)).permute(0, 3, 1, 2)
-    return (tensor / 255).clamp(0, 1).to(images)
+    return (tensor / 127.5 - 1).clamp(-1, 1).to(images)
