@@ -71,6 +71,7 @@ def test_added_keys_stand_before_the_pixels_own() -> None:
     )
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("context_dim", [None, 7])
 @pytest.mark.parametrize("bias", [True, False])
 def test_fused_projections_change_neither_numbers_nor_keys(context_dim: int | None, bias: bool) -> None:
@@ -87,11 +88,44 @@ def test_fused_projections_change_neither_numbers_nor_keys(context_dim: int | No
     assert layer.fused_weight is None
 
 
+@torch.no_grad()
 def test_self_attention_fused_still_reads_a_context() -> None:
     layer, x, context = made(bias=True), torch.randn(2, 5, 12), torch.randn(2, 3, 12)
     expected = layer(x, encoder_hidden_states=context)
     layer.fuse_projections()
     torch.testing.assert_close(layer(x, encoder_hidden_states=context), expected)
+
+
+def test_fused_weights_follow_what_is_loaded() -> None:
+    layer, other, x = made(), made(), torch.randn(2, 5, 12)
+    nn.init.normal_(other.to_v.weight)
+    layer.fuse_projections()
+    with torch.no_grad():
+        before = layer(x)
+        layer.load_state_dict(other.state_dict())
+        torch.testing.assert_close(layer(x), other(x))
+        assert not torch.allclose(layer(x), before)
+
+
+def test_fused_weights_are_left_aside_where_they_would_not_be_right() -> None:
+    layer, x = made(), torch.randn(2, 5, 12)
+    layer.fuse_projections()
+    layer(x).sum().backward()
+    assert layer.to_k.weight.grad.abs().max() > 0
+
+    class Adapted(nn.Linear):
+        """A projection with something added, as adapters do."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) + 1.0
+
+    expected = layer(x)
+    layer.to_v.__class__ = Adapted
+    with torch.no_grad():
+        assert not torch.allclose(layer(x), expected)
+        layer.unfuse_projections()
+        layer.fuse_projections()
+        assert layer.fused_weight is None
 
 
 class Doubled(nn.Module):

@@ -105,6 +105,7 @@ class Attention(nn.Module):
         self.fused_bias: torch.Tensor | None
         self.register_buffer("fused_weight", None, persistent=False)
         self.register_buffer("fused_bias", None, persistent=False)
+        self.register_load_state_dict_post_hook(_fused_anew)
         self.set_processor(processor or self.default_processor())
 
     def forward(
@@ -170,7 +171,7 @@ class Attention(nn.Module):
         self, x: torch.Tensor, context: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries of ``x`` (batch, n, channels); keys and values of ``context``, or of ``x`` if it is None."""
-        if self.fused_weight is None or self.to_k is None or self.to_v is None:
+        if self.fused_weight is None or not self._fused_stands():
             source = x if context is None else context
             assert self.to_k is not None and self.to_v is not None
             return self.to_q(x), self.to_k(source), self.to_v(source)
@@ -186,8 +187,9 @@ class Attention(nn.Module):
 
     def fuse_projections(self) -> None:
         """Compute keys and values (and queries, in self-attention) as one matrix product; weights stay as saved."""
-        if self.to_k is None or self.to_v is None or self.added_kv_proj_dim is not None:
+        if self.added_kv_proj_dim is not None or not self._projections_are_plain():
             return
+        assert self.to_k is not None and self.to_v is not None
         parts = [self.to_k, self.to_v] if self.is_cross_attention else [self.to_q, self.to_k, self.to_v]
         with torch.no_grad():
             self.fused_weight = torch.cat([part.weight for part in parts])
@@ -196,6 +198,15 @@ class Attention(nn.Module):
     def unfuse_projections(self) -> None:
         """Undo :meth:`fuse_projections`."""
         self.fused_weight = self.fused_bias = None
+
+    def _projections_are_plain(self) -> bool:
+        """Whether the weights are all there is to the projections: no adapter has taken the place of one."""
+        return all(type(part) is nn.Linear for part in (self.to_q, self.to_k, self.to_v))
+
+    def _fused_stands(self) -> bool:
+        """Whether the fused weights say what the projections do; in training gradients go to the latter."""
+        training = torch.is_grad_enabled() and self.to_q.weight.requires_grad
+        return not training and self._projections_are_plain()
 
     def attend(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None = None
@@ -336,6 +347,12 @@ class AttnAddedKVProcessor:
         if residual.ndim == 4:
             out = out.transpose(1, 2).unflatten(2, residual.shape[2:])
         return out + residual
+
+
+def _fused_anew(layer: Attention, incompatible_keys: Any) -> None:
+    """After weights were loaded into a layer whose projections are fused."""
+    if layer.fused_weight is not None:
+        layer.fuse_projections()
 
 
 def _as_sequence(x: torch.Tensor, norm: nn.Module | None) -> torch.Tensor:
