@@ -211,3 +211,62 @@ def test_guess_mode_leaves_the_prompt_and_its_perturbation_to_the_network(
     made = ours(**options, output_type="pt", generator=seeded()).images
     without = ours(**options, output_type="pt", generator=seeded(), pag_scale=0.0).images
     assert not torch.allclose(made, without)
+
+
+AUTO = {
+    "AutoPipelineForText2Image": "",
+    "AutoPipelineForImage2Image": "Img2Img",
+    "AutoPipelineForInpainting": "Inpaint",
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("auto", AUTO)
+def test_auto_pipelines(folders: dict[str, Path], auto: str, family: str) -> None:
+    """Switched on when loading, kept from one task to the next, switched off and on again."""
+    perturbed, plain = (f"{family}{middle}{AUTO[auto]}Pipeline" for middle in ("PAG", ""))
+    for library in (diffusers, calotype):
+        chosen = getattr(library, auto)
+        loaded = chosen.from_pretrained(folders[family], enable_pag=True, pag_applied_layers=["down"])
+        assert type(loaded).__name__ == perturbed
+        assert loaded.pag_applied_layers == ["down"]
+        other = library.AutoPipelineForText2Image.from_pipe(loaded)
+        assert type(other).__name__ == f"{family}PAGPipeline"
+        assert other.unet is loaded.unet
+        off = chosen.from_pipe(loaded, enable_pag=False)
+        assert type(off).__name__ == plain
+        again = chosen.from_pipe(off, enable_pag=True, pag_applied_layers=["up", "mid"])
+        assert type(again).__name__ == perturbed
+        assert again.pag_applied_layers == ["up", "mid"]
+        assert type(chosen.from_pretrained(folders[family], enable_pag=False)).__name__ == plain
+
+
+WITH_NETWORK = {name for name in NAMES if "ControlNet" in name}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("auto", AUTO)
+def test_auto_pipelines_with_a_network(folders: dict[str, Path], auto: str, family: str) -> None:
+    """Where there is such a class; elsewhere the error says what to do instead."""
+    name = f"{family}ControlNetPAG{AUTO[auto]}Pipeline"
+    for library in (diffusers, calotype):
+        chosen = getattr(library, auto)
+        net = library.ControlNetModel.from_pretrained(folders[f"{family}-control"])
+        options = {"controlnet": net, "enable_pag": True}
+        if name in WITH_NETWORK:
+            loaded = chosen.from_pretrained(folders[family], **options)
+            assert type(loaded).__name__ == name
+            assert loaded.controlnet is net
+            assert type(chosen.from_pipe(loaded, enable_pag=False)).__name__ == name.replace("PAG", "")
+        else:
+            with pytest.raises(ValueError, match=None if library is diffusers else "takes guidance="):
+                chosen.from_pretrained(folders[family], **options)
+
+
+def test_layers_stay_from_task_to_task(folders: dict[str, Path]) -> None:
+    assert deviation("pipelines/StableDiffusionPAGPipeline/from_pipe;pag_applied_layers")
+    seen = []
+    for library in (diffusers, calotype):
+        first = load(library, SD[0], folders, pag_applied_layers=["down", "mid"])
+        seen.append(library.AutoPipelineForInpainting.from_pipe(first).pag_applied_layers)
+    assert seen == [["mid"], ["down", "mid"]]

@@ -13,32 +13,48 @@ from calotype.pipelines.pipeline import DiffusionPipeline
 
 
 class Kind(NamedTuple):
-    """What a pipeline class is for: the task, and the control that it takes beside the prompt."""
+    """What a pipeline class is for: the task, the control beside the prompt, and whether it perturbs attention."""
 
     task: str
     control: str | None = None
+    perturbed: bool = False
+
+    def __str__(self) -> str:
+        more = [self.control] if self.control else []
+        more += ["perturbed attention"] if self.perturbed else []
+        return f"{self.task} with {' and '.join(more)}" if more else self.task
 
 
 UNIONS = ("ControlNetUnionModel", "MultiControlNetUnionModel")
 """The classes of ControlNets that have pipelines of their own."""
 
 
-def _family(prefix: str, *more: str) -> dict[Kind, str]:
-    """The classes of a family by the names that they have had from the start; ``more`` are controls of some alone."""
+def _family(prefix: str, *more: str, perturbed: tuple[str, ...]) -> dict[Kind, str]:
+    """The classes of a family by the names that they have had from the start; ``more`` are controls of some alone.
+
+    Attention is perturbed in every task, and with a ControlNet in the tasks ``perturbed``.
+    """
     tasks = {"text-to-image": "", "image-to-image": "Img2Img", "inpainting": "Inpaint"}
     controls = {None: "", "controlnet": "ControlNet"} | {
         f"controlnet-{name.lower()}": f"ControlNet{name}" for name in more
     }
-    return {
+    found = {
         Kind(task, control): f"{prefix}{middle}{end}Pipeline"
         for task, end in tasks.items()
         for control, middle in controls.items()
     }
+    found |= {Kind(task, None, True): f"{prefix}PAG{end}Pipeline" for task, end in tasks.items()}
+    nets = {
+        Kind(task, "controlnet", True): f"{prefix}ControlNetPAG{tasks[task]}Pipeline" for task in perturbed
+    }
+    return found | nets
 
 
 FAMILIES: dict[str, dict[Kind, str]] = {
-    "stable-diffusion": _family("StableDiffusion"),
-    "stable-diffusion-xl": _family("StableDiffusionXL", "Union"),
+    "stable-diffusion": _family("StableDiffusion", perturbed=("text-to-image", "inpainting")),
+    "stable-diffusion-xl": _family(
+        "StableDiffusionXL", "Union", perturbed=("text-to-image", "image-to-image")
+    ),
     "latent-consistency": {
         Kind("text-to-image"): "LatentConsistencyModelPipeline",
         Kind("image-to-image"): "LatentConsistencyModelImg2ImgPipeline",
@@ -47,15 +63,24 @@ FAMILIES: dict[str, dict[Kind, str]] = {
 """Family -> kind -> the name of the public class."""
 
 
-def class_for(task: str, class_name: str, control: str | None) -> type[DiffusionPipeline]:
-    """The pipeline for ``task`` with ``control`` in the family of the pipeline class ``class_name``."""
+def class_for(
+    task: str, class_name: str, control: str | None, perturbed: bool | None = None
+) -> type[DiffusionPipeline]:
+    """The pipeline for ``task`` with ``control`` in the family of the pipeline class ``class_name``.
+
+    Whether it perturbs attention is as ``perturbed`` says, or by default as in that class.
+    """
     for classes in FAMILIES.values():
         if class_name in classes.values():
-            kind = Kind(task, control)
+            own = next(kind for kind, name in classes.items() if name == class_name)
+            kind = Kind(task, control, own.perturbed if perturbed is None else perturbed)
             if kind not in classes:
-                wanted = task if control is None else f"{task} with {control}"
+                hint = (
+                    " Any pipeline takes guidance=calotype.guidance.PerturbedAttention(…)." * kind.perturbed
+                )
                 raise UnknownClassError(
-                    f"The family of {class_name} has no pipeline for {wanted}; it has {', '.join(classes.values())}."
+                    f"The family of {class_name} has no pipeline for {kind}; it has {', '.join(classes.values())}."
+                    + hint
                 )
             found = public_class(classes[kind])
             assert issubclass(found, DiffusionPipeline)
@@ -104,26 +129,32 @@ class AutoPipeline:
     ) -> DiffusionPipeline:
         """The checkpoint's pipeline for this task, with ControlNets if ``controlnet`` is given.
 
-        Arguments as for ``DiffusionPipeline.from_pretrained``.
+        With ``enable_pag=True`` it is the one with perturbed-attention guidance, in the layers ``pag_applied_layers``.
+        Other arguments as for ``DiffusionPipeline.from_pretrained``.
         """
+        perturbed = kwargs.pop("enable_pag", None)
         options = hub.HubOptions.take(dict(kwargs))
         index = read_json(hub.find_file(pretrained_model_or_path, INDEX, options=options))
         name = index.get("_class_name")
         if not isinstance(name, str):
             raise InputError(f"The {INDEX} of {os.fspath(pretrained_model_or_path)} names no pipeline class.")
         control = _control(kwargs) if "controlnet" in kwargs else _stored(index)
-        return class_for(cls.task, name, control).from_pretrained(pretrained_model_or_path, **kwargs)
+        found = class_for(cls.task, name, control, perturbed)
+        return found.from_pretrained(pretrained_model_or_path, **kwargs)
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> DiffusionPipeline:
         """The pipeline for this task with another pipeline's components, which are shared.
 
-        ``controlnet`` adds ControlNets, and ``controlnet=None`` leaves them out.
+        ``controlnet`` adds ControlNets, and ``controlnet=None`` leaves them out; so ``enable_pag=True`` and
+        ``enable_pag=False`` with perturbed-attention guidance.
         """
+        perturbed = kwargs.pop("enable_pag", None)
         control = _control(kwargs, pipeline)
         if control is None:
             kwargs.pop("controlnet", None)
-        return class_for(cls.task, type(pipeline).__name__, control).from_pipe(pipeline, **kwargs)
+        found = class_for(cls.task, type(pipeline).__name__, control, perturbed)
+        return found.from_pipe(pipeline, **kwargs)
 
 
 def _stored(index: dict[str, Any]) -> str | None:

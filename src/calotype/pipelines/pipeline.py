@@ -305,7 +305,7 @@ class DiffusionPipeline(Efficiency, ConfigFile):
         """
         dtype = kwargs.pop("torch_dtype", None)
         parameters = init_parameters(cls)
-        shared = {**pipeline.config, **pipeline.components}
+        shared = {**vars(pipeline), **pipeline.config, **pipeline.components}
         values = {name: shared[name] for name in parameters if name in shared} | kwargs
         missing = [
             name
