@@ -1,7 +1,8 @@
-"""Every example runs as it stands, here with a tiny random model."""
+"""Every example runs as it stands, on tiny checkpoints; and so do those of the reference's names under its name."""
 
 from __future__ import annotations
 
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -9,21 +10,75 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
+import calotype.compat
 from tests.tiny import stable_diffusion_folder
 
-EXAMPLES = sorted(Path(__file__).parents[2].joinpath("examples").glob("*.py"))
+FOLDER = Path(__file__).parents[2] / "examples"
+PROGRAMS = sorted(path for path in FOLDER.glob("*.py") if path.stem != "tiny")
+ON_POCKET = ("compare_schedulers", "prompt_to_picture", "watch_the_steps")
+"""Those whose checkpoint comes with the package, which takes longer than a tiny one."""
+
+UNDER_ANOTHER_NAME = [path for path in PROGRAMS if "\nfrom calotype import" in path.read_text()]
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the examples keep their tiny checkpoints."""
+    return tmp_path_factory.mktemp("checkpoints")
+
+
+@pytest.fixture
+def room(checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, in which examples find their helper."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.setenv("CALOTYPE_TINY", str(checkpoints))
+    monkeypatch.delitem(sys.modules, "tiny", raising=False)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return stable_diffusion_folder(tmp_path_factory.mktemp("models") / "tiny")
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_example(example, tiny, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [str(example), str(tiny)])
-    runpy.run_path(str(example), run_name="__main__")
-    (picture,) = tmp_path.glob("*.png")
+def run(script: Path, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [str(script), *arguments])
+    runpy.run_path(str(script), run_name="__main__")
+
+
+def check_picture(room: Path) -> None:
+    (picture,) = room.glob("*.png")
     with PIL.Image.open(picture) as image:
-        assert image.convert("L").getextrema()[0] < image.convert("L").getextrema()[1]
+        low, high = image.convert("L").getextrema()
+        assert low < high
+
+
+@pytest.mark.parametrize("script", PROGRAMS, ids=lambda path: path.stem)
+def test_example(script: Path, room: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(script, *([str(tiny)] if script.stem in ON_POCKET else []), monkeypatch=monkeypatch)
+    check_picture(room)
+
+
+@pytest.mark.parametrize("script", UNDER_ANOTHER_NAME, ids=lambda path: path.stem)
+def test_example_as_written_for_the_reference(
+    script: Path, room: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same program with the reference's name in its imports."""
+    text = re.sub(
+        r"^from calotype(\.utils)? import", r"from diffusers\1 import", script.read_text(), flags=re.M
+    )
+    assert "from diffusers import" in text
+    (room / "program.py").write_text(text)
+    calotype.compat.install()
+    try:
+        run(room / "program.py", monkeypatch=monkeypatch)
+    finally:
+        calotype.compat.uninstall()
+    check_picture(room)
+
+
+def test_the_list_is_whole() -> None:
+    """The folder's README names every program."""
+    listed = set(re.findall(r"`(\w+\.py)`", (FOLDER / "README.md").read_text()))
+    assert listed == {path.name for path in FOLDER.glob("*.py")}

@@ -30,7 +30,8 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from diffusers.schedulers import EulerDiscreteScheduler
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler as again
-from diffusers.utils import BaseOutput, check_min_version, is_flashpack_available, is_torch_available, load_image, logging, make_image_grid
+from diffusers.utils import BaseOutput, check_min_version, is_flashpack_available, is_torch_available
+from diffusers.utils import load_image, logging, make_image_grid
 from diffusers.utils.torch_utils import randn_tensor
 
 from diffusers.schedulers import *

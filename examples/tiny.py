@@ -1,0 +1,233 @@
+"""Small random checkpoints and drawn pictures, so that every example runs at once and without a network.
+
+A checkpoint is shaped like the published one of its kind, down to its files and variants, but nobody trained it: its
+pictures are noise. Name a real repository on an example's command line to see what the program makes.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import PIL.ImageDraw
+import torch
+
+import calotype
+from calotype.training.tokenizer import train_tokenizer
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPE = torch.float16 if DEVICE == "cuda" else torch.float32
+SIZE = 128
+"""Height and width of the pictures that the tiny models were shaped for."""
+
+WORDS = "a an astronaut cat dog ball cube castle forest grass in on at sunset photo painting detailed blurry quality"
+
+SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+
+VAE: dict[str, Any] = {
+    "block_out_channels": (16, 32, 32, 32),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "norm_num_groups": 8,
+    "sample_size": SIZE,
+}
+UNET: dict[str, Any] = {
+    "sample_size": SIZE // 8,
+    "layers_per_block": 1,
+    "block_out_channels": (32, 64),
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "cross_attention_dim": 32,
+    "attention_head_dim": 4,
+    "norm_num_groups": 8,
+}
+XL_UNET: dict[str, Any] = {
+    **UNET,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "attention_head_dim": (2, 4),
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "transformer_layers_per_block": (1, 2),
+    "cross_attention_dim": 64,
+    "projection_class_embeddings_input_dim": 8 * 6 + 32,
+}
+
+
+def checkpoint(kind: str, argument: int = 1) -> str:
+    """The repository or folder that the command line names in place ``argument``; else a tiny checkpoint of ``kind``.
+
+    Tiny checkpoints are made once and kept in ``$CALOTYPE_TINY``, by default a folder for temporary files.
+    """
+    if len(sys.argv) > argument:
+        return sys.argv[argument]
+    root = Path(os.environ.get("CALOTYPE_TINY") or Path(tempfile.gettempdir()) / "calotype-tiny")
+    folder = root / kind
+    if not folder.is_dir():
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root) as made, torch.random.fork_rng():
+            torch.manual_seed(0)
+            KINDS[kind](Path(made) / kind)
+            (Path(made) / kind).rename(folder)
+    return str(folder)
+
+
+def photo() -> PIL.Image.Image:
+    """A ball on a plain at sunset."""
+    picture = PIL.Image.linear_gradient("L").resize((SIZE, SIZE)).rotate(180)
+    picture = PIL.Image.merge(
+        "RGB", (picture, picture.point(lambda v: v // 2), picture.point(lambda v: 255 - v))
+    )
+    draw = PIL.ImageDraw.Draw(picture)
+    draw.rectangle((0, SIZE * 2 // 3, SIZE, SIZE), fill=(60, 110, 50))
+    draw.ellipse((SIZE // 3, SIZE // 3, SIZE * 3 // 4, SIZE * 3 // 4), fill=(200, 40, 40))
+    return picture
+
+
+def mask() -> PIL.Image.Image:
+    """White where the ball of the photo is."""
+    picture = PIL.Image.new("L", (SIZE, SIZE))
+    PIL.ImageDraw.Draw(picture).ellipse((SIZE // 3, SIZE // 3, SIZE * 3 // 4, SIZE * 3 // 4), fill=255)
+    return picture
+
+
+def person() -> list[tuple[float, float] | None]:
+    """Someone who waves, as the 18 joints of OpenPose in pixels."""
+    body = "64,24 64,40 52,40 44,56 40,70 76,40 90,34 96,18 56,74 54,92 54,112 72,74 74,92 74,112 "
+    joints = body + "61,21 67,21 58,23 70,23"
+    return [(float(x), float(y)) for x, y in (joint.split(",") for joint in joints.split())]
+
+
+def _texts(folder: Path) -> tuple[Any, Any]:
+    """A tokenizer, and the configuration of a text encoder for it."""
+    from transformers import CLIPTextConfig, CLIPTokenizer
+
+    train_tokenizer(folder / "words", [WORDS])
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "words")
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        projection_dim=32,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return tokenizer, config
+
+
+def _depth_estimator() -> dict[str, Any]:
+    from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
+
+    config = DPTConfig(
+        hidden_size=16,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=32,
+        patch_size=8,
+        backbone_out_indices=[0, 1, 2, 3],
+        neck_hidden_sizes=[8, 8, 16, 16],
+        fusion_hidden_size=8,
+        is_hybrid=False,
+    )
+    return {
+        "depth_estimator": DPTForDepthEstimation(config).eval(),
+        "feature_extractor": DPTImageProcessor(size={"height": 32, "width": 32}),
+    }
+
+
+def _saved(pipe: Any, folder: Path) -> None:
+    """The checkpoint in float32, and in float16 as the variant that published ones have."""
+    pipe.save_pretrained(folder)
+    pipe.to(torch.float16).save_pretrained(folder, variant="fp16")
+
+
+def _stable_diffusion(folder: Path, pipeline: str = "StableDiffusionPipeline", **options: Any) -> None:
+    from transformers import CLIPTextModel
+
+    tokenizer, config = _texts(folder.parent)
+    parts: dict[str, Any] = {
+        "vae": calotype.AutoencoderKL(**VAE),
+        "text_encoder": CLIPTextModel(config).eval(),
+        "tokenizer": tokenizer,
+        "unet": calotype.UNet2DConditionModel(**UNET, **options),
+        "scheduler": calotype.PNDMScheduler(**SCHEDULE, skip_prk_steps=True, set_alpha_to_one=False),
+    }
+    if pipeline == "StableDiffusionDepth2ImgPipeline":
+        parts |= _depth_estimator()
+    else:
+        parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    _saved(getattr(calotype, pipeline)(**parts), folder)
+
+
+def _stable_diffusion_xl(folder: Path, pipeline: str = "StableDiffusionXLPipeline", **options: Any) -> None:
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    tokenizer, config = _texts(folder.parent)
+    scheduler = options.pop("scheduler", None) or calotype.EulerDiscreteScheduler(**SCHEDULE)
+    parts: dict[str, Any] = {
+        "vae": calotype.AutoencoderKL(**VAE, scaling_factor=0.13025),
+        "text_encoder": CLIPTextModel(config).eval(),
+        "text_encoder_2": CLIPTextModelWithProjection(config).eval(),
+        "tokenizer": tokenizer,
+        "tokenizer_2": tokenizer,
+        "unet": calotype.UNet2DConditionModel(**{**XL_UNET, **options}),
+        "scheduler": scheduler,
+    }
+    if pipeline == "StableDiffusionXLImg2ImgPipeline":
+        parts |= {"text_encoder": None, "tokenizer": None}
+        parts |= {"requires_aesthetics_score": True, "force_zeros_for_empty_prompt": False}
+    _saved(getattr(calotype, pipeline)(**parts), folder)
+
+
+def _turbo(folder: Path) -> None:
+    scheduler = calotype.EulerAncestralDiscreteScheduler(**SCHEDULE, timestep_spacing="trailing")
+    _stable_diffusion_xl(folder, scheduler=scheduler)
+
+
+def _refiner(folder: Path) -> None:
+    options = {"cross_attention_dim": 32, "projection_class_embeddings_input_dim": 8 * 5 + 32}
+    _stable_diffusion_xl(folder, "StableDiffusionXLImg2ImgPipeline", **options)
+
+
+def _controlnet(folder: Path) -> None:
+    config = {k: v for k, v in UNET.items() if k not in ("sample_size", "up_block_types")}
+    model = calotype.ControlNetModel(**config, conditioning_embedding_out_channels=(8, 8, 16, 16))
+    for parameter in model.parameters():  # a ControlNet begins as zeros, which would say nothing
+        torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(folder)
+    model.half().save_pretrained(folder, variant="fp16")
+
+
+def _depth(folder: Path) -> None:
+    for part in _depth_estimator().values():
+        part.save_pretrained(folder)
+
+
+KINDS: dict[str, Callable[[Path], None]] = {
+    "stable-diffusion": _stable_diffusion,
+    "stable-diffusion-inpainting": lambda folder: _stable_diffusion(
+        folder, "StableDiffusionInpaintPipeline", in_channels=9
+    ),
+    "stable-diffusion-depth": lambda folder: _stable_diffusion(
+        folder, "StableDiffusionDepth2ImgPipeline", in_channels=5
+    ),
+    "stable-diffusion-xl": _stable_diffusion_xl,
+    "stable-diffusion-xl-refiner": _refiner,
+    "stable-diffusion-xl-inpainting": lambda folder: _stable_diffusion_xl(
+        folder, "StableDiffusionXLInpaintPipeline", in_channels=9
+    ),
+    "sdxl-turbo": _turbo,
+    "playground": _stable_diffusion_xl,
+    "controlnet": _controlnet,
+    "depth-estimator": _depth,
+}
+"""What each kind of checkpoint is made by."""
