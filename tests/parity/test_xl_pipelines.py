@@ -17,7 +17,9 @@ from tests.parity.pipeline_runs import Case, compare, quiet, seeded
 from tests.parity.test_image_pipelines import mask, photo
 from tests.tiny import stable_diffusion_xl_folder
 
-TEXT, IMAGE, MASK = (f"StableDiffusionXL{task}Pipeline" for task in ("", "Img2Img", "Inpaint"))
+TEXT, IMAGE, MASK, EDIT = (
+    f"StableDiffusionXL{task}Pipeline" for task in ("", "Img2Img", "Inpaint", "InstructPix2Pix")
+)
 
 
 @pytest.fixture(scope="module")
@@ -159,8 +161,15 @@ def test_base_and_refiner_as_an_ensemble(folder: Path, refiner: Path) -> None:
     np.testing.assert_allclose(results[1], results[0], atol=1e-4)
 
 
-@pytest.mark.parametrize("method", ["__init__", "__call__", "encode_prompt"])
-@pytest.mark.parametrize("name", [TEXT, IMAGE, MASK])
+SIGNATURES = [
+    (name, method)
+    for name in (TEXT, IMAGE, MASK, EDIT)
+    for method in ("__init__", "__call__", "encode_prompt")
+    if (name, method) != (EDIT, "encode_prompt")  # which has one argument more here, clip_skip
+]
+
+
+@pytest.mark.parametrize(("name", "method"), SIGNATURES)
 def test_signature(name: str, method: str) -> None:
     def shape(library: Any) -> list[tuple[Any, ...]]:
         parameters = inspect.signature(getattr(getattr(library, name), method)).parameters.values()
@@ -213,3 +222,70 @@ def test_a_half_precision_decoder_that_overflows_works_in_float32(folder: Path) 
     found = pipe("a ball", num_inference_steps=1, generator=seeded(), output_type="pt").images
     assert pipe.vae.dtype == torch.float16
     torch.testing.assert_close(found, expected, atol=2e-2, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def editing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose denoiser reads a picture beside the latents."""
+    return stable_diffusion_xl_folder(
+        tmp_path_factory.mktemp("models") / "edit", diffusers, unet={"in_channels": 8}
+    )
+
+
+EDITS: dict[str, Case] = {
+    "plain": dict,
+    "scales": lambda: {"guidance_scale": 3.0, "image_guidance_scale": 2.0},
+    "rescaled": lambda: {"guidance_rescale": 0.7},
+    "no guidance by text": lambda: {"guidance_scale": 1.0},
+    "no guidance by picture": lambda: {"image_guidance_scale": 0.5},
+    "negative": lambda: {"negative_prompt": "night", "negative_prompt_2": "sand", "prompt_2": "a cube"},
+    "batch": lambda: {"prompt": ["a ball", "a cube"], "num_images_per_prompt": 2},
+    "generators": lambda: {"num_images_per_prompt": 2, "generator": [seeded(3), seeded(4)]},
+    "size": lambda: {"height": 48, "width": 72},
+    "another picture's size": lambda: {"image": photo(100, 60)},
+    "micro-conditions": lambda: {
+        "original_size": (30, 40),
+        "crops_coords_top_left": (3, 5),
+        "target_size": (50, 60),
+    },
+    "latents as picture": lambda: {"image": torch.randn(1, 4, 8, 8, generator=seeded(5))},
+    "end": lambda: {"denoising_end": 0.6, "num_inference_steps": 6, "output_type": "latent"},
+    "embeds": lambda: embeds(1, negative=True),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", EDITS)
+def test_editing(editing: Path, case: str) -> None:
+    compare(*pair(EDIT, editing), lambda: {"image": photo(), **EDITS[case]()})
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("scheduler", [None, "DDIMScheduler"], ids=str)
+def test_editing_as_cosxl(editing: Path, scheduler: str | None) -> None:
+    """Its denoiser reads the picture in its own unit."""
+    pipes = []
+    for library in (diffusers, calotype):
+        pipe = quiet(getattr(library, EDIT).from_pretrained(editing, is_cosxl_edit=True))
+        if scheduler is not None:
+            pipe.scheduler = getattr(library, scheduler).from_config(pipe.scheduler.config)
+        pipes.append(pipe)
+    compare(pipes[0], pipes[1], lambda: {"image": photo()})
+    plain = quiet(calotype.StableDiffusionXLInstructPix2PixPipeline.from_pretrained(editing))
+    plain.scheduler = pipes[1].scheduler
+    options = {"image": photo(), "num_inference_steps": 2, "output_type": "pt"}
+    made = [pipe("a ball", generator=seeded(), **options).images for pipe in (pipes[1], plain)]
+    assert (made[0] - made[1]).abs().max() > 1e-3
+
+
+def test_editing_with_a_denoiser_that_reads_no_picture_is_refused(folder: Path) -> None:
+    pipe = quiet(calotype.StableDiffusionXLInstructPix2PixPipeline.from_pretrained(folder))
+    with pytest.raises(InputError, match="reads 4 channels; this task needs one that reads 8"):
+        pipe("a ball", image=photo())
+
+
+def test_cosxl_editing_is_kept_in_the_files(editing: Path, tmp_path: Path) -> None:
+    pipe = calotype.StableDiffusionXLInstructPix2PixPipeline.from_pretrained(editing, is_cosxl_edit=True)
+    pipe.save_pretrained(tmp_path)
+    assert calotype.DiffusionPipeline.from_pretrained(tmp_path).config.is_cosxl_edit
+    assert diffusers.DiffusionPipeline.from_pretrained(tmp_path).is_cosxl_edit
