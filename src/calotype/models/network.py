@@ -11,12 +11,30 @@ from torch.utils.checkpoint import checkpoint
 
 from calotype.core.errors import InputError
 
+_INSTEAD = {
+    "dequantize": "quantised weights are not loaded, so there is nothing to undo",
+    "enable_group_offload": "use the pipeline's enable_model_cpu_offload() or enable_sequential_cpu_offload()",
+    "enable_layerwise_casting": "convert the model with to(torch.float16) or to(torch.bfloat16)",
+    "enable_npu_flash_attention": "PyTorch's own attention chooses the kernel for the device",
+    "enable_parallelism": "one model computes on one device",
+    "enable_xla_flash_attention": "PyTorch's own attention chooses the kernel for the device",
+    "set_attention_backend": "PyTorch's own attention chooses the kernel, or torch.nn.attention.sdpa_kernel around the "
+    "call",
+}
+"""Calls of the reference's models that are not offered, and what to do."""
+
 
 class Network(nn.Module):
     """A module with ``dtype``, ``device`` and gradient checkpointing."""
 
     _supports_gradient_checkpointing: ClassVar[bool] = False
+    _repeated_blocks: ClassVar[tuple[str, ...]] = ()
     _keep_in_fp32_modules: ClassVar[tuple[str, ...]] = ()
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _INSTEAD:
+            raise AttributeError(f"{type(self).__name__} has no {name}: {_INSTEAD[name]}.")
+        return super().__getattr__(name)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -79,6 +97,21 @@ class Network(nn.Module):
         for part in self.modules():
             if hasattr(part, "gradient_checkpointing"):
                 vars(part).update(gradient_checkpointing=enabled, _gradient_checkpointing_func=function)
+
+    # -- compiling ---------------------------------------------------------------------------------------------
+
+    def compile_repeated_blocks(self, *args: Any, **kwargs: Any) -> None:
+        """Compile each of the blocks that the model has many of, which takes less time than compiling it whole.
+
+        The arguments are those of ``torch.compile``. Raises ``InputError`` where no block repeats.
+        """
+        blocks = [part for part in self.modules() if type(part).__name__ in self._repeated_blocks]
+        if not blocks:
+            raise InputError(
+                f"{type(self).__name__} has no blocks that repeat; compile it whole with compile()."
+            )
+        for block in blocks:
+            block.compile(*args, **kwargs)
 
     # -- attention: PyTorch's own serves -----------------------------------------------------------------------
 
