@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from calotype.core.errors import InputError
+from calotype.core.random import PictureGenerators
 from calotype.diffusion.inputs import Noise, Span, Steps
 from calotype.diffusion.tasks.task import Path
 
@@ -48,6 +49,16 @@ def until_end(scheduler: Any, path: Path, span: Span) -> Path:
             f"denoising_end={span.denoising_end} leaves no step to take; use more steps or a later end."
         )
     return Path(path.timesteps[:count], count)
+
+
+def check_seeded(scheduler: Any, noise: Noise) -> None:
+    """Refuse a seed for each picture where the scheduler draws for all of them from a seed of its own."""
+    if isinstance(noise.generator, PictureGenerators) and hasattr(scheduler, "noise_sampler_seed"):
+        raise InputError(
+            f"{type(scheduler).__name__} draws noise for the whole batch from its noise_sampler_seed, so a picture's "
+            f"seed does not determine the picture; use DPMSolverMultistepScheduler with "
+            f"algorithm_type='sde-dpmsolver++', or a generator in place of the seed."
+        )
 
 
 def step_arguments(scheduler: Any, steps: Steps, noise: Noise) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from calotype.diffusion.inputs import EARLIER_CALLBACK, Callbacks, Noise, Output
 from calotype.diffusion.loop import State, denoise
 from calotype.diffusion.parts import Parts
 from calotype.diffusion.tasks.task import Start, Task
-from calotype.diffusion.timesteps import set_timesteps, step_arguments, until_end
+from calotype.diffusion.timesteps import check_seeded, set_timesteps, step_arguments, until_end
 from calotype.nn.perturbation import Perturbation, self_attention
 from calotype.pipelines.running import Running, observer
 
@@ -39,7 +39,7 @@ def generate(pipe: Any, parts: Parts, arguments: Mapping[str, Any], output_class
         state = sampled(pipe, one, call.told(found), stopped)
         found[one.gives] = call.family.decode(one.task.result(state), call.noise.generator)
         stopped = state.stopped
-    call = call.told(found)
+    call = chain[-1][1].told(found)
     state = sampled(pipe, parts, call, stopped)
     images, flags = decoded(call, parts.task.result(state), output.output_type or "pil")
     images = parts.task.finish(call, images, output.output_type or "pil")
@@ -92,6 +92,7 @@ def checked(parts: Parts, arguments: Mapping[str, Any], device: torch.device) ->
     perturbed = perturbed_layers(family, guidance)
     call = Call(family, arguments, subject, guidance, height, width, device, perturbed)
     call.noise.check_count(subject.pictures)
+    check_seeded(call.scheduler, call.noise)
     return call
 
 
