@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 
-from tests.tiny import randomise
+from tests.tiny import randomise, tokenizer_folder
 
 EMBED = 16
 """Channels of the embeddings of pictures."""
@@ -72,6 +73,61 @@ def decoder_2_2(scheduler: str = "DDPMScheduler", **unet: Any) -> dict[str, Any]
         "unet": calm(randomise(diffusers.UNet2DConditionModel(**{**UNET_2_2, **unet}), 3)),
         "scheduler": getattr(diffusers, scheduler)(**CHAIN, **options),
         "movq": movq(),
+    }
+
+
+PRIOR = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 8,
+    "num_layers": 2,
+    "embedding_dim": EMBED,
+    "num_embeddings": 16,
+    "additional_embeddings": 4,
+}
+
+
+def prior(folder: Path) -> dict[str, Any]:
+    """The components of a prior."""
+    from transformers import (
+        CLIPImageProcessor,
+        CLIPTextConfig,
+        CLIPTextModelWithProjection,
+        CLIPTokenizer,
+        CLIPVisionConfig,
+        CLIPVisionModelWithProjection,
+    )
+
+    tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder(folder / "tokenizer-source"))
+    sizes = {
+        "hidden_size": EMBED,
+        "intermediate_size": 24,
+        "projection_dim": EMBED,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **sizes,
+    )
+    vision = CLIPVisionConfig(image_size=32, patch_size=8, **sizes)
+    return {
+        "prior": randomise(diffusers.PriorTransformer(**PRIOR), 4),
+        "image_encoder": randomise(CLIPVisionModelWithProjection(vision), 6),
+        "text_encoder": randomise(CLIPTextModelWithProjection(text), 7),
+        "tokenizer": tokenizer,
+        "scheduler": diffusers.UnCLIPScheduler(
+            variance_type="fixed_small_log",
+            prediction_type="sample",
+            num_train_timesteps=1000,
+            clip_sample_range=5.0,
+        ),
+        "image_processor": CLIPImageProcessor(
+            size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+        ),
     }
 
 

@@ -76,7 +76,7 @@ class MoVQFamily(Family):
         return guiding_the_mean(classifier_free(Guide.of(arguments).guidance_scale), self.scheduler)
 
     def to_latents(self, pixels: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-        return self.movq.encode(pixels).latents
+        return self.movq.encode(pixels, return_dict=False)[0]
 
     def decode(self, latents: torch.Tensor, generator: Any) -> torch.Tensor:
         return self.movq.decode(latents, force_not_quantize=True, return_dict=False)[0]

@@ -88,9 +88,9 @@ def read_subject(arguments: Mapping[str, Any]) -> Prompt:
 class PriorConditions(Conditions):
     """What the prior takes: texts as :class:`TextOutput` has them, with the branches stacked."""
 
-    proj_embedding: torch.Tensor
-    encoder_hidden_states: torch.Tensor
-    attention_mask: torch.Tensor
+    prompt_embeds: torch.Tensor
+    text_encoder_hidden_states: torch.Tensor
+    text_mask: torch.Tensor
 
 
 class PriorFamily(Family):
@@ -142,7 +142,14 @@ class PriorFamily(Family):
         self, latents: torch.Tensor, timestep: torch.Tensor, conditions: Conditions, residuals: Residuals
     ) -> torch.Tensor:
         assert isinstance(conditions, PriorConditions)
-        return self.prior(latents, timestep, return_dict=False, **conditions.tensors())[0]
+        return self.prior(
+            latents,
+            timestep,
+            proj_embedding=conditions.prompt_embeds,
+            encoder_hidden_states=conditions.text_encoder_hidden_states,
+            attention_mask=conditions.text_mask,
+            return_dict=False,
+        )[0]
 
     def to_latents(self, pixels: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         """Embeddings are denoised as they are."""

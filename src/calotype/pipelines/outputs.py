@@ -37,3 +37,11 @@ class StableDiffusionPipelineOutput(BaseOutput):
     def to_tuple(self) -> tuple[object, ...]:
         """Both fields, the second also where it is ``None``."""
         return self.images, self.nsfw_content_detected
+
+
+@dataclass
+class KandinskyPriorPipelineOutput(BaseOutput):
+    """Embeddings of pictures to show and to steer away from, both (batch, channels)."""
+
+    image_embeds: torch.Tensor | np.ndarray
+    negative_image_embeds: torch.Tensor | np.ndarray

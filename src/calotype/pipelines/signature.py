@@ -57,11 +57,19 @@ def constructor(
     return __init__
 
 
-def call(names: str, *, output: type, earlier_callback: bool = False, **defaults: Any) -> Callable[..., Any]:
+def call(
+    names: str,
+    *,
+    output: type,
+    earlier_callback: bool = False,
+    by: Callable[..., Any] | None = None,
+    **defaults: Any,
+) -> Callable[..., Any]:
     """A ``__call__`` that takes the arguments ``names`` (separated by spaces) of the input groups, in this order.
 
     ``defaults`` replace the groups' own where this pipeline's history differs; ``output`` is the class of the result.
-    What the pipeline's family takes ``beside`` the signature is accepted by name.
+    What the pipeline's family takes ``beside`` the signature is accepted by name. What makes no pictures is run ``by``
+    a function of its own in place of ``generation.generate``.
     """
     chosen = [ARGUMENTS[name] for name in names.split()]
     parameters = [
@@ -80,7 +88,7 @@ def call(names: str, *, output: type, earlier_callback: bool = False, **defaults
         arguments: dict[str, Any] = dict(bound.arguments)
         arguments.pop("self")
         arguments |= _known(arguments.pop("kwargs", {})) | extra
-        return run(self, self.parts(), arguments, given, output)
+        return run(self, self.parts(), arguments, given, output, by)
 
     __call__.__signature__ = signature  # type: ignore[attr-defined]
     __call__.output = output  # type: ignore[attr-defined]
@@ -89,12 +97,19 @@ def call(names: str, *, output: type, earlier_callback: bool = False, **defaults
     return __call__
 
 
-def run(pipe: Any, parts: Parts, arguments: dict[str, Any], given: set[str], output: type) -> Any:
+def run(
+    pipe: Any,
+    parts: Parts,
+    arguments: dict[str, Any],
+    given: set[str],
+    output: type,
+    by: Callable[..., Any] | None = None,
+) -> Any:
     """Run ``parts`` of a pipeline with all arguments of its call, of which ``given`` are the user's own."""
     from calotype.pipelines.generation import generate
 
     with pipe.offloaded():
-        return generate(pipe, parts, Guided.settled(arguments, given), output)
+        return (by or generate)(pipe, parts, Guided.settled(arguments, given), output)
 
 
 def beside(names: Collection[str], family: type[Components] | None) -> list[str]:

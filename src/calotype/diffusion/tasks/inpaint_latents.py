@@ -47,7 +47,7 @@ class InpaintLatents(Task):
     def start(self, call: Call, path: Path) -> Start:
         """Encode the picture, then draw the noise, which is also that of the latents that are kept."""
         family, shape = call.family, call.latent_shape
-        size = {"height": shape[2] * family.scale_factor, "width": shape[3] * family.scale_factor}
+        size: dict[str, Any] = {"height": shape[2] * family.scale_factor, "width": shape[3] * family.scale_factor}
         image, mask_image = Picture.of(call.arguments).image, Masked.of(call.arguments).mask_image
         pixels = as_pixels(image)
         if not isinstance(pixels, torch.Tensor):
