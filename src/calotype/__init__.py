@@ -41,6 +41,11 @@ _HOME = {
         "KandinskyV22InpaintPipeline",
         "KandinskyV22Pipeline",
     ),
+    "calotype.pipelines.kandinsky_prior": (
+        "KandinskyPriorPipeline",
+        "KandinskyV22PriorEmb2EmbPipeline",
+        "KandinskyV22PriorPipeline",
+    ),
     "calotype.pipelines.latent_consistency": (
         "LatentConsistencyModelImg2ImgPipeline",
         "LatentConsistencyModelPipeline",
@@ -58,7 +63,7 @@ _HOME = {
         "StableDiffusionXLPAGInpaintPipeline",
         "StableDiffusionXLPAGPipeline",
     ),
-    "calotype.pipelines.outputs": ("ImagePipelineOutput",),
+    "calotype.pipelines.outputs": ("ImagePipelineOutput", "KandinskyPriorPipelineOutput"),
     "calotype.pipelines.pipeline": ("DiffusionPipeline",),
     "calotype.pipelines.safety_checker": ("StableDiffusionSafetyChecker",),
     "calotype.pipelines.stable_diffusion": (
