@@ -80,3 +80,9 @@ def test_no_public_name_imports_the_reference_or_what_only_extras_have():
 def test_an_unknown_name_is_named():
     with pytest.raises(AttributeError, match="'StableDifusionPipeline'"):
         calotype.StableDifusionPipeline  # noqa: B018
+
+
+def test_annotators_import_what_each_stands_on():
+    assert heavy("from calotype.annotators import canny, lineart, pose, scribble") == {"PIL", "numpy"}
+    assert heavy("import calotype.annotators") == set()
+    assert "cv2" not in modules_after("from calotype.annotators import canny")
