@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from calotype.models.unet_2d_condition import UNet2DConditionModel
     from calotype.pipelines.safety_checker import StableDiffusionSafetyChecker
     from calotype.schedulers.ddpm import DDPMScheduler
-    from calotype.schedulers.lcm import LCMScheduler
+    from calotype.schedulers.distilled import LCMScheduler
     from calotype.schedulers.scheduler import SchedulerMixin
 
 logger = logging.getLogger(__name__)

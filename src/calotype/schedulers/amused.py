@@ -14,6 +14,7 @@ from calotype.core.errors import InputError
 from calotype.core.outputs import BaseOutput
 from calotype.schedulers.checks import one_of, step_count
 from calotype.schedulers.gumbel import uniform
+from calotype.schedulers.options import Device
 from calotype.schedulers.run import Plan
 from calotype.schedulers.scheduler import SchedulerMixin
 
@@ -39,7 +40,7 @@ class AmusedScheduler(SchedulerMixin):
         self,
         num_inference_steps: int,
         temperature: float | Sequence[float] = (2, 0),
-        device: str | torch.device | None = None,
+        device: Device = None,
     ) -> None:
         """Begin a run of so many steps; ``temperature`` (first and last, or the first) blurs which are the certain."""
         steps = step_count(num_inference_steps)

@@ -1,4 +1,7 @@
-"""Consistency models: multistep consistency sampling (Song et al., arXiv:2303.01469, algorithm 1)."""
+"""Consistency models: jump to x̂0, then noise it to the next level; in EDM's levels, and in TrigFlow's angles.
+
+Song et al., arXiv:2303.01469, algorithm 1; Lu & Song, arXiv:2410.11081.
+"""
 
 from __future__ import annotations
 
@@ -12,27 +15,29 @@ import torch
 
 from calotype.core.errors import InputError
 from calotype.core.random import Generators, randn_tensor
-from calotype.schedulers.affine import affine
+from calotype.schedulers.affine import Value, affine
 from calotype.schedulers.checks import exactly_one, step_count
 from calotype.schedulers.coordinates import EDM
-from calotype.schedulers.outputs import SchedulerOutput as CMStochasticIterativeSchedulerOutput
-from calotype.schedulers.sigmas import SigmaScheduler
+from calotype.schedulers.options import Device, Numbers, choice, constructor
+from calotype.schedulers.outputs import PredictionSchedulerOutput
+from calotype.schedulers.run import Plan, Run
+from calotype.schedulers.sigmas import IndexedScheduler, SigmaScheduler
+from calotype.schedulers.stepping import stepping
 
 
 class CMStochasticIterativeScheduler(SigmaScheduler):
     """f = c_skip·x + c_out·F, x' = f + √(σ'² − σ_min²)·z, along levels by Karras et al. (arXiv:2206.00364)."""
 
-    def __init__(
-        self,
-        num_train_timesteps: int = 40,
-        sigma_min: float = 0.002,
-        sigma_max: float = 80.0,
-        sigma_data: float = 0.5,
-        s_noise: float = 1.0,
-        rho: float = 7.0,
-        clip_denoised: bool = True,
-    ) -> None:
-        self.init_noise_sigma = sigma_max
+    def _prepare(self) -> None:
+        self.init_noise_sigma = self.config.sigma_max
+
+    __init__ = constructor(
+        "num_train_timesteps sigma_min sigma_max sigma_data s_noise rho clip_denoised",
+        setup=_prepare,
+        num_train_timesteps=40,
+        sigma_min=0.002,
+        sigma_max=80.0,
+    )
 
     @cached_property
     def _coordinates(self) -> EDM:  # type: ignore[override]
@@ -52,10 +57,7 @@ class CMStochasticIterativeScheduler(SigmaScheduler):
         return 250.0 * np.log(np.asarray(sigmas, dtype=np.float64) + 1e-44)
 
     def set_timesteps(
-        self,
-        num_inference_steps: int | None = None,
-        device: str | torch.device | None = None,
-        timesteps: Sequence[int] | None = None,
+        self, num_inference_steps: int | None = None, device: Device = None, timesteps: Numbers = None
     ) -> None:
         """Begin a run of so many steps, or over the descending training steps ``timesteps``."""
         exactly_one(num_inference_steps=num_inference_steps, timesteps=timesteps)
@@ -83,28 +85,74 @@ class CMStochasticIterativeScheduler(SigmaScheduler):
         data, above = self.config.sigma_data, sigma - self.config.sigma_min
         return data**2 / (above**2 + data**2), above * data / (sigma**2 + data**2) ** 0.5
 
+    @stepping(begun=True, fractional=True)
     def step(
-        self,
-        model_output: torch.Tensor,
-        timestep: float | torch.Tensor,
-        sample: torch.Tensor,
-        generator: Generators = None,
-        return_dict: bool = True,
-    ) -> CMStochasticIterativeSchedulerOutput | tuple[torch.Tensor]:
+        self, run: Run, i: int, output: torch.Tensor, sample: torch.Tensor, generator: Generators = None
+    ) -> tuple[Value]:
         """The sample one step on; draws noise at every step of a run of more than one."""
-        self._refuse_index(timestep)
-        self._running()
-        run, i = self._locate(timestep)
-        self._warn_unscaled(run)
+        self._warn_unscaled()
         config, kappa = self.config, run.plan.kappa
         skip, out = self.get_scalings_for_boundary_condition(kappa[i])
-        clean = affine((out, model_output), (skip, sample))
-        if config.clip_denoised:
-            clean = clean.clamp(-1, 1)
-        prev_sample = clean
-        if len(run.plan.t) > 1:
-            z = randn_tensor(model_output.shape, generator, model_output.device, model_output.dtype)
-            to = min(max(kappa[i + 1], config.sigma_min), config.sigma_max)
-            prev_sample = affine((1.0, clean), (config.s_noise * math.sqrt(to**2 - config.sigma_min**2), z))
-        run.index = i + 1
-        return CMStochasticIterativeSchedulerOutput(prev_sample) if return_dict else (prev_sample,)
+        clean = affine((out, output), (skip, sample), bound=1.0 if config.clip_denoised else None)
+        if len(run.plan.t) == 1:
+            return (clean,)
+        z = randn_tensor(output.shape, generator, output.device, output.dtype)
+        to = min(max(kappa[i + 1], config.sigma_min), config.sigma_max)
+        return (affine((1.0, clean), (config.s_noise * math.sqrt(to**2 - config.sigma_min**2), z)),)
+
+
+class SCMScheduler(IndexedScheduler):
+    """x̂0 = cos t·x − sin t·F, x' = cos t'·x̂0 + sin t'·σ_d·z. ``timesteps`` are angles, the final 0 included."""
+
+    init_noise_sigma: float = 1.0
+
+    __init__ = constructor(
+        "num_train_timesteps prediction_type sigma_data",
+        setup=lambda self: None,
+        prediction_type=choice("trigflow"),
+    )
+
+    def _begin_initial(self) -> None:
+        steps = np.arange(self.config.num_train_timesteps)[::-1].copy()
+        self._start(Plan(torch.from_numpy(steps), t=tuple(steps.tolist())))
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int,
+        timesteps: Sequence[float] | torch.Tensor | None = None,
+        device: Device = None,
+        max_timesteps: float | None = 1.57080,
+        intermediate_timesteps: float | None = 1.3,
+    ) -> None:
+        """Begin a run of so many steps: over the given angles, which are one more, or from ``max_timesteps`` to 0.
+
+        Two steps go over ``intermediate_timesteps`` where it is given, others are even.
+        """
+        steps = step_count(num_inference_steps, self.config.num_train_timesteps)
+        if timesteps is not None:
+            angles = torch.as_tensor(timesteps, dtype=torch.float32).cpu()
+            if len(angles) != steps + 1:
+                raise InputError(
+                    f"timesteps has {len(angles)} entries for {steps} steps: give one more than steps."
+                )
+        elif max_timesteps is None:
+            raise InputError("Give timesteps, or max_timesteps to begin at.")
+        elif intermediate_timesteps and steps == 2:
+            angles = torch.tensor([max_timesteps, intermediate_timesteps, 0.0])
+        else:
+            angles = torch.linspace(max_timesteps, 0, steps + 1)
+        self._start(Plan(angles.to(device), count=steps, t=tuple(angles.tolist())))
+
+    @stepping(PredictionSchedulerOutput, begun=True)
+    def step(
+        self, run: Run, i: int, output: torch.Tensor, sample: torch.Tensor, generator: Generators = None
+    ) -> tuple[Value, Value]:
+        """The sample one step on; draws noise at every step, the last included."""
+        if i + 1 == len(run.plan.t):
+            raise InputError(
+                "The last of the timesteps, 0, is where the run ends: step from those before it."
+            )
+        s, to = run.plan.t[i : i + 2]
+        clean = affine((math.cos(s), sample), (-math.sin(s), output))
+        z = randn_tensor(output.shape, generator, output.device)
+        return affine((math.cos(to), clean), (math.sin(to) * self.config.sigma_data, z)), clean

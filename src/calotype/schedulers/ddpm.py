@@ -1,12 +1,141 @@
-"""DDPM: ancestral sampling along the trained chain (Ho et al., arXiv:2006.11239; Nichol & Dhariwal 2102.09672)."""
+"""DDPM: ancestral sampling along the trained chain, x' = the posterior's mean in (x, x̂0) + ς·z.
+
+Ho et al., arXiv:2006.11239, equation 7; Nichol & Dhariwal, arXiv:2102.09672, for the variances that networks learn.
+"""
 
 from __future__ import annotations
 
-from calotype.schedulers.outputs import PredictionSchedulerOutput as DDPMSchedulerOutput
-from calotype.schedulers.posterior import AncestralScheduler
+import math
+from typing import NamedTuple
 
-__all__ = ["DDPMScheduler", "DDPMSchedulerOutput"]
+import torch
+
+from calotype.core.errors import InputError
+from calotype.core.random import Generators, randn_tensor
+from calotype.schedulers import prediction
+from calotype.schedulers.affine import Value, affine, evaluate
+from calotype.schedulers.checks import exactly_one, step_count
+from calotype.schedulers.options import TABLE, Device, Numbers, choice, constructor
+from calotype.schedulers.outputs import PredictionSchedulerOutput
+from calotype.schedulers.parallel import columns
+from calotype.schedulers.run import Run
+from calotype.schedulers.stepping import stepping
+from calotype.schedulers.table import TableScheduler
+from calotype.schedulers.transfer import posterior
+
+
+class Posterior(NamedTuple):
+    """x̂0's line, the mean's weights of x and x̂0, and the two variances that bound the true one."""
+
+    clean: prediction.Linear
+    along: float
+    toward: float
+    small: float
+    large: float
+
+
+class PosteriorScheduler(TableScheduler):
+    """Base of the methods that walk along the trained chain; ``variance_type`` says where ς comes from."""
+
+    variance_type: str
+
+    def _prepare(self) -> None:
+        self.variance_type = self.config.variance_type
+        self._make_table()
+
+    def _coefficients(self, t: int, previous: int, beta: float | None = None) -> Posterior:
+        """The weights of a step; ``beta`` is 1 − ᾱ_t/ᾱ_previous where it is known better than from the table."""
+        memo = self._run.plan.memo
+        if (t, previous) not in memo:
+            beta = self._table.beta(t, previous) if beta is None else beta
+            along, toward, variance = posterior(self._level(t), self._level(previous), beta)
+            clean = prediction.clean(self.config.prediction_type, *self._level(t))
+            memo[t, previous] = Posterior(clean, along, toward, max(variance, 1e-20), beta)
+        return memo[t, previous]
+
+    def _drawn(
+        self, output: torch.Tensor, at: Posterior, sample: torch.Tensor, generator: Generators, first: bool
+    ) -> tuple[Value, Value]:
+        """The sample one step on and x̂0; noise is drawn except at the ``first`` training step."""
+        to_clean, along, toward, small, large = at
+        learned = None
+        if output.shape[1] == 2 * sample.shape[1] and self.variance_type.startswith("learned"):
+            output, learned = output.split(sample.shape[1], dim=1)
+        x0 = to_clean.of(sample, output, self._limits)
+        if first:
+            return affine((along, sample), (toward, x0)), x0
+        z = randn_tensor(output.shape, generator, output.device, output.dtype)
+        deviation = self._deviation(small, large, learned)
+        if isinstance(deviation, float):
+            return affine((along, sample), (toward, x0), (deviation, z)), x0
+        mean, x0 = evaluate(affine((along, sample), (toward, x0)), x0)
+        return mean + deviation * z, x0
+
+    def _deviation(self, small: float, large: float, learned: torch.Tensor | None) -> float | torch.Tensor:
+        """ς; a learned range interpolates between the two variances in their logs (arXiv:2102.09672, equation 15)."""
+        kind = self.variance_type
+        if not kind.startswith("learned"):
+            return math.sqrt(small if kind.startswith("fixed_small") else large)
+        if learned is None:
+            raise InputError(
+                f"variance_type={kind!r} needs a network whose output has twice the sample's channels; it has "
+                f"as many as the sample. Use one of the fixed variance types."
+            )
+        if kind == "learned":
+            return learned**0.5
+        low, high = math.log(small), math.log(large)
+        return torch.exp((learned + 1) * (0.25 * (high - low)) + 0.5 * low)
+
+
+class AncestralScheduler(PosteriorScheduler):
+    """Base of DDPM and its form for parallel sampling: the same configuration, schedule and step."""
+
+    __init__ = constructor(
+        f"{TABLE} variance_type clip_sample prediction_type thresholding dynamic_thresholding_ratio clip_sample_range "
+        "sample_max_value timestep_spacing steps_offset rescale_betas_zero_snr",
+        setup=PosteriorScheduler._prepare,
+        timestep_spacing=choice("leading", "linspace", "trailing"),
+    )
+
+    def set_timesteps(
+        self, num_inference_steps: int | None = None, device: Device = None, timesteps: Numbers = None
+    ) -> None:
+        """Begin a run of so many steps, or over the descending training steps ``timesteps``."""
+        exactly_one(num_inference_steps=num_inference_steps, timesteps=timesteps)
+        if timesteps is not None:
+            given = self._given_timesteps(timesteps)
+            return self._begin_table(given, device, len(given))
+        steps = step_count(num_inference_steps, self.config.num_train_timesteps)
+        return self._begin_table(self._spaced(steps), device, steps)
+
+    @stepping(PredictionSchedulerOutput, indexed=False)
+    def step(
+        self, run: Run, t: int, output: torch.Tensor, sample: torch.Tensor, generator: Generators = None
+    ) -> tuple[Value, Value]:
+        """The sample one step on, from the network's output at ``timestep``; draws noise except at step 0."""
+        memo = run.plan.memo
+        if t not in memo:
+            memo[t] = self._coefficients(t, self.previous_timestep(t))
+        return self._drawn(output, memo[t], sample, generator, t == 0)
 
 
 class DDPMScheduler(AncestralScheduler):
     """x' = posterior mean of (x, x̂0) + ς·z; ``variance_type`` says where ς comes from."""
+
+
+class DDPMParallelScheduler(AncestralScheduler):
+    """DDPM whose mean can be taken at many steps at once, for Picard iteration (ParaDiGMS, arXiv:2305.16317)."""
+
+    _is_ode_scheduler = False
+
+    def batch_step_no_noise(
+        self, model_output: torch.Tensor, timesteps: torch.Tensor, sample: torch.Tensor
+    ) -> torch.Tensor:
+        """The posterior means of a batch whose items are each at a training step of their own, (batch,)."""
+        total = self.config.num_train_timesteps
+        jump = total // (self.num_inference_steps or total)
+        if model_output.shape[1] == 2 * sample.shape[1] and self.variance_type.startswith("learned"):
+            model_output = model_output[:, : sample.shape[1]]
+        steps = [self._coefficients(t, max(t - jump, -1)) for t in timesteps.tolist()]
+        x, m, divisor, along, toward = columns([(*c.clean, c.along, c.toward) for c in steps], sample)
+        return along * sample + toward * self._limits.apply((x * sample + m * model_output) / divisor)

@@ -10,9 +10,10 @@ import torch
 
 from calotype.core.errors import InputError
 from calotype.core.random import Generators, randn_tensor
-from calotype.schedulers.affine import affine
+from calotype.schedulers.affine import affine, evaluate
 from calotype.schedulers.checks import step_count
-from calotype.schedulers.outputs import SchedulerOutput as DDPMWuerstchenSchedulerOutput
+from calotype.schedulers.options import Device
+from calotype.schedulers.outputs import SchedulerOutput
 from calotype.schedulers.run import Plan
 from calotype.schedulers.scheduler import SchedulerMixin
 from calotype.schedulers.transfer import level_of_alpha_bar, posterior
@@ -41,7 +42,7 @@ class DDPMWuerstchenScheduler(SchedulerMixin):
         self,
         num_inference_steps: int | None = None,
         timesteps: Sequence[float] | torch.Tensor | None = None,
-        device: str | torch.device | None = None,
+        device: Device = None,
     ) -> None:
         """Begin a run of so many steps, or over the given times, of which the last is where it ends."""
         if timesteps is None:
@@ -78,7 +79,7 @@ class DDPMWuerstchenScheduler(SchedulerMixin):
         sample: torch.Tensor,
         generator: Generators = None,
         return_dict: bool = True,
-    ) -> DDPMWuerstchenSchedulerOutput | tuple[torch.Tensor]:
+    ) -> SchedulerOutput | tuple[torch.Tensor, ...]:
         """The sample one step on; draws noise at every step, the last included."""
         i = self._step(timestep)
         plan = self._run.plan
@@ -90,8 +91,9 @@ class DDPMWuerstchenScheduler(SchedulerMixin):
             plan.memo[i] = mean, -mean * beta / s.sigma, deviation if plan.t[i + 1] else 0.0
         along, across, fresh = plan.memo[i]
         z = randn_tensor(model_output.shape, generator, model_output.device, model_output.dtype)
-        prev_sample = affine((along, sample), (across, model_output), (fresh, z)).to(model_output.dtype)
-        return DDPMWuerstchenSchedulerOutput(prev_sample) if return_dict else (prev_sample,)
+        terms = (along, sample), (across, model_output), (fresh, z)
+        values = evaluate(affine(*terms, dtype=model_output.dtype))
+        return SchedulerOutput(*values) if return_dict else values
 
     def add_noise(
         self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor

@@ -1,51 +1,48 @@
-"""Schedulers of distilled models, which are evaluated at steps of the schedule that they were distilled on."""
+"""Schedulers of distilled models, evaluated at steps of the schedule that they were distilled on: LCM, TCD."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from calotype.core.errors import InputError
+from calotype.core.outputs import BaseOutput
+from calotype.core.random import Generators, randn_tensor
+from calotype.schedulers import prediction
+from calotype.schedulers.affine import Value, affine
 from calotype.schedulers.checks import exactly_one, step_count
-from calotype.schedulers.indexed import IndexedScheduler
+from calotype.schedulers.options import TABLE, THRESHOLDING, Device, Numbers, choice, constructor
+from calotype.schedulers.run import Run
+from calotype.schedulers.sigmas import IndexedScheduler
+from calotype.schedulers.stepping import stepping
 from calotype.schedulers.table import TableScheduler
 
 
 class DistilledScheduler(IndexedScheduler, TableScheduler):
     """Base of LCM and TCD: the same configuration and schedule, ``original_inference_steps`` of the teacher thinned."""
 
-    def __init__(
-        self,
-        num_train_timesteps: int = 1000,
-        beta_start: float = 0.00085,
-        beta_end: float = 0.012,
-        beta_schedule: str = "scaled_linear",
-        trained_betas: np.ndarray | Sequence[float] | None = None,
-        original_inference_steps: int = 50,
-        clip_sample: bool = False,
-        clip_sample_range: float = 1.0,
-        set_alpha_to_one: bool = True,
-        steps_offset: int = 0,
-        prediction_type: str = "epsilon",
-        thresholding: bool = False,
-        dynamic_thresholding_ratio: float = 0.995,
-        sample_max_value: float = 1.0,
-        timestep_spacing: str = "leading",
-        timestep_scaling: float = 10.0,
-        rescale_betas_zero_snr: bool = False,
-    ) -> None:
-        self._check()
-        self._make_table()
-        self.final_alpha_cumprod = torch.tensor(1.0) if set_alpha_to_one else self.alphas_cumprod[0]
+    _compatibles = ()
+
+    __init__ = constructor(
+        f"{TABLE} original_inference_steps clip_sample clip_sample_range set_alpha_to_one steps_offset prediction_type "
+        f"{THRESHOLDING} timestep_spacing timestep_scaling rescale_betas_zero_snr",
+        setup=TableScheduler._make_table,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule=choice("scaled_linear", "linear", "squaredcos_cap_v2", "exp", "laplace", "sigmoid"),
+        clip_sample=False,
+        timestep_spacing=choice("leading", "linspace", "trailing"),
+    )
 
     def set_timesteps(
         self,
         num_inference_steps: int | None = None,
-        device: str | torch.device | None = None,
+        device: Device = None,
         original_inference_steps: int | None = None,
-        timesteps: Sequence[int] | None = None,
+        timesteps: Numbers = None,
         strength: float = 1.0,
     ) -> None:
         """Begin a run of so many steps, or over the descending training steps ``timesteps``.
@@ -73,3 +70,81 @@ class DistilledScheduler(IndexedScheduler, TableScheduler):
             )
         chosen = np.floor(np.linspace(0, len(teacher), steps, endpoint=False)).astype(np.int64)
         return self._begin_table(teacher[::-1][chosen], device, steps)
+
+
+@dataclass
+class LCMSchedulerOutput(BaseOutput):
+    """``prev_sample`` and the consistency function's value at this step, ``denoised``."""
+
+    prev_sample: torch.Tensor
+    denoised: torch.Tensor | None = None
+
+
+class LCMScheduler(DistilledScheduler):
+    """Latent consistency models: f = c_out·x̂0 + c_skip·x, x' = α'·f + σ'·z; the last step is f.
+
+    Luo et al., arXiv:2310.04378.
+    """
+
+    sigma_data = 0.5
+
+    def get_scalings_for_boundary_condition_discrete(self, timestep: float) -> tuple[float, float]:
+        """c_skip and c_out at a training step, 1 and 0 at the first (Song et al., arXiv:2303.01469, appendix C)."""
+        scaled, data = timestep * self.config.timestep_scaling, self.sigma_data
+        spread = scaled**2 + data**2
+        return data**2 / spread, scaled / math.sqrt(spread)
+
+    @stepping(LCMSchedulerOutput, begun=True)
+    def step(
+        self, run: Run, i: int, output: torch.Tensor, sample: torch.Tensor, generator: Generators = None
+    ) -> tuple[Value, Value]:
+        """The sample one step on; draws noise except at the last step."""
+        t = int(run.plan.t[i])
+        skip, out = self.get_scalings_for_boundary_condition_discrete(t)
+        to_clean = prediction.clean(self.config.prediction_type, *self._level(t))
+        denoised = affine((out, to_clean.of(sample, output, self._limits)), (skip, sample))
+        if i + 1 == len(run.plan.t):
+            return denoised, denoised
+        alpha, sigma = self._level(int(run.plan.t[i + 1]))
+        z = randn_tensor(output.shape, generator, output.device, denoised.dtype)
+        return affine((alpha, denoised), (sigma, z)), denoised
+
+
+@dataclass
+class TCDSchedulerOutput(BaseOutput):
+    """``prev_sample`` and the sample before noise was added, ``pred_noised_sample``."""
+
+    prev_sample: torch.Tensor
+    pred_noised_sample: torch.Tensor | None = None
+
+
+class TCDScheduler(DistilledScheduler):
+    """Trajectory consistency distillation: y = α_s·x̂0 + σ_s·ε̂ with s = ⌊(1 − γ)·t'⌋, then noise from s up to t'.
+
+    γ = 0 is DDIM, γ = 1 is LCM (Zheng et al., arXiv:2402.19159, algorithm 4).
+    """
+
+    @stepping(TCDSchedulerOutput, begun=True)
+    def step(
+        self,
+        run: Run,
+        i: int,
+        output: torch.Tensor,
+        sample: torch.Tensor,
+        eta: float = 0.3,
+        generator: Generators = None,
+    ) -> tuple[Value, Value]:
+        """The sample one step on; ``eta`` is the paper's γ. Draws noise if it is above 0, except at the last step."""
+        if not 0 <= eta <= 1:
+            raise InputError(f"eta={eta} must lie between 0 (deterministic) and 1 (all noise is new).")
+        last = i + 1 == len(run.plan.t)
+        following = 0 if last else int(run.plan.t[i + 1])
+        s, kind = self._level(int(run.plan.t[i])), self.config.prediction_type
+        middle, to = self._level(math.floor((1 - eta) * following)), self._level(following)
+        x0, eps = (line(kind, *s).of(sample, output) for line in (prediction.clean, prediction.noise))
+        noised = affine((middle.alpha, x0), (middle.sigma, eps))
+        if eta == 0 or last:
+            return noised, noised
+        kept = to.alpha / middle.alpha
+        z = randn_tensor(output.shape, generator, output.device, noised.dtype)
+        return affine((kept, noised), (math.sqrt(max(1 - kept**2, 0.0)), z)), noised

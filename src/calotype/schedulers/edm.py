@@ -1,4 +1,4 @@
-"""Schedulers in the coordinates of Karras et al. (arXiv:2206.00364): σ itself is the level, the time is ¼·ln σ.
+"""Schedulers in the coordinates of Karras et al. (arXiv:2206.00364), where σ itself is the level: Euler, DPM-Solver++.
 
 The network F is preconditioned: x̂0 = c_skip·x + c_out·F with c_skip = σ_d²/(σ² + σ_d²) and c_out = ±σσ_d/√(σ² + σ_d²),
 and takes c_in·x with c_in = 1/√(σ² + σ_d²).
@@ -7,27 +7,46 @@ and takes c_in·x with c_in = 1/√(σ² + σ_d²).
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from calotype.schedulers.checks import one_of
+from calotype.core.random import Generators, randn_tensor
+from calotype.schedulers.affine import Value, affine, cast, evaluate
+from calotype.schedulers.brownian import BrownianNoise
+from calotype.schedulers.checks import exactly_one, step_count
 from calotype.schedulers.coordinates import EDM
-from calotype.schedulers.prediction import Linear
+from calotype.schedulers.multistep import SOLVER_TYPES, multistep, remembered
+from calotype.schedulers.options import THRESHOLDING, Device, choice, constructor
+from calotype.schedulers.outputs import PredictionSchedulerOutput
+from calotype.schedulers.prediction import Limits, Linear
+from calotype.schedulers.run import Run
 from calotype.schedulers.sigmas import SigmaScheduler
+from calotype.schedulers.stepping import stepping
+
+
+def quarter_log(sigma: torch.Tensor) -> torch.Tensor:
+    """The time of EDM's networks, ¼·ln σ."""
+    return 0.25 * torch.log(sigma)
+
+
+def arctangent(sigma: torch.Tensor) -> torch.Tensor:
+    """The time of Stable Audio's networks, (2/π)·arctan σ."""
+    return sigma.atan() / math.pi * 2
+
+
+PREDICTIONS = choice("epsilon", "v_prediction")
 
 
 class EDMScheduler(SigmaScheduler):
     """Base of the schedulers with ``sigma_min``, ``sigma_max`` and ``sigma_data`` in their configuration."""
 
+    _time: Callable[[torch.Tensor], torch.Tensor]
+    """The network's time at a level."""
+
     def _configure(self) -> None:
-        """Check the common options."""
-        config = self.config
-        one_of("sigma_schedule", config.sigma_schedule, ("karras", "exponential"))
-        one_of("prediction_type", config.prediction_type, ("epsilon", "v_prediction"))
-        one_of("final_sigmas_type", config.final_sigmas_type, ("zero", "sigma_min"))
-        self._coordinates = EDM(config.sigma_data)
+        self._coordinates = EDM(self.config.sigma_data)
 
     @property
     def init_noise_sigma(self) -> float:
@@ -42,15 +61,11 @@ class EDMScheduler(SigmaScheduler):
         """The network's time."""
         return self._time(torch.as_tensor(sigma, dtype=torch.float32))
 
-    @abstractmethod
-    def _time(self, sigma: torch.Tensor) -> torch.Tensor:
-        """The network's time at a level."""
-
     def precondition_outputs(
         self, sample: torch.Tensor, model_output: torch.Tensor, sigma: float | torch.Tensor
     ) -> torch.Tensor:
         """x̂0 = c_skip·x + c_out·F."""
-        return self._clean(float(sigma)).of(sample, model_output)
+        return evaluate(self._clean(float(sigma)).of(sample, model_output))[0]
 
     def _clean(self, sigma: float) -> Linear:
         data = self.config.sigma_data
@@ -58,14 +73,14 @@ class EDMScheduler(SigmaScheduler):
         sign = -1.0 if self.config.prediction_type == "v_prediction" else 1.0
         return Linear(data**2 / total, sign * sigma * data / math.sqrt(total))
 
-    def _levels(self, ramp: torch.Tensor) -> torch.Tensor:
-        """σ along a ramp from 0 (``sigma_max``) to 1 (``sigma_min``), in the ramp's precision."""
-        config = self.config
+    def _levels(self, steps: int, dtype: torch.dtype) -> torch.Tensor:
+        """σ from ``sigma_max`` to ``sigma_min``, computed in ``dtype``."""
+        config, ramp = self.config, torch.linspace(0, 1, steps, dtype=dtype)
         if config.sigma_schedule == "karras":
             top, bottom = config.sigma_max ** (1 / config.rho), config.sigma_min ** (1 / config.rho)
             return (top + ramp * (bottom - top)) ** config.rho
         ends = math.log(config.sigma_min), math.log(config.sigma_max)
-        return torch.linspace(*ends, len(ramp)).exp().flip(0).to(ramp.dtype)
+        return torch.linspace(*ends, steps).exp().flip(0).to(dtype)
 
     def _begin_edm(self, levels: torch.Tensor, final: float, device: Any, count: int | None) -> None:
         """Begin a run over ``levels`` and a final one."""
@@ -77,11 +92,149 @@ class EDMScheduler(SigmaScheduler):
         return lowest if self.config.final_sigmas_type == "sigma_min" else 0.0
 
 
-def quarter_log(sigma: torch.Tensor) -> torch.Tensor:
-    """The time of EDM's networks, ¼·ln σ."""
-    return 0.25 * torch.log(sigma)
+class EDMEulerScheduler(EDMScheduler):
+    """Euler's method with churn (algorithm 2, uncorrected): x' = x̂0 + (σ'/σ̂)·(x − x̂0)."""
+
+    _time = staticmethod(quarter_log)
+
+    __init__ = constructor(
+        "sigma_min sigma_max sigma_data sigma_schedule num_train_timesteps prediction_type rho final_sigmas_type",
+        setup=EDMScheduler._configure,
+        sigma_min=0.002,
+        sigma_max=80.0,
+        prediction_type=PREDICTIONS,
+    )
+
+    def _begin_initial(self) -> None:
+        self._begin_edm(self._levels(self.config.num_train_timesteps + 1, torch.float64), 0.0, None, None)
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: Device = None,
+        sigmas: torch.Tensor | Sequence[float] | None = None,
+    ) -> None:
+        """Begin a run of so many steps, or over the levels ``sigmas`` (without the final one)."""
+        exactly_one(num_inference_steps=num_inference_steps, sigmas=sigmas)
+        steps = step_count(num_inference_steps if sigmas is None else len(sigmas))
+        if sigmas is None:
+            levels = self._levels(steps, torch.float64)
+        else:
+            levels = torch.as_tensor(sigmas, dtype=torch.float64, device="cpu")
+        self._begin_edm(levels, self._final(float(levels[-1])), device, steps)
+
+    @stepping(PredictionSchedulerOutput, fractional=True, last="pred_original_sample")
+    def step(
+        self,
+        run: Run,
+        i: int,
+        output: torch.Tensor,
+        sample: torch.Tensor,
+        s_churn: float = 0.0,
+        s_tmin: float = 0.0,
+        s_tmax: float = float("inf"),
+        s_noise: float = 1.0,
+        generator: Generators = None,
+        pred_original_sample: torch.Tensor | None = None,
+    ) -> tuple[Value, Value]:
+        """The sample one step on; ``pred_original_sample`` replaces the network's x̂0."""
+        self._warn_unscaled()
+        kappa, following = run.plan.kappa[i : i + 2]
+        x = cast(sample, torch.float32)
+        if s_churn > 0 and s_tmin <= kappa <= s_tmax:
+            raised = kappa * (1 + min(s_churn / (len(run.plan.kappa) - 1), math.sqrt(2) - 1))
+            z = randn_tensor(output.shape, generator, output.device, output.dtype)
+            x = affine((1.0, x), (s_noise * math.sqrt(raised**2 - kappa**2), z))
+            kappa = raised
+        x0 = self._clean(kappa).of(x, output) if pred_original_sample is None else pred_original_sample
+        kept = following / kappa
+        return affine((kept, x), (1 - kept, x0), dtype=output.dtype), x0
 
 
-def ramp(steps: int, dtype: torch.dtype) -> torch.Tensor:
-    """``steps`` numbers from 0 to 1."""
-    return torch.linspace(0, 1, steps, dtype=dtype)
+class EDMMultistepScheduler(EDMScheduler):
+    """Base of both DPM-Solver++: one exponential integral a step over the last x̂0, with α = 1 (arXiv:2211.01095)."""
+
+    def _begin_initial(self) -> None:
+        self._begin_edm(self._levels(self.config.num_train_timesteps, torch.float32), 0.0, None, None)
+
+    def set_timesteps(self, num_inference_steps: int | None = None, device: Device = None) -> None:
+        """Begin a run of so many steps."""
+        steps = step_count(num_inference_steps)
+        levels = self._levels(steps, torch.float32)
+        self._begin_edm(levels, self._final(self.config.sigma_min), device, steps)
+
+
+class EDMDPMSolverMultistepScheduler(EDMMultistepScheduler):
+    """As ODE or SDE (Playground v2.5)."""
+
+    _time = staticmethod(quarter_log)
+
+    def _prepare(self) -> None:
+        config = self.config
+        self._configure()
+        self._tau = 1.0 if config.algorithm_type.startswith("sde") else 0.0
+        self._limits = Limits()
+        if config.thresholding:
+            self._limits = Limits(ratio=config.dynamic_thresholding_ratio, largest=config.sample_max_value)
+
+    __init__ = constructor(
+        "sigma_min sigma_max sigma_data sigma_schedule num_train_timesteps prediction_type rho solver_order "
+        f"{THRESHOLDING} algorithm_type solver_type lower_order_final euler_at_final final_sigmas_type",
+        setup=_prepare,
+        sigma_min=0.002,
+        sigma_max=80.0,
+        prediction_type=PREDICTIONS,
+        algorithm_type=choice("dpmsolver++", "sde-dpmsolver++", others={"deis": "dpmsolver++"}),
+        solver_type=SOLVER_TYPES,
+    )
+
+    @stepping(begun=True)
+    def step(
+        self, run: Run, i: int, output: torch.Tensor, sample: torch.Tensor, generator: Generators = None
+    ) -> tuple[torch.Tensor]:
+        """The sample one step on; the SDE variant draws noise at every step."""
+        x0 = self._clean(run.plan.kappa[i]).of(sample, output, self._limits)
+        update, known = multistep(self.config, run, i, x0, data=True, tau=self._tau)
+        terms = [(update.sample, sample), *zip(update.predictions, known, strict=False)]
+        if self._tau:
+            z = randn_tensor(output.shape, generator, output.device, output.dtype)
+            terms.append((update.noise, z))
+        return remembered(run, affine(*terms), known)
+
+
+class CosineDPMSolverMultistepScheduler(EDMMultistepScheduler):
+    """As SDE with the noise of a Brownian path, for networks that take the time (2/π)·arctan σ (Stable Audio)."""
+
+    _time = staticmethod(arctangent)
+
+    __init__ = constructor(
+        "sigma_min sigma_max sigma_data sigma_schedule num_train_timesteps solver_order prediction_type rho "
+        "solver_type lower_order_final euler_at_final final_sigmas_type",
+        setup=EDMScheduler._configure,
+        sigma_min=0.3,
+        sigma_max=500,
+        sigma_data=1.0,
+        sigma_schedule=choice("exponential", "karras"),
+        prediction_type=choice("v_prediction", "epsilon"),
+        solver_type=SOLVER_TYPES,
+    )
+
+    @stepping(begun=True)
+    def step(
+        self, run: Run, i: int, output: torch.Tensor, sample: torch.Tensor, generator: Generators = None
+    ) -> tuple[torch.Tensor]:
+        """The sample one step on; the Brownian path has the generator's initial seed (or each item its own)."""
+        config, plan = self.config, run.plan
+        if run.noise is None:
+            seed: int | list[int] | None = None
+            if isinstance(generator, torch.Generator):
+                seed = generator.initial_seed()
+            elif generator is not None:
+                seed = [g.initial_seed() for g in generator]
+            run.noise = BrownianNoise(output, config.sigma_min, config.sigma_max, seed)
+        x0 = self._clean(plan.kappa[i]).of(sample, output)
+        update, known = multistep(config, run, i, x0, data=True, tau=1.0)
+        terms = [(update.sample, sample), *zip(update.predictions, known, strict=False)]
+        if update.noise:
+            terms.append((update.noise, run.noise(plan.kappa[i], plan.kappa[i + 1])))
+        return remembered(run, affine(*terms), known)

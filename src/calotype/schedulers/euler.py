@@ -1,58 +1,41 @@
-"""Euler's method on the probability-flow ODE in κ, with churn (Karras et al., arXiv:2206.00364, algorithm 2)."""
+"""Euler's method on the probability-flow ODE in κ, with churn; and ancestral, down further and back up with noise.
+
+Karras et al., arXiv:2206.00364, algorithm 2; Song et al., arXiv:2010.02502, for η = 1.
+"""
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from calotype.core.errors import InputError
 from calotype.core.random import Generators, randn_tensor
-from calotype.schedulers import grid, prediction
-from calotype.schedulers.affine import affine
-from calotype.schedulers.checks import conversion, exactly_one, one_of, refuse_timesteps, step_count
+from calotype.schedulers.affine import Value, affine, cast
+from calotype.schedulers.checks import exactly_one, refuse_timesteps, step_count
 from calotype.schedulers.exploding import ExplodingScheduler
+from calotype.schedulers.grid import Grid
 from calotype.schedulers.noise import sigma_to_t
-from calotype.schedulers.outputs import PredictionSchedulerOutput as EulerDiscreteSchedulerOutput
-from calotype.schedulers.scheduler import SIGNAL_NOISE_FAMILY
-
-logger = logging.getLogger(__name__)
+from calotype.schedulers.options import CONVERTED, SPACED, TABLE, Device, Numbers, choice, constructor
+from calotype.schedulers.outputs import PredictionSchedulerOutput
+from calotype.schedulers.prediction import Linear
+from calotype.schedulers.run import Run
+from calotype.schedulers.stepping import stepping
+from calotype.schedulers.transfer import fresh_noise, transfer
 
 
 class EulerDiscreteScheduler(ExplodingScheduler):
     """x' = x̂0 + (κ'/κ̂)·(x − x̂0)."""
 
-    _compatibles = SIGNAL_NOISE_FAMILY
+    _zero_snr_floor = True
 
-    def __init__(
-        self,
-        num_train_timesteps: int = 1000,
-        beta_start: float = 0.0001,
-        beta_end: float = 0.02,
-        beta_schedule: str = "linear",
-        trained_betas: np.ndarray | Sequence[float] | None = None,
-        prediction_type: str = "epsilon",
-        interpolation_type: str = "linear",
-        use_karras_sigmas: bool | None = False,
-        use_exponential_sigmas: bool | None = False,
-        use_beta_sigmas: bool | None = False,
-        sigma_min: float | None = None,
-        sigma_max: float | None = None,
-        timestep_spacing: str = "linspace",
-        timestep_type: str = "discrete",
-        steps_offset: int = 0,
-        rescale_betas_zero_snr: bool = False,
-        final_sigmas_type: str = "zero",
-    ) -> None:
-        self._check((*prediction.PREDICTION_TYPES, "original_sample"))
-        one_of("interpolation_type", interpolation_type, ("linear", "log_linear"))
-        one_of("timestep_type", timestep_type, ("discrete", "continuous"))
-        one_of("final_sigmas_type", final_sigmas_type, ("zero", "sigma_min"))
-        conversion(self.config)
-        self._make_table(zero_snr_floor=True)
+    __init__ = constructor(
+        f"{TABLE} prediction_type interpolation_type {CONVERTED} sigma_min sigma_max timestep_spacing timestep_type "
+        "steps_offset rescale_betas_zero_snr final_sigmas_type",
+        setup=ExplodingScheduler._make_table,
+        prediction_type=choice("epsilon", "sample", "v_prediction", "original_sample"),
+    )
 
     def _begin_initial(self) -> None:
         self._begin_training_grid(torch.float32)
@@ -66,9 +49,9 @@ class EulerDiscreteScheduler(ExplodingScheduler):
     def set_timesteps(
         self,
         num_inference_steps: int | None = None,
-        device: str | torch.device | None = None,
-        timesteps: Sequence[int] | None = None,
-        sigmas: Sequence[float] | None = None,
+        device: Device = None,
+        timesteps: Numbers = None,
+        sigmas: Numbers = None,
     ) -> None:
         """Begin a run of so many steps, or at these training steps, or over these noise levels (the last included)."""
         exactly_one(num_inference_steps=num_inference_steps, timesteps=timesteps, sigmas=sigmas)
@@ -88,51 +71,42 @@ class EulerDiscreteScheduler(ExplodingScheduler):
         t = t.astype(np.float32)
         if self._continuous:
             t = 0.25 * np.log(levels[:steps])
-        self._begin_grid(grid.Grid(t, levels), device, steps, torch.float32)
+        self._begin_grid(Grid(t, levels), device, steps, torch.float32)
 
+    @stepping(PredictionSchedulerOutput, fractional=True)
     def step(
         self,
-        model_output: torch.Tensor,
-        timestep: float | torch.Tensor,
+        run: Run,
+        i: int,
+        output: torch.Tensor,
         sample: torch.Tensor,
         s_churn: float = 0.0,
         s_tmin: float = 0.0,
         s_tmax: float = float("inf"),
         s_noise: float = 1.0,
         generator: Generators = None,
-        return_dict: bool = True,
-    ) -> EulerDiscreteSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[Value, Value]:
         """The sample one step on. With ``s_churn`` noise is added first where κ is in [``s_tmin``, ``s_tmax``]."""
-        self._refuse_index(timestep)
-        run, i = self._locate(timestep)
-        self._warn_unscaled(run)
-        kappa, following = run.plan.kappa[i], run.plan.kappa[i + 1]
-        churn = 0.0
+        self._warn_unscaled()
+        kappa, following = run.plan.kappa[i : i + 2]
+        x = cast(sample, torch.float32)
         if s_churn > 0 and s_tmin <= kappa <= s_tmax:
-            churn = min(s_churn / (len(run.plan.kappa) - 1), math.sqrt(2) - 1)
-        sample = sample.to(torch.float32)
-        if churn > 0:
-            raised = kappa * (1 + churn)
-            z = randn_tensor(model_output.shape, generator, model_output.device, model_output.dtype)
-            sample = affine((1.0, sample), (s_noise * math.sqrt(raised**2 - kappa**2), z))
-            kappa, to_clean, step = raised, *self._coefficients(kappa, raised, following)
+            raised = kappa * (1 + min(s_churn / (len(run.plan.kappa) - 1), math.sqrt(2) - 1))
+            z = randn_tensor(output.shape, generator, output.device, output.dtype)
+            x = affine((1.0, x), (s_noise * math.sqrt(raised**2 - kappa**2), z))
+            to_clean, step = self._coefficients(kappa, raised, following)
         else:
             if i not in run.plan.memo:
                 run.plan.memo[i] = self._coefficients(kappa, kappa, following)
             to_clean, step = run.plan.memo[i]
-        x0 = to_clean.of(sample, model_output)
-        prev_sample = step.of(sample, model_output).to(model_output.dtype)
-        run.index = i + 1
-        return EulerDiscreteSchedulerOutput(prev_sample, x0) if return_dict else (prev_sample, x0)
+        return affine((step.x, x), (step.m, output), dtype=output.dtype), to_clean.of(x, output)
 
-    def _coefficients(
-        self, kappa: float, raised: float, following: float
-    ) -> tuple[prediction.Linear, prediction.Linear]:
+    def _coefficients(self, kappa: float, raised: float, following: float) -> tuple[Linear, Linear]:
         """The lines of x̂0 and x' in the sample and the output; only ε-prediction follows a churned level."""
         kind = self.config.prediction_type
         to_clean = self._clean(kind, raised if kind == "epsilon" else kappa)
         kept = following / raised
-        return to_clean, prediction.Linear(kept + (1 - kept) * to_clean.x, (1 - kept) * to_clean.m)
+        return to_clean, Linear(kept + (1 - kept) * to_clean.x, (1 - kept) * to_clean.m)
 
     def get_velocity(
         self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
@@ -142,3 +116,38 @@ class EulerDiscreteScheduler(ExplodingScheduler):
         levels = [self._coordinates.preserving(kappa) for kappa in self._run.plan.kappa]
         alpha, sigma = self._weights(levels, [self._run.plan.index(t) for t in timesteps], sample)
         return alpha * noise - sigma * sample
+
+
+class EulerAncestralDiscreteScheduler(ExplodingScheduler):
+    """x' = x̂0 + (κ_down/κ)·(x − x̂0) + κ_up·z with κ_down² + κ_up² = κ'²."""
+
+    _zero_snr_floor = True
+
+    __init__ = constructor(
+        f"{TABLE} prediction_type {SPACED} rescale_betas_zero_snr", setup=ExplodingScheduler._make_table
+    )
+
+    def _begin_initial(self) -> None:
+        self._begin_training_grid(torch.float64)
+
+    def set_timesteps(self, num_inference_steps: int, device: Device = None) -> None:
+        """Begin a run of so many steps."""
+        steps = step_count(num_inference_steps)
+        self._begin_grid(Grid(*self._ladder(steps)), device, steps, torch.float32)
+
+    @stepping(PredictionSchedulerOutput, fractional=True)
+    def step(
+        self, run: Run, i: int, output: torch.Tensor, sample: torch.Tensor, generator: Generators = None
+    ) -> tuple[Value, Value]:
+        """The sample one step on; draws noise at every step, the last included."""
+        self._warn_unscaled()
+        if i not in run.plan.memo:
+            s, t = run.plan.levels[i : i + 2]
+            up = fresh_noise(s, t, 1.0)
+            down = transfer(t, up)[1] / s.sigma
+            to_clean = self._clean(self.config.prediction_type, s.sigma)
+            run.plan.memo[i] = to_clean, down + (1 - down) * to_clean.x, (1 - down) * to_clean.m, up
+        to_clean, along, across, up = run.plan.memo[i]
+        x = cast(sample, torch.float32)
+        z = randn_tensor(output.shape, generator, output.device, output.dtype)
+        return affine((along, x), (across, output), (up, z), dtype=output.dtype), to_clean.of(x, output)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from calotype.schedulers.checks import conversion
 from calotype.schedulers.coordinates import VarianceExploding
 from calotype.schedulers.grid import Grid
 from calotype.schedulers.noise import sigma_to_t
+from calotype.schedulers.options import Numbers
 from calotype.schedulers.prediction import Linear, clean
 from calotype.schedulers.prediction import noise as eps
 from calotype.schedulers.sigmas import SigmaScheduler
@@ -33,7 +33,7 @@ class ExplodingScheduler(Tabled, SigmaScheduler):
     def _ladder(
         self,
         steps: int,
-        timesteps: Sequence[int] | None = None,
+        timesteps: Numbers = None,
         total: int | None = None,
         dtype: type[np.floating[Any]] = np.float32,
     ) -> tuple[np.ndarray, np.ndarray]:

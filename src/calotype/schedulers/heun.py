@@ -2,44 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 
-from calotype.schedulers.affine import affine
-from calotype.schedulers.checks import conversion, exactly_one, refuse_timesteps, step_count
+from calotype.schedulers.affine import Value, affine, evaluate
+from calotype.schedulers.checks import exactly_one, refuse_timesteps, step_count
 from calotype.schedulers.exploding import ExplodingScheduler
 from calotype.schedulers.grid import Grid
-from calotype.schedulers.outputs import PredictionSchedulerOutput as HeunDiscreteSchedulerOutput
-from calotype.schedulers.scheduler import SIGNAL_NOISE_FAMILY
+from calotype.schedulers.options import CONVERTED, SPACED, TABLE, Device, Numbers, constructor
+from calotype.schedulers.outputs import PredictionSchedulerOutput
+from calotype.schedulers.run import Run
+from calotype.schedulers.stepping import stepping
 
 
 class HeunDiscreteScheduler(ExplodingScheduler):
     """Karras et al., arXiv:2206.00364, algorithm 1: two evaluations a step, one for the last (to κ = 0)."""
 
-    _compatibles = SIGNAL_NOISE_FAMILY
     order = 2
 
-    def __init__(
-        self,
-        num_train_timesteps: int = 1000,
-        beta_start: float = 0.00085,
-        beta_end: float = 0.012,
-        beta_schedule: str = "linear",
-        trained_betas: np.ndarray | Sequence[float] | None = None,
-        prediction_type: str = "epsilon",
-        use_karras_sigmas: bool = False,
-        use_exponential_sigmas: bool = False,
-        use_beta_sigmas: bool = False,
-        clip_sample: bool = False,
-        clip_sample_range: float = 1.0,
-        timestep_spacing: str = "linspace",
-        steps_offset: int = 0,
-    ) -> None:
-        self._check()
-        conversion(self.config)
-        self._make_table()
+    __init__ = constructor(
+        f"{TABLE} prediction_type {CONVERTED} clip_sample clip_sample_range {SPACED}",
+        setup=ExplodingScheduler._make_table,
+        beta_start=0.00085,
+        beta_end=0.012,
+        clip_sample=False,
+    )
 
     def _begin_initial(self) -> None:
         self.set_timesteps(self.config.num_train_timesteps)
@@ -47,9 +34,9 @@ class HeunDiscreteScheduler(ExplodingScheduler):
     def set_timesteps(
         self,
         num_inference_steps: int | None = None,
-        device: str | torch.device | None = None,
+        device: Device = None,
         num_train_timesteps: int | None = None,
-        timesteps: Sequence[int] | None = None,
+        timesteps: Numbers = None,
     ) -> None:
         """Begin a run of so many steps, or at these training steps; ``timesteps`` then has two entries a step."""
         exactly_one(num_inference_steps=num_inference_steps, timesteps=timesteps)
@@ -60,29 +47,20 @@ class HeunDiscreteScheduler(ExplodingScheduler):
         twice = np.repeat(np.arange(steps), 2)[1:]
         self._begin_grid(Grid(t[twice], np.append(kappa[twice], kappa[-1])), device, steps, torch.float32)
 
-    def step(
-        self,
-        model_output: torch.Tensor,
-        timestep: float | torch.Tensor,
-        sample: torch.Tensor,
-        return_dict: bool = True,
-    ) -> HeunDiscreteSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
+    @stepping(PredictionSchedulerOutput)
+    def step(self, run: Run, i: int, output: torch.Tensor, sample: torch.Tensor) -> tuple[Value, Value]:
         """The sample at the end of the step: provisional after its first evaluation, corrected after the second."""
-        run, i = self._locate(timestep)
-        kappa = run.plan.kappa
-        to_clean = self._clean(self.config.prediction_type, kappa[i])
-        x0 = self._limits.apply(to_clean.of(sample, model_output))
+        kappa, kind = run.plan.kappa, self.config.prediction_type
+        x0 = self._clean(kind, kappa[i]).of(sample, output, self._limits)
         if self._limits.active:
-            slope = affine((1 / kappa[i], sample), (-1 / kappa[i], x0))
+            along, across, other = 1 / kappa[i], -1 / kappa[i], x0
         else:
-            slope = self._slope(self.config.prediction_type, kappa[i]).of(sample, model_output)
+            along, across, other = *self._slope(kind, kappa[i]).weights, output
         if run.stage is None:
             step = kappa[i + 1] - kappa[i]
-            run.stage = sample, slope, step
-            prev_sample = affine((1.0, sample), (step, slope))
-        else:
-            start, first, step = run.stage
-            run.stage = None
-            prev_sample = affine((1.0, start), (step / 2, first), (step / 2, slope))
-        run.index = i + 1
-        return HeunDiscreteSchedulerOutput(prev_sample, x0) if return_dict else (prev_sample, x0)
+            ends = (affine((1 + part * along, sample), (part * across, other)) for part in (step, step / 2))
+            prev_sample, halfway, x0 = evaluate(*ends, x0)
+            run.stage = halfway, step
+            return prev_sample, x0
+        (halfway, step), run.stage = run.stage, None
+        return affine((1.0, halfway), (step / 2 * along, sample), (step / 2 * across, other)), x0

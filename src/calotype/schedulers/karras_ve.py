@@ -12,8 +12,9 @@ import torch
 from calotype.core.errors import InputError
 from calotype.core.outputs import BaseOutput
 from calotype.core.random import Generators, randn_tensor
-from calotype.schedulers.affine import affine
+from calotype.schedulers.affine import combined
 from calotype.schedulers.checks import step_count
+from calotype.schedulers.options import Device
 from calotype.schedulers.run import Plan
 from calotype.schedulers.scheduler import SchedulerMixin
 
@@ -51,7 +52,7 @@ class KarrasVeScheduler(SchedulerMixin):
     def _begin_initial(self) -> None:
         self._start(Plan(None))
 
-    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
+    def set_timesteps(self, num_inference_steps: int, device: Device = None) -> None:
         """Begin a run of so many steps."""
         steps = step_count(num_inference_steps)
         high, low = self.config.sigma_max**2, self.config.sigma_min**2
@@ -106,7 +107,7 @@ class KarrasVeScheduler(SchedulerMixin):
     ) -> KarrasVeOutput | tuple[torch.Tensor, torch.Tensor]:
         """The same step with the mean of its slope and that at its end, which ``model_output`` gives."""
         x0 = sample_prev + sigma_prev * model_output
-        mean = affine((0.5, derivative), (-0.5, model_output))
+        mean = combined((0.5, derivative), (-0.5, model_output))
         prev_sample = sample_hat + (sigma_prev - sigma_hat) * mean
         return KarrasVeOutput(prev_sample, derivative, x0) if return_dict else (prev_sample, derivative)
 

@@ -1,8 +1,10 @@
-"""PNDM: a linear multistep method on ε with the transfer of family A (Liu et al., arXiv:2202.09778)."""
+"""PNDM and iPNDM: linear multistep methods on ε with the transfer of family A.
+
+Liu et al., arXiv:2202.09778; Zhang & Chen, arXiv:2204.13902, who let the order rise from one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,14 +12,15 @@ import torch
 
 from calotype.core.errors import InputError
 from calotype.schedulers import prediction
-from calotype.schedulers.affine import affine
+from calotype.schedulers.affine import Value, affine, evaluate
 from calotype.schedulers.checks import step_count
-from calotype.schedulers.grid import spaced
+from calotype.schedulers.options import TABLE, Device, choice, constructor
 from calotype.schedulers.outputs import SchedulerOutput
-from calotype.schedulers.run import Run
-from calotype.schedulers.scheduler import SIGNAL_NOISE_FAMILY
+from calotype.schedulers.run import Plan, Run
+from calotype.schedulers.sigmas import IndexedScheduler
+from calotype.schedulers.stepping import stepping
 from calotype.schedulers.table import TableScheduler
-from calotype.schedulers.transfer import transfer
+from calotype.schedulers.transfer import Level, transfer
 
 ADAMS_BASHFORTH = (
     (1.0,),
@@ -36,32 +39,22 @@ class PNDMScheduler(TableScheduler):
     With ``skip_prk_steps`` the warm-up is instead one repeated step, and the order rises by one a step.
     """
 
-    _compatibles = SIGNAL_NOISE_FAMILY
     pndm_order = 4
 
-    def __init__(
-        self,
-        num_train_timesteps: int = 1000,
-        beta_start: float = 0.0001,
-        beta_end: float = 0.02,
-        beta_schedule: str = "linear",
-        trained_betas: np.ndarray | Sequence[float] | None = None,
-        skip_prk_steps: bool = False,
-        set_alpha_to_one: bool = False,
-        prediction_type: str = "epsilon",
-        timestep_spacing: str = "leading",
-        steps_offset: int = 0,
-    ) -> None:
-        self._check(("epsilon", "v_prediction"))
-        self._make_table()
-        self.final_alpha_cumprod = torch.tensor(1.0) if set_alpha_to_one else self.alphas_cumprod[0]
+    __init__ = constructor(
+        f"{TABLE} skip_prk_steps set_alpha_to_one prediction_type timestep_spacing steps_offset",
+        setup=TableScheduler._make_table,
+        set_alpha_to_one=False,
+        prediction_type=choice("epsilon", "v_prediction"),
+        timestep_spacing=choice("leading", "linspace", "trailing"),
+    )
 
-    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
+    def set_timesteps(self, num_inference_steps: int, device: Device = None) -> None:
         """Begin a run of so many steps; the Runge-Kutta warm-up needs at least 4."""
-        config, total = self.config, self.config.num_train_timesteps
+        total = self.config.num_train_timesteps
         steps = step_count(num_inference_steps, total)
-        grid = spaced(config.timestep_spacing, steps, total, config.steps_offset).round()
-        if config.skip_prk_steps:
+        grid = self._spaced(steps)
+        if self.config.skip_prk_steps:
             timesteps = np.concatenate([grid[:2], grid[1:]]) if steps > 1 else grid
         elif steps < self.pndm_order:
             raise InputError(
@@ -99,7 +92,7 @@ class PNDMScheduler(TableScheduler):
 
     def step(
         self, model_output: torch.Tensor, timestep: int, sample: torch.Tensor, return_dict: bool = True
-    ) -> SchedulerOutput | tuple[torch.Tensor]:
+    ) -> SchedulerOutput | tuple[torch.Tensor, ...]:
         """The sample at the next evaluation; which phase the run is in follows from how many steps it has made."""
         if self.counter < self._warm_up():
             return self.step_prk(model_output, timestep, sample, return_dict)
@@ -107,11 +100,11 @@ class PNDMScheduler(TableScheduler):
 
     def step_prk(
         self, model_output: torch.Tensor, timestep: int, sample: torch.Tensor, return_dict: bool = True
-    ) -> SchedulerOutput | tuple[torch.Tensor]:
+    ) -> SchedulerOutput | tuple[torch.Tensor, ...]:
         """One evaluation of the Runge-Kutta warm-up: from the stored sample with the slope of this stage."""
-        run, t, jump = self._at(timestep)
+        run, t = self._at(timestep)
         stage, first = run.index % 4, run.index // 4 * 4  # type: ignore[operator]
-        to = t - (0 if stage % 2 else jump // 2)
+        to = t - (0 if stage % 2 else self._jump // 2)
         if stage == 0:
             run.stage = (sample, model_output * RUNGE_KUTTA[0])
             run.history = (model_output, *run.history[:3])
@@ -120,22 +113,21 @@ class PNDMScheduler(TableScheduler):
             start, total = run.stage
             total = torch.add(total, model_output, alpha=RUNGE_KUTTA[stage])
             run.stage, slope = (start, total), total if stage == 3 else model_output
-        result = self._transferred(run.stage[0], int(run.plan.t[first]), to, slope)
-        return self._advanced(run, result, return_dict)
+        return self._transferred(run, run.stage[0], int(run.plan.t[first]), to, slope, return_dict)
 
     def step_plms(
         self, model_output: torch.Tensor, timestep: int, sample: torch.Tensor, return_dict: bool = True
-    ) -> SchedulerOutput | tuple[torch.Tensor]:
+    ) -> SchedulerOutput | tuple[torch.Tensor, ...]:
         """One evaluation of the multistep phase."""
-        run, t, jump = self._at(timestep)
+        run, t = self._at(timestep)
         skip = self.config.skip_prk_steps
         if not skip and len(run.history) < 3:
             raise InputError(
                 "step_plms needs the three warm-up steps of step_prk (12 evaluations) before it."
             )
-        to = t - jump
+        to = t - self._jump
         if skip and run.index == 1:  # the first step once more, with the mean of the slopes at both ends
-            t, to = t + jump, t
+            t, to = t + self._jump, t
             slope = affine((0.5, model_output), (0.5, run.history[0]))
             sample, run.stage = run.stage, None
         else:
@@ -144,32 +136,83 @@ class PNDMScheduler(TableScheduler):
                 run.stage = sample
             weights = ADAMS_BASHFORTH[len(run.history) - 1]
             slope = affine(*zip(weights, run.history, strict=True))
-        return self._advanced(run, self._transferred(sample, t, to, slope), return_dict)
+        return self._transferred(run, sample, t, to, slope, return_dict)
 
     def _warm_up(self) -> int:
         return 0 if self.config.skip_prk_steps or self.num_inference_steps is None else 12
 
-    def _at(self, timestep: Any) -> tuple[Run, int, int]:
-        """The run, the training step as a number, and the training steps of one step."""
+    def _at(self, timestep: Any) -> tuple[Run, int]:
+        """The run, and the training step as a number."""
         run = self._running()
         if run.index is None:
             run.index = 0
-        jump = self.config.num_train_timesteps // (run.plan.count or 1)
-        return run, int(run.plan.value(timestep)), jump
+        return run, int(run.plan.value(timestep))
 
-    def _transferred(self, sample: torch.Tensor, t: int, to: int, slope: torch.Tensor) -> torch.Tensor:
-        """The transfer of ``sample`` from one training step to another along ``slope``."""
-        memo, kind = self._run.plan.memo, self.config.prediction_type
+    def _transferred(
+        self, run: Run, sample: torch.Tensor, t: int, to: int, slope: Value, return_dict: bool
+    ) -> SchedulerOutput | tuple[torch.Tensor, ...]:
+        """The transfer of ``sample`` from one training step to another along ``slope``, and on to the next."""
+        memo, kind = run.plan.memo, self.config.prediction_type
         if (t, to) not in memo:
-            final = float(self.final_alpha_cumprod)
-            level = self._level(t, final)
-            toward, direction = transfer(self._level(to, final), 0.0)
+            level = self._level(t)
+            toward, direction = transfer(self._level(to), 0.0)
             x0, eps = prediction.clean(kind, *level).weights, prediction.noise(kind, *level).weights
             memo[t, to] = toward * x0[0] + direction * eps[0], toward * x0[1] + direction * eps[1]
         along, across = memo[t, to]
-        return affine((along, sample), (across, slope))
-
-    @staticmethod
-    def _advanced(run: Run, result: torch.Tensor, return_dict: bool) -> SchedulerOutput | tuple[torch.Tensor]:
+        values = evaluate(affine((along, sample), (across, slope)))
         run.index += 1  # type: ignore[operator]
-        return SchedulerOutput(result) if return_dict else (result,)
+        return SchedulerOutput(*values) if return_dict else values
+
+
+class IPNDMScheduler(IndexedScheduler):
+    """ε̄ = Adams-Bashforth of the last ε̂ = σ·x + α·F, and the transfer along it, over σ = sin²(π·u/2), u from 1 to 0."""
+
+    init_noise_sigma: float = 1.0
+    pndm_order = 4
+
+    def _begin_initial(self) -> None:
+        self.set_timesteps(self.config.num_train_timesteps)
+
+    __init__ = constructor("num_train_timesteps trained_betas", setup=lambda self: None)
+
+    def set_timesteps(self, num_inference_steps: int, device: Device = None) -> None:
+        """Begin a run of so many steps; ``trained_betas`` has their σ and the last one's."""
+        steps = step_count(num_inference_steps)
+        if self.config.trained_betas is not None:
+            sigma = torch.tensor(self.config.trained_betas, dtype=torch.float32)
+        else:
+            u = torch.cat([torch.linspace(1, 0, steps + 1)[:-1], torch.zeros(1)])
+            sigma = torch.sin(u * torch.pi / 2) ** 2
+        alpha = (1.0 - sigma**2) ** 0.5
+        timesteps = (torch.atan2(sigma, alpha) / torch.pi * 2)[:-1]
+        levels = tuple(Level(*pair) for pair in zip(alpha.tolist(), sigma.tolist(), strict=True))
+        self._start(Plan(timesteps.to(device), sigma, steps, tuple(timesteps.tolist()), levels=levels))
+
+    @property
+    def betas(self) -> torch.Tensor:
+        """σ of the run's levels, the final one included."""
+        return self._run.plan.sigmas  # type: ignore[return-value]
+
+    @property
+    def alphas(self) -> torch.Tensor:
+        """α of the run's levels."""
+        return (1.0 - self.betas**2) ** 0.5
+
+    @property
+    def ets(self) -> list[torch.Tensor]:
+        """The ε̂ that the run remembers, oldest first."""
+        return list(reversed(self._run.history))
+
+    def scale_model_input(self, sample: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The network's input: the sample itself."""
+        return sample
+
+    @stepping()
+    def step(self, run: Run, i: int, output: torch.Tensor, sample: torch.Tensor) -> tuple[Value]:
+        """The sample one step on."""
+        s, to = run.plan.levels[i : i + 2]
+        known = (affine((s.sigma, sample), (s.alpha, output)), *run.history[:3])
+        slope = affine(*zip(ADAMS_BASHFORTH[len(known) - 1], known, strict=True))
+        clean = affine((1.0, sample), (-s.sigma, slope), divisor=max(s.alpha, 1e-8))
+        prev_sample, *run.history = evaluate(affine((to.alpha, clean), (to.sigma, slope)), *known)
+        return (prev_sample,)

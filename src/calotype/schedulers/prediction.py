@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from calotype.schedulers.affine import affine
+from calotype.schedulers.affine import Value, affine, evaluate
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 VARIANCE_TYPES = (
@@ -35,10 +35,13 @@ class Linear(NamedTuple):
     m: float
     divisor: float = 1.0
 
-    def of(self, sample: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        """Evaluate."""
-        y = affine((self.x, sample), (self.m, output))
-        return y if self.divisor == 1.0 else y.div_(self.divisor)
+    def of(self, sample: Value, output: Value, limits: Limits | None = None) -> Value:
+        """Evaluate, within ``limits``."""
+        bound = None if limits is None else limits.clip
+        y = affine((self.x, sample), (self.m, output), divisor=self.divisor, bound=bound)
+        if limits is None or limits.ratio is None:
+            return y
+        return threshold(evaluate(y)[0], limits.ratio, limits.largest)
 
     @property
     def weights(self) -> tuple[float, float]:

@@ -9,10 +9,13 @@ import torch
 
 from calotype.core.errors import InputError
 from calotype.core.random import Generators, randn_tensor
-from calotype.schedulers.affine import affine
-from calotype.schedulers.checks import one_of, step_count
-from calotype.schedulers.outputs import PredictionSchedulerOutput as RePaintSchedulerOutput
+from calotype.schedulers.affine import affine, combined, evaluate
+from calotype.schedulers.checks import step_count
+from calotype.schedulers.options import Device, choice, constructor
+from calotype.schedulers.outputs import PredictionSchedulerOutput
 from calotype.schedulers.prediction import clean
+from calotype.schedulers.run import Run
+from calotype.schedulers.stepping import stepping
 from calotype.schedulers.table import TableScheduler
 from calotype.schedulers.transfer import fresh_noise, transfer
 
@@ -23,27 +26,24 @@ class RePaintScheduler(TableScheduler):
     ``timesteps`` fall and jump back up by turns (algorithm 1 and figure 9): the caller undoes steps where they rise.
     """
 
-    def __init__(
-        self,
-        num_train_timesteps: int = 1000,
-        beta_start: float = 0.0001,
-        beta_end: float = 0.02,
-        beta_schedule: str = "linear",
-        eta: float = 0.0,
-        trained_betas: np.ndarray | None = None,
-        clip_sample: bool = True,
-    ) -> None:
-        one_of("beta_schedule", beta_schedule, ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"))
+    _compatibles = ()
+
+    def _prepare(self) -> None:
         self._make_table()
-        self.final_alpha_cumprod = torch.tensor(1.0)
-        self.eta = eta
+        self.eta = self.config.eta
+
+    __init__ = constructor(
+        "num_train_timesteps beta_start beta_end beta_schedule eta trained_betas clip_sample",
+        setup=_prepare,
+        beta_schedule=choice("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"),
+    )
 
     def set_timesteps(
         self,
         num_inference_steps: int,
         jump_length: int = 10,
         jump_n_sample: int = 10,
-        device: str | torch.device | None = None,
+        device: Device = None,
     ) -> None:
         """Begin a run of so many steps; each stretch of ``jump_length`` is walked ``jump_n_sample`` times."""
         total = self.config.num_train_timesteps
@@ -63,38 +63,35 @@ class RePaintScheduler(TableScheduler):
                 t += jump_length
         self._begin_table(np.array(walk) * (total // steps), device, steps)
 
+    @stepping(PredictionSchedulerOutput, indexed=False, begun=True)
     def step(
         self,
-        model_output: torch.Tensor,
-        timestep: int,
+        run: Run,
+        t: int,
+        output: torch.Tensor,
         sample: torch.Tensor,
         original_image: torch.Tensor,
         mask: torch.Tensor,
         generator: Generators = None,
-        return_dict: bool = True,
-    ) -> RePaintSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The sample one step on; ``mask`` is 1 where ``original_image`` is kept. Draws noise at every step."""
-        plan = self._running().plan
-        t = int(plan.value(timestep))
-        if (t, self.eta) not in plan.memo:
-            s, to = self._level(t), self._level(t - self._jump(), float(self.final_alpha_cumprod))
+        memo = run.plan.memo
+        if (t, self.eta) not in memo:
+            s, to = self._level(t), self._level(t - self._jump)
             fresh = fresh_noise(s, to, self.eta) if t > 0 else 0.0
-            plan.memo[t, self.eta] = clean("epsilon", *s), to, transfer(to, fresh), fresh
-        to_clean, to, (toward, direction), fresh = plan.memo[t, self.eta]
-        x0 = self._limits.apply(to_clean.of(sample, model_output))
-        z = randn_tensor(model_output.shape, generator, model_output.device, model_output.dtype)
-        unknown = affine((toward, x0), (direction, model_output), (fresh, z))
+            memo[t, self.eta] = clean("epsilon", *s), to, transfer(to, fresh), fresh
+        to_clean, to, (toward, direction), fresh = memo[t, self.eta]
+        x0 = to_clean.of(sample, output, self._limits)
+        z = randn_tensor(output.shape, generator, output.device, output.dtype)
+        unknown = affine((toward, x0), (direction, output), (fresh, z))
         known = affine((to.alpha, original_image), (to.sigma, z))
-        prev_sample = mask * known + (1.0 - mask) * unknown
-        return RePaintSchedulerOutput(prev_sample, x0) if return_dict else (prev_sample, x0)
+        unknown, known, x0 = evaluate(unknown, known, x0)
+        return mask * known + (1.0 - mask) * unknown, x0
 
     def undo_step(self, sample: torch.Tensor, timestep: int, generator: Generators = None) -> torch.Tensor:
         """The sample one step back up, by the training steps from ``timestep`` on, each with noise of its own."""
         t = int(self._running().plan.value(timestep))
-        for beta in self.betas[t : t + self._jump()].tolist():
+        for beta in self.betas[t : t + self._jump].tolist():
             z = randn_tensor(sample.shape, generator, sample.device, sample.dtype)
-            sample = affine((math.sqrt(1 - beta), sample), (math.sqrt(beta), z))
+            sample = combined((math.sqrt(1 - beta), sample), (math.sqrt(beta), z))
         return sample
-
-    def _jump(self) -> int:
-        return self.config.num_train_timesteps // (self.num_inference_steps or 1)

@@ -77,7 +77,7 @@ class Run:
         self.plan = plan
         self.index: int | None = None
         self.begin: int | None = None
-        self.history: tuple[Any, ...] = ()
+        self.history: Sequence[Any] = ()
         self.stage: Any = None
         self.noise: Any = None
         self.scaled = False

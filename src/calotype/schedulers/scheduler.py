@@ -89,11 +89,6 @@ class SchedulerMixin(ConfigMixin):
     def __len__(self) -> int:
         return self.config.num_train_timesteps
 
-    def _translate(self, option: str, values: dict[str, str]) -> None:
-        """Replace a value of another class's option by what it means here, so that configurations can be exchanged."""
-        if self.config[option] in values:
-            self.register_to_config(**{option: values[self.config[option]]})
-
     # The current run.
 
     @abstractmethod

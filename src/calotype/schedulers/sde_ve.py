@@ -12,6 +12,7 @@ from calotype.core.errors import InputError
 from calotype.core.outputs import BaseOutput
 from calotype.core.random import Generators, randn_tensor
 from calotype.schedulers.checks import step_count
+from calotype.schedulers.options import Device
 from calotype.schedulers.outputs import SchedulerOutput
 from calotype.schedulers.run import Plan
 from calotype.schedulers.scheduler import SchedulerMixin
@@ -49,7 +50,7 @@ class ScoreSdeVeScheduler(SchedulerMixin):
         self,
         num_inference_steps: int,
         sampling_eps: float | None = None,
-        device: str | torch.device | None = None,
+        device: Device = None,
     ) -> None:
         """Begin a run of so many steps, over the levels of the configuration."""
         self._begin(self._times(num_inference_steps, sampling_eps), device, None, None)

@@ -1,4 +1,4 @@
-"""Schedulers that walk along a list of noise levels by the index of the step."""
+"""Schedulers that know where a run stands by the index of its next step, most of them along a list of levels."""
 
 from __future__ import annotations
 
@@ -11,13 +11,49 @@ import numpy as np
 import torch
 
 from calotype.core.errors import InputError
-from calotype.schedulers.affine import affine
+from calotype.schedulers.affine import combined
 from calotype.schedulers.coordinates import Coordinates
 from calotype.schedulers.grid import Grid
-from calotype.schedulers.indexed import IndexedScheduler
 from calotype.schedulers.run import Plan, Run
+from calotype.schedulers.scheduler import SchedulerMixin
 
 logger = logging.getLogger(__name__)
+
+
+class IndexedScheduler(SchedulerMixin):
+    """Base of the methods that find their step once, by the first timestep or as the caller says, and then count."""
+
+    @property
+    def step_index(self) -> int | None:
+        """The index of the next step; None before the first."""
+        return self._run.index
+
+    @property
+    def begin_index(self) -> int | None:
+        """The step that the run begins at, where the caller has set it."""
+        return self._run.begin
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Begin the run at this step (image-to-image); call it between ``set_timesteps`` and the first step."""
+        self._run.begin = begin_index
+
+    def index_for_timestep(self, timestep: Any, schedule_timesteps: torch.Tensor | None = None) -> int:
+        """The index of a timestep in the schedule, of several equal ones the second."""
+        given = None if schedule_timesteps is None else schedule_timesteps.tolist()
+        return self._run.plan.index(timestep, given)
+
+    def _locate(self, timestep: Any) -> tuple[Run, int]:
+        """The current run and the index of its next step; ``timestep`` is only read to find the first."""
+        run = self._run
+        index = run.index
+        if index is None:
+            index = run.index = run.plan.index(timestep) if run.begin is None else run.begin
+        steps = len(run.plan.kappa) - 1 if run.plan.kappa else len(run.plan.t)
+        if index >= steps:
+            raise InputError(
+                f"The run is over after its {steps} steps: call `set_timesteps` to begin another."
+            )
+        return run, index
 
 
 class SigmaScheduler(IndexedScheduler):
@@ -66,7 +102,7 @@ class SigmaScheduler(IndexedScheduler):
         """Clean samples noised to the levels of ``timesteps`` (elements of the schedule, one an item)."""
         alpha, sigma = self._weights(self._run.plan.levels, self._indices(timesteps), original_samples)
         if isinstance(alpha, float):
-            return affine((alpha, original_samples), (sigma, noise))
+            return combined((alpha, original_samples), (sigma, noise))
         return alpha * original_samples + sigma * noise
 
     @staticmethod
@@ -105,7 +141,8 @@ class SigmaScheduler(IndexedScheduler):
                 f"did you pass the loop's counter?"
             )
 
-    def _warn_unscaled(self, run: Run) -> None:
+    def _warn_unscaled(self) -> None:
+        run = self._run
         if not run.scaled:
             run.scaled = True
             logger.warning(

@@ -4,36 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
-from calotype.core.config import ConfigMixin, init_parameters
+from calotype.core.config import ConfigMixin
 from calotype.core.errors import InputError
 from calotype.schedulers import noise
-from calotype.schedulers.checks import one_of
-from calotype.schedulers.grid import SPACINGS
+from calotype.schedulers.grid import spaced
 from calotype.schedulers.noise import NoiseTable
-from calotype.schedulers.prediction import PREDICTION_TYPES, Limits
+from calotype.schedulers.prediction import Limits
 from calotype.schedulers.run import Plan
-from calotype.schedulers.scheduler import SchedulerMixin
+from calotype.schedulers.scheduler import SIGNAL_NOISE_FAMILY, SchedulerMixin
 from calotype.schedulers.transfer import Level, level_of_alpha_bar
 
 
 class Tabled(ConfigMixin):
     """A scheduler over a table ᾱ of training steps, which is public and may be replaced (``alphas_cumprod``)."""
 
+    _compatibles: ClassVar[tuple[str, ...]] = SIGNAL_NOISE_FAMILY
+    _zero_snr_floor: ClassVar[bool] = False
+    """Whether zero terminal SNR leaves ᾱ_T at 2⁻²⁴, for methods that need κ."""
     betas: torch.Tensor
     alphas: torch.Tensor
     _table: NoiseTable
-
-    def _check(self, predictions: Sequence[str] = PREDICTION_TYPES) -> None:
-        """Refuse values of the common options that no scheduler, or not this one, knows."""
-        config = self.config
-        one_of("prediction_type", config.prediction_type, predictions)
-        if "timestep_spacing" in config:
-            one_of("timestep_spacing", config.timestep_spacing, SPACINGS)
 
     @cached_property
     def _limits(self) -> Limits:
@@ -41,28 +36,30 @@ class Tabled(ConfigMixin):
         config = self.config
         if config.get("thresholding"):
             return Limits(ratio=config.dynamic_thresholding_ratio, largest=config.sample_max_value)
-        # the entry may have come along from another scheduler's configuration
-        clips = config.get("clip_sample") and "clip_sample" in init_parameters(type(self))
-        return Limits(clip=config.get("clip_sample_range", 1.0)) if clips else Limits()
+        return Limits(clip=config.get("clip_sample_range", 1.0)) if config.get("clip_sample") else Limits()
 
-    def _make_table(self, zero_snr_floor: bool = False) -> None:
-        """The noise table that the configuration describes. ``zero_snr_floor`` keeps ᾱ_T at 2⁻²⁴ where κ is needed."""
+    def _make_table(self) -> None:
+        """The noise table that the configuration describes."""
         config = self.config
-        one_of("beta_schedule", config.beta_schedule, noise.BETA_SCHEDULES)
         betas = noise.make_betas(
             config.beta_schedule,
-            config.beta_start,
-            config.beta_end,
+            config.get("beta_start", 0.0),
+            config.get("beta_end", 0.0),
             config.num_train_timesteps,
-            config.trained_betas,
+            config.get("trained_betas"),
         )
         zero_snr = bool(config.get("rescale_betas_zero_snr", False))
         self.betas = noise.zero_terminal_snr(betas) if zero_snr else betas
         self.alphas = 1.0 - self.betas
         bar = torch.cumprod(self.alphas, dim=0)
-        if zero_snr and zero_snr_floor:
+        if zero_snr and self._zero_snr_floor:
             bar[-1] = 2.0**-24
+        self._use(bar)
+
+    def _use(self, bar: torch.Tensor) -> None:
+        """Make ᾱ the table; ``final_alpha_cumprod`` is where runs over the training steps end."""
         self._table = NoiseTable(bar)
+        self.final_alpha_cumprod = torch.tensor(1.0) if self.config.get("set_alpha_to_one", True) else bar[0]
 
     @property
     def alphas_cumprod(self) -> torch.Tensor:
@@ -99,14 +96,19 @@ class TableScheduler(Tabled, SchedulerMixin):
         alpha, sigma = self._table.alpha_sigma(sample, timesteps)
         return alpha * noise - sigma * sample
 
-    def _level(self, t: int, final: float = 1.0) -> Level:
-        """The level of a training step; before the first step it is that of ᾱ = ``final``."""
+    def _level(self, t: int) -> Level:
+        """The level of a training step; before the first step it is the final one."""
         levels = self._table.levels
         if t >= len(levels):
             raise InputError(
                 f"timestep {t} is past the last of the {len(levels)} training steps, {len(levels) - 1}."
             )
-        return levels[t] if t >= 0 else level_of_alpha_bar(final)
+        return levels[t] if t >= 0 else level_of_alpha_bar(float(self.final_alpha_cumprod))
+
+    @property
+    def _jump(self) -> int:
+        """T//N: how many training steps DDIM's step goes down, whatever the spacing."""
+        return self.config.num_train_timesteps // (self._run.plan.count or 1)
 
     def previous_timestep(self, timestep: Any) -> int:
         """The step that follows ``timestep`` in the run, -1 after the last; one less if no run was begun."""
@@ -119,7 +121,7 @@ class TableScheduler(Tabled, SchedulerMixin):
             index = plan.index(t)
         return int(plan.t[index + 1]) if index + 1 < len(plan.t) else -1
 
-    def _given_timesteps(self, timesteps: Sequence[int]) -> np.ndarray:
+    def _given_timesteps(self, timesteps: Sequence[float]) -> np.ndarray:
         """Training steps that the caller chose; raises ``InputError`` unless they descend within the table."""
         total = self.config.num_train_timesteps
         given = np.asarray(timesteps, dtype=np.int64)
@@ -132,6 +134,11 @@ class TableScheduler(Tabled, SchedulerMixin):
 
     def _begin_initial(self) -> None:
         self._begin_table(np.arange(self.config.num_train_timesteps)[::-1], None, None)
+
+    def _spaced(self, steps: int) -> np.ndarray:
+        """So many training steps, as the configuration spaces them."""
+        config = self.config
+        return spaced(config.timestep_spacing, steps, config.num_train_timesteps, config.steps_offset).round()
 
     def _begin_table(self, timesteps: np.ndarray, device: Any, count: int | None) -> None:
         """Begin a run over integer training steps."""

@@ -12,6 +12,7 @@ from calotype.core.errors import InputError
 from calotype.core.outputs import BaseOutput
 from calotype.schedulers.checks import step_count
 from calotype.schedulers.gumbel import uniform
+from calotype.schedulers.options import Device
 from calotype.schedulers.run import Plan
 from calotype.schedulers.scheduler import SchedulerMixin
 
@@ -66,13 +67,13 @@ class VQDiffusionScheduler(SchedulerMixin):
     def _begin_initial(self) -> None:
         self._begin(self.config.num_train_timesteps, None, None)
 
-    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
+    def set_timesteps(self, num_inference_steps: int, device: Device = None) -> None:
         """Begin a run of so many steps, the last of the trained ones, without gaps."""
         self._begin(
             step_count(num_inference_steps, self.config.num_train_timesteps), device, num_inference_steps
         )
 
-    def _begin(self, steps: int, device: str | torch.device | None, count: int | None) -> None:
+    def _begin(self, steps: int, device: Device, count: int | None) -> None:
         t = np.arange(steps)[::-1].copy()
         self._start(Plan(torch.from_numpy(t).to(device), count=count, t=tuple(t.tolist())))
 

@@ -1,0 +1,158 @@
+"""One Triton kernel for all the weighted sums of a step, where PyTorch launches one for each term.
+
+The sums are a short program whose operands are tensors or sums before them. Its shape is compiled in, once for each;
+the weights are arguments. Everything between loading and storing is float32. Imported only where Triton is installed.
+"""
+
+# mypy: disable-error-code="no-untyped-def, assignment"
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from calotype.schedulers.affine import Sum, Value, one_by_one
+
+BLOCK = 1024
+LIMIT = 12
+"""Programs over more tensors than this are computed one sum after the other."""
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@triton.jit
+def sums(
+    tensors,
+    results,
+    numbers,
+    size,
+    OPERANDS: tl.constexpr,
+    LAST: tl.constexpr,
+    DIVISORS: tl.constexpr,
+    BOUNDS: tl.constexpr,
+    RESULTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """A ``Program``, element by element."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < size
+    values = ()
+    for j in tl.static_range(len(tensors)):
+        values = values + (tl.load(tensors[j] + at, mask=inside).to(tl.float32),)  # noqa: RUF005
+    total = tl.zeros((BLOCK,), dtype=tl.float32)
+    for j in tl.static_range(len(OPERANDS)):
+        total = total + numbers[j] * values[OPERANDS[j]]
+        if LAST[j]:
+            if DIVISORS[j] >= 0:
+                total = total / numbers[DIVISORS[j]]
+            if BOUNDS[j] >= 0:
+                bound = numbers[BOUNDS[j]]
+                total = tl.clamp(total, -bound, bound, propagate_nan=tl.PropagateNan.ALL)
+            if RESULTS[j] >= 0:
+                target = results[RESULTS[j]]
+                tl.store(target + at, total.to(target.dtype.element_ty), mask=inside)
+            values = values + (total,)  # noqa: RUF005
+            total = tl.zeros((BLOCK,), dtype=tl.float32)
+
+
+class Program(NamedTuple):
+    """Sums in the order in which they can be computed, as the kernel takes them.
+
+    For each term of each sum: its operand (``tensors`` first, then the sums), whether it is its sum's last, and if so
+    where in ``numbers`` (the weights, then these) the sum's divisor and bound are and which result it is; or -1.
+    """
+
+    tensors: tuple[torch.Tensor, ...]
+    numbers: tuple[float, ...]
+    shape: tuple[tuple[int, ...], ...]
+
+
+def program(wanted: Sequence[Sum]) -> Program:
+    """The program that computes the sums ``wanted``."""
+    tensors: list[torch.Tensor] = []
+    order: list[Sum] = []
+    seen: set[int] = set()
+
+    def visit(x: Value) -> None:
+        if id(x) in seen:
+            return
+        seen.add(id(x))
+        if isinstance(x, Sum):
+            for _, y in x.terms:
+                visit(y)
+            order.append(x)
+        else:
+            tensors.append(x)
+
+    for x in wanted:
+        visit(x)
+    place = {id(x): i for i, x in enumerate([*tensors, *order])}
+    results = {id(x): i for i, x in enumerate(wanted)}
+    weights = [c for x in order for c, _ in x.terms]
+    limits: list[float] = []
+
+    def limit(value: float | None) -> int:
+        if value is None:
+            return -1
+        limits.append(value)
+        return len(weights) + len(limits) - 1
+
+    rows: list[tuple[int, int, int, int, int]] = []
+    for x in order:
+        rows += [(place[id(y)], 0, -1, -1, -1) for _, y in x.terms[:-1]]
+        divisor = limit(None if x.divisor == 1.0 else x.divisor)
+        rows.append((place[id(x.terms[-1][1])], 1, divisor, limit(x.bound), results.get(id(x), -1)))
+    return Program(tuple(tensors), (*weights, *limits), tuple(zip(*rows, strict=True)))
+
+
+def evaluated(wanted: list[Sum]) -> list[torch.Tensor]:
+    """The tensors of these sums."""
+    todo = list({id(x): x for x in wanted}.values())
+    made = program(todo)
+    if not alike(made.tensors) or any(x.dtype not in DTYPES for x in todo):
+        return one_by_one(wanted)
+    found = run(made, [x.dtype for x in todo])
+    by_id = {id(x): tensor for x, tensor in zip(todo, found, strict=True)}
+    return [by_id[id(x)] for x in wanted]
+
+
+def alike(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether a kernel may read these tensors side by side: plain ones of a shape and device, no gradient wanted."""
+    first = tensors[0]
+    return (
+        len(tensors) <= LIMIT
+        and first.numel() > 0
+        and all(
+            type(x) is torch.Tensor
+            and x.dtype in DTYPES
+            and x.shape == first.shape
+            and x.device == first.device
+            for x in tensors
+        )
+        and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
+        and not torch.compiler.is_compiling()
+    )
+
+
+def run(made: Program, dtypes: Sequence[torch.dtype]) -> list[torch.Tensor]:
+    """The results of a program, in ``dtypes``, laid out in memory as its first tensor is."""
+    first = made.tensors[0]
+    if not (
+        first.is_contiguous() or (first.dim() == 4 and first.is_contiguous(memory_format=torch.channels_last))
+    ):
+        first = first.contiguous()
+    tensors = tuple(
+        x if x.stride() == first.stride() else torch.empty_like(first, dtype=x.dtype).copy_(x)
+        for x in made.tensors
+    )
+    results = tuple(torch.empty_like(first, dtype=dtype) for dtype in dtypes)
+    size = first.numel()
+    grid = (-(-size // BLOCK),)
+    elsewhere = first.is_cuda and first.device.index != torch.cuda.current_device()
+    with torch.cuda.device(first.device) if elsewhere else nullcontext():
+        sums[grid](tensors, results, made.numbers, size, *made.shape, BLOCK)
+    return list(results)

@@ -1,0 +1,173 @@
+"""The options of schedulers' configurations, in one table, and constructors put together from them.
+
+Names and meanings are the same for all classes that have an option; defaults differ, and a class states its own.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+
+from calotype.core.errors import InputError
+from calotype.schedulers.checks import conversion, one_of
+from calotype.schedulers.grid import SPACINGS
+from calotype.schedulers.noise import BETA_SCHEDULES
+from calotype.schedulers.prediction import PREDICTION_TYPES, VARIANCE_TYPES
+
+Device: TypeAlias = str | torch.device | None
+Time: TypeAlias = float | torch.Tensor
+Numbers: TypeAlias = Sequence[float] | None
+
+
+class Choice(NamedTuple):
+    """A default, the values that are allowed, and what those of other classes' option of this name mean here."""
+
+    default: Any
+    allowed: Sequence[Any]
+    others: Mapping[Any, Any]
+
+
+def choice(default: Any, *more: Any, others: Mapping[Any, Any] | None = None) -> Choice:
+    """An option that must be ``default`` or one of ``more``."""
+    return Choice(default, (default, *more), others or {})
+
+
+class Option(NamedTuple):
+    """An option's type as it is written in a signature, its usual default, and what it means."""
+
+    type: str
+    default: Any
+    doc: str
+
+
+SIZES = "float | None"
+OPTIONS: Mapping[str, Option] = {
+    # The noise table
+    "num_train_timesteps": Option("int", 1000, "how many steps the model was trained with"),
+    "beta_start": Option("float", 0.0001, "β of the first training step"),
+    "beta_end": Option("float", 0.02, "β of the last training step"),
+    "beta_schedule": Option("str", Choice("linear", BETA_SCHEDULES, {}), "how β goes from one to the other"),
+    "trained_betas": Option("np.ndarray | Sequence[float] | None", None, "β of every training step instead"),
+    "rescale_betas_zero_snr": Option("bool", False, "whether the last training step has no signal at all"),
+    "snr_shift_scale": Option("float", 3.0, "what the table's SNR is divided by"),
+    # What the network predicts, and what is done to it
+    "prediction_type": Option("str", Choice("epsilon", PREDICTION_TYPES, {}), "what the network predicts"),
+    "variance_type": Option(
+        "str", Choice("fixed_small", VARIANCE_TYPES, {}), "where a step's variance comes from"
+    ),
+    "clip_sample": Option("bool", True, "whether x̂0 is clipped"),
+    "clip_sample_range": Option("float", 1.0, "to which size"),
+    "thresholding": Option("bool", False, "whether x̂0 is thresholded dynamically (not for latents)"),
+    "dynamic_thresholding_ratio": Option("float", 0.995, "the quantile that x̂0 is thresholded at"),
+    "sample_max_value": Option("float", 1.0, "the largest threshold"),
+    "clip_denoised": Option("bool", True, "whether x̂0 is clipped to ±1"),
+    # Which levels a run visits
+    "timestep_spacing": Option("str", Choice("linspace", SPACINGS, {}), "how the steps are spaced"),
+    "steps_offset": Option("int", 0, "what is added to steps spaced `leading`"),
+    "timestep_type": Option("str", choice("discrete", "continuous"), "whether networks take steps or ¼·ln κ"),
+    "interpolation_type": Option(
+        "str", choice("linear", "log_linear"), "how κ is read between training steps"
+    ),
+    "use_karras_sigmas": Option("bool | None", False, "levels spaced as by Karras et al."),
+    "use_exponential_sigmas": Option("bool | None", False, "levels spaced evenly in ln κ"),
+    "use_beta_sigmas": Option("bool | None", False, "levels at the quantiles of a Beta distribution"),
+    "use_lu_lambdas": Option("bool", False, "levels spaced evenly in λ"),
+    "use_flow_sigmas": Option("bool", False, "levels of a flow model"),
+    "sigma_min": Option(SIZES, None, "the lowest level"),
+    "sigma_max": Option(SIZES, None, "the highest level"),
+    "final_sigmas_type": Option("str", choice("zero", "sigma_min"), "the level that a run ends on"),
+    "lambda_min_clipped": Option("float", -float("inf"), "training steps with a lower λ are not visited"),
+    "set_alpha_to_one": Option(
+        "bool", True, "whether a run ends without noise, or with that of the first step"
+    ),
+    "rho": Option("float", 7.0, "the exponent of Karras et al.'s levels"),
+    "sigma_schedule": Option("str", choice("karras", "exponential"), "how the levels are spaced"),
+    "sigma_data": Option("float", 0.5, "the standard deviation of the data"),
+    "original_inference_steps": Option("int", 50, "how many steps the teacher was distilled with"),
+    "timestep_scaling": Option("float", 10.0, "what times are multiplied with in the boundary condition"),
+    # Flows
+    "shift": Option("float", 1.0, "how far levels are moved towards noise"),
+    "flow_shift": Option("float", 1.0, "how far levels are moved towards noise"),
+    "use_dynamic_shifting": Option("bool", False, "whether a run gives its own shift, `mu`"),
+    "time_shift_type": Option(
+        "str", choice("exponential", "linear"), "what `mu` is: ln of the shift, or itself"
+    ),
+    "base_shift": Option(SIZES, 0.5, "`mu` of the smallest picture"),
+    "max_shift": Option(SIZES, 1.15, "`mu` of the largest picture"),
+    "base_image_seq_len": Option("int", 256, "how many tokens the smallest picture has"),
+    "max_image_seq_len": Option("int", 4096, "how many tokens the largest picture has"),
+    "shift_terminal": Option(SIZES, None, "the last level before the end"),
+    "invert_sigmas": Option("bool", False, "whether levels rise from 0 to 1"),
+    "stochastic_sampling": Option("bool", False, "whether x̂0 is noised anew at every step"),
+    "scale_factors": Option("Sequence[float] | None", None, "the sizes of the picture at the steps"),
+    "upscale_mode": Option("str", "bicubic", "how it is resized"),
+    # Solvers
+    "solver_order": Option("int", choice(2, 1, 3), "how many predictions a step combines"),
+    "predictor_order": Option("int", choice(2, 1, 3), "how many predictions the predictor combines"),
+    "corrector_order": Option("int", choice(2, 1, 3), "how many predictions the corrector combines"),
+    "algorithm_type": Option("str", "dpmsolver++", "what is integrated: x̂0 (`++`) or ε̂, as an ODE or SDE"),
+    "solver_type": Option("str", "midpoint", "the weights of second-order steps"),
+    "lower_order_final": Option("bool", True, "whether short runs end with lower orders"),
+    "euler_at_final": Option("bool", False, "whether the last step is of first order"),
+    "predict_x0": Option("bool", True, "whether x̂0 is integrated, or ε̂"),
+    "disable_corrector": Option("Sequence[int]", [], "the steps after which there is no correction"),
+    "solver_p": Option("Any", None, "a scheduler that predicts instead"),
+    "tau_func": Option(
+        "Callable[[float], float] | None", None, "τ by training step, how much noise is added"
+    ),
+    "skip_prk_steps": Option("bool", False, "whether there is no Runge-Kutta warm-up"),
+    "noise_sampler_seed": Option("int | None", None, "the seed of the Brownian path"),
+    "s_noise": Option("float", 1.0, "what new noise is multiplied with"),
+    "eta": Option("float", 0.0, "how much of a step's noise is new"),
+}
+
+TABLE = "num_train_timesteps beta_start beta_end beta_schedule trained_betas"
+THRESHOLDING = "thresholding dynamic_thresholding_ratio sample_max_value"
+CONVERTED = "use_karras_sigmas use_exponential_sigmas use_beta_sigmas"
+SPACED = "timestep_spacing steps_offset"
+
+
+def constructor(
+    names: str, *, setup: Callable[[Any], None], former: Mapping[str, str] | None = None, **own: Any
+) -> Callable[..., None]:
+    """An ``__init__`` that takes the options ``names`` (separated by spaces), refuses values that are not allowed, and
+    calls ``setup``, which finds them in ``self.config``.
+
+    ``own`` are the defaults, or the choices, of this class where they differ from the table's. ``former`` are other
+    names that an option may be given by.
+    """
+    options = {name: (OPTIONS[name], own.pop(name, OPTIONS[name].default)) for name in names.split()}
+    if own:
+        raise TypeError(f"constructor: {', '.join(own)} not among the options.")
+    choices = {name: default for name, (_, default) in options.items() if isinstance(default, Choice)}
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter("self", kind)]
+    for name, (option, default) in options.items():
+        default = default.default if isinstance(default, Choice) else default
+        parameters.append(inspect.Parameter(name, kind, default=default, annotation=option.type))
+    if former:
+        parameters.append(inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD))
+    signature = inspect.Signature(parameters, return_annotation="None")
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        extra = signature.bind(self, *args, **kwargs).arguments.get("kwargs", {})
+        for name, value in extra.items():
+            if name not in (former or {}):
+                raise InputError(f"{type(self).__name__} has no option {name!r}.")
+            self.register_to_config(**{(former or {})[name]: value})
+        for name, (_, allowed, others) in choices.items():
+            value = self.config[name]
+            if isinstance(value, str) and value in others:
+                self.register_to_config(**{name: others[value]})
+            else:
+                one_of(name, value, allowed)
+        conversion(self.config)
+        setup(self)
+
+    __init__.__signature__ = signature  # type: ignore[attr-defined]
+    lines = (f"    {name}: {option.doc}" for name, (option, _) in options.items())
+    __init__.__doc__ = "\n".join(["Options:", *lines])
+    return __init__
