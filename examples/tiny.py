@@ -67,14 +67,21 @@ def checkpoint(kind: str, argument: int = 1) -> str:
     """
     if len(sys.argv) > argument:
         return sys.argv[argument]
-    root = Path(os.environ.get("CALOTYPE_TINY") or Path(tempfile.gettempdir()) / "calotype-tiny")
+    root = Path(
+        os.environ.get("CALOTYPE_TINY")
+        or Path(tempfile.gettempdir()) / f"calotype-tiny-{calotype.__version__}"
+    )
     folder = root / kind
     if not folder.is_dir():
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root) as made, torch.random.fork_rng():
             torch.manual_seed(0)
             KINDS[kind](Path(made) / kind)
-            (Path(made) / kind).rename(folder)
+            try:
+                (Path(made) / kind).rename(folder)
+            except OSError:
+                if not folder.is_dir():  # otherwise another program was first
+                    raise
     return str(folder)
 
 

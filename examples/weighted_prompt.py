@@ -14,13 +14,13 @@ pipeline = AutoPipelineForText2Image.from_pretrained(repository, torch_dtype=DTY
 pipeline = pipeline.to(DEVICE)
 
 CALLS = {
-    "plain": ("a cat in a forest", {}),
-    "a1111": ("a (cat:1.4) in a [forest]", {"prompt_weighting": "a1111"}),
-    "compel": ("a cat++ in a (forest at sunset)-", {"prompt_weighting": "compel"}),
-    "long": ("a cat in a forest, " * 30, {"prompt_chunks": True}),
+    "plain": {"prompt": "a cat in a forest"},
+    "a1111": {"prompt": "a (cat:1.4) in a [forest]", "prompt_weighting": "a1111"},
+    "compel": {"prompt": "a cat++ in a (forest at sunset)-", "prompt_weighting": "compel"},
+    "long": {"prompt": "a cat in a forest, " * 30, "prompt_chunks": True},
 }
 images = [
-    pipeline(prompt, generator=torch.Generator().manual_seed(7), num_inference_steps=10, **options).images[0]
-    for prompt, options in CALLS.values()
+    pipeline(**call, generator=torch.Generator(DEVICE).manual_seed(7), num_inference_steps=10).images[0]
+    for call in CALLS.values()
 ]
 contact_sheet(images, list(CALLS)).save("weighted_prompt.png")

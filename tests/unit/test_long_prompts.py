@@ -247,6 +247,7 @@ def test_the_warning_says_what_to_do(sd: Any, caplog: pytest.LogCaptureFixture) 
             "prompt_weighting must be 'a1111' or 'compel', not 'webui'",
         ),
         ({"prompt": "a (ball", "prompt_weighting": "compel"}, "never closed"),
+        ({"prompt": "a " * 10_000, "prompt_chunks": True}, "set_limits\\(tokens="),
         (
             {"prompt_embeds": torch.zeros(1, 16, 32), "negative_prompt": LONG, "prompt_chunks": True},
             "needs 2 chunks of 16 tokens and the embeddings beside it have 1",

@@ -20,6 +20,8 @@ class Limits:
     """Pixels of all the pictures of one call together (256 pictures of 1024x1024)."""
     steps: int = 10_000
     """Denoising steps."""
+    tokens: int = 10_000
+    """Tokens of one prompt that is encoded in chunks."""
 
     def check(self, name: str, value: int, what: str) -> None:
         """Raise ``InputError`` when ``value`` is over the limit called ``name``."""
@@ -54,7 +56,7 @@ def limits() -> Limits:
 
 
 def set_limits(**values: int) -> Limits:
-    """Change limits of this process (``side``, ``pictures``, ``pixels``, ``steps``); returns the former ones."""
+    """Change limits of this process, by the names of the fields of :class:`Limits`; returns the former ones."""
     global _limits
     known = [field.name for field in fields(Limits)]
     for name, value in values.items():

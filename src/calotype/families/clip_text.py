@@ -11,11 +11,16 @@ import torch
 
 from calotype.core.errors import InputError
 from calotype.diffusion.inputs import Prompt
+from calotype.diffusion.limits import limits
 from calotype.families.prompts.chunks import TOKENIZING, spans
 from calotype.families.prompts.emphasis import Read, States, encoded
 from calotype.families.prompts.weighting import SYNTAXES
 
 logger = logging.getLogger(__name__)
+
+
+CHUNKS = " Pass prompt_chunks=True to encode it all."
+"""What to do about a text that is cut, where a family takes that argument."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ def layout(subject: Prompt, *readings: Reading) -> Layout | None:
                     f"both as texts or both as embeddings."
                 )
             count = given or count
+        limits().check("tokens", count * length, f"A prompt of {count} chunks of {length} tokens")
     return Layout(subject.prompt_weighting, count)
 
 
@@ -68,8 +74,8 @@ def tokenize(tokenizer: Any, texts: Sequence[str], length: int) -> Any:
         )
 
 
-def warn_of_cut(tokenizer: Any, texts: Sequence[str], length: int) -> None:
-    """Log the words of each text that lie past the ``length`` tokens which the encoder reads."""
+def warn_of_cut(tokenizer: Any, texts: Sequence[str], length: int, remedy: str = "") -> None:
+    """Log the words of each text that lie past the ``length`` tokens which the encoder reads, and a ``remedy``."""
     with TOKENIZING:
         whole = tokenizer(list(texts), verbose=False).input_ids
     for text, ids in zip(texts, whole, strict=True):
@@ -77,10 +83,8 @@ def warn_of_cut(tokenizer: Any, texts: Sequence[str], length: int) -> None:
             # the last token that is read is the end mark, so the text is cut one token earlier
             cut = tokenizer.decode(ids[length - 1 : -1])
             logger.warning(
-                "The text encoder reads %d tokens; this part of %r is cut: %r. Pass prompt_chunks=True to encode it "
-                "all.",
-                length, text, cut,
-            )  # fmt: skip
+                "The text encoder reads %d tokens; this part of %r is cut: %r.%s", length, text, cut, remedy
+            )
 
 
 def encode(
@@ -147,7 +151,7 @@ def encode_side_by_side(
     states, pooled = [], None
     for tokenizer, encoder, texts in readings:
         if length is None and laid is None:
-            warn_of_cut(tokenizer, texts, tokenizer.model_max_length)
+            warn_of_cut(tokenizer, texts, tokenizer.model_max_length, CHUNKS)
         hidden, pooled = encode_penultimate(
             encoder, tokenizer, texts, length or tokenizer.model_max_length, clip_skip, laid
         )

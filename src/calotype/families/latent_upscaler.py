@@ -73,7 +73,9 @@ class LatentUpscaler(LatentFamily):
         if subject.texts is not None:
             assert texts is not None
             if laid is None:
-                clip_text.warn_of_cut(self.tokenizer, texts, self.tokenizer.model_max_length)
+                clip_text.warn_of_cut(
+                    self.tokenizer, texts, self.tokenizer.model_max_length, clip_text.CHUNKS
+                )
             cond, pooled = clip_text.encode_pooled(self.text_encoder, self.tokenizer, texts, laid)
         if negatives:
             uncond = clip_text.encode_pooled(self.text_encoder, self.tokenizer, negatives, laid)

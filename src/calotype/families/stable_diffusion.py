@@ -76,7 +76,7 @@ class StableDiffusionFamily(LatentUNetFamily):
         if texts:
             length = self.tokenizer.model_max_length
             if laid is None:
-                clip_text.warn_of_cut(self.tokenizer, texts, length)
+                clip_text.warn_of_cut(self.tokenizer, texts, length, clip_text.CHUNKS)
             cond = clip_text.encode(self.text_encoder, self.tokenizer, texts, length, subject.clip_skip, laid)
         assert cond is not None
         if negatives:
