@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -499,12 +500,14 @@ def test_a_model_that_is_told_the_scale_may_be_perturbed_and_has_no_branch_witho
         made(pipe, options, guidance=ClassifierFree(8.0))
 
 
-def test_the_argument_is_documented_and_in_no_signature():
-    import inspect
+PIPELINES = [name for name in calotype.__all__ if name.endswith("Pipeline") and name != "DiffusionPipeline"]
 
-    call = calotype.StableDiffusionXLInpaintPipeline.__call__
-    assert "guidance" not in inspect.signature(call).parameters
-    assert "guidance: Guidance as one value" in (call.__doc__ or "")
+
+def test_every_pipeline_takes_the_argument_and_no_signature_has_it():
+    for name in PIPELINES:
+        call = getattr(calotype, name).__call__
+        assert "guidance" not in inspect.signature(call).parameters
+        assert "guidance: Guidance as one value" in (call.__doc__ or ""), name
 
 
 def test_threads_perturb_only_their_own_calls(models: dict[str, Any]):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from calotype.core.errors import InputError
 from calotype.diffusion.guidance import Guidance
 from calotype.diffusion.inputs import Guided
+from calotype.diffusion.learned_variance import guiding_the_mean
 
 if TYPE_CHECKING:
     from calotype.diffusion.controls.control import Control
@@ -64,7 +65,7 @@ class Parts:
                 f"{given} needs predictions for {', '.join(given.branches)}; this pipeline's denoiser has none for "
                 f"{lacking[0]}, only for {', '.join(offered)}."
             )
-        return given
+        return guiding_the_mean(given, self.family.scheduler)
 
     @property
     def tensor_names(self) -> list[str]:
