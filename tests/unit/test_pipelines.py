@@ -272,6 +272,43 @@ def test_pipelines_share_components(loaded: Any) -> None:
     assert other.config.requires_safety_checker is False
 
 
+def test_from_pipe_shares_what_is_there_and_asks_for_what_is_not(folder: Path) -> None:
+    pipe = calotype.StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.bfloat16)
+    pipe.unet.train()
+    other = calotype.StableDiffusionInpaintPipeline.from_pipe(pipe)
+    assert all(other.components[name] is part for name, part in pipe.components.items())
+    assert not other.unet.training
+    assert other.dtype == torch.bfloat16
+    assert other.name_or_path == str(folder)
+    calotype.StableDiffusionInpaintPipeline.from_pipe(pipe, torch_dtype=torch.float32)
+    assert pipe.vae.dtype == torch.float32
+    for cls, words in (
+        (
+            calotype.StableDiffusionXLPipeline,
+            "needs text_encoder_2, tokenizer_2, which StableDiffusionPipeline",
+        ),
+        (calotype.StableDiffusionControlNetPipeline, "needs controlnet"),
+        (calotype.DiffusionPipeline, "call it on one of them"),
+    ):
+        with pytest.raises(InputError, match=words):
+            cls.from_pipe(pipe)
+    with pytest.raises(TypeError, match="moon"):
+        calotype.StableDiffusionInpaintPipeline.from_pipe(pipe, moon=3)
+
+
+def test_options_survive_a_class_that_lacks_them(folder: Path) -> None:
+    pipe = calotype.StableDiffusionPipeline.from_pretrained(folder)
+    assert pipe.config.requires_safety_checker is False
+    depth = calotype.StableDiffusionDepth2ImgPipeline.from_pipe(pipe, depth_estimator=None)
+    assert "requires_safety_checker" not in depth.config
+    again = calotype.StableDiffusionPipeline.from_pipe(depth, safety_checker=None)
+    assert again.config.requires_safety_checker is False
+    changed = calotype.StableDiffusionPipeline.from_pipe(
+        depth, safety_checker=None, requires_safety_checker=True
+    )
+    assert changed.config.requires_safety_checker is True
+
+
 def test_auto_pipeline_reads_the_index(folder: Path) -> None:
     assert (
         type(calotype.AutoPipelineForText2Image.from_pretrained(folder)) is calotype.StableDiffusionPipeline

@@ -300,24 +300,37 @@ class DiffusionPipeline(Efficiency, ConfigFile):
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Any:
         """A pipeline of this class that shares another's components; ``kwargs`` replace or add some.
 
-        ``torch_dtype`` converts them, which the other pipeline sees too. Raises ``InputError`` when a component that
-        this class needs is in neither.
+        Models are put in evaluation mode. ``torch_dtype`` converts them, which the other pipeline sees too. Options
+        that this class lacks are carried along, so that a pipeline made of this one has them again. Raises
+        ``InputError`` when a component that this class needs is in neither; ``None`` leaves an optional one out.
         """
+        if cls is DiffusionPipeline:
+            raise InputError(
+                "from_pipe makes a pipeline of the class that it is called on: call it on one of them."
+            )
         dtype = kwargs.pop("torch_dtype", None)
         parameters = init_parameters(cls)
-        shared = {**vars(pipeline), **pipeline.config, **pipeline.components}
+        own = [name for name in pipeline.config if name not in pipeline.components]
+        options = {
+            name.removeprefix("_"): pipeline.config[name]
+            for name in sorted(own, key=lambda name: not name.startswith("_"))
+        }
+        shared = {**options, **vars(pipeline), **pipeline.components}
         values = {name: shared[name] for name in parameters if name in shared} | kwargs
         missing = [
             name
             for name, parameter in parameters.items()
             if name not in values and parameter.default is inspect.Parameter.empty
         ]
-        if lacking := [name for name in missing if name not in cls._optional_components]:
+        if missing:
             raise InputError(
-                f"{cls.__name__} needs {', '.join(lacking)}, which {type(pipeline).__name__} does not have; pass "
-                f"{lacking[0]}=…."
+                f"{cls.__name__} needs {', '.join(missing)}, which {type(pipeline).__name__} does not have; pass "
+                f"{missing[0]}=…."
             )
-        pipe = cls(**values, **dict.fromkeys(missing))
+        pipe = cls(**values)
+        for module in pipe._modules_by_name.values():
+            module.eval()
+        pipe.register_to_config(**{f"_{k}": v for k, v in options.items() if k not in parameters})
         return pipe if dtype is None else pipe.to(dtype)
 
     # -- progress ----------------------------------------------------------------------------------------------
