@@ -118,8 +118,8 @@ DEVIATIONS: dict[str, str] = {
     "StableDiffusionXLUnionPipeline, which there is not, and with it takes the pipeline of another ControlNet",
     "pipelines/StableDiffusionXL*Pipeline/add_watermarker;low picture": "a picture of fewer than 256² pixels "
     "cannot be marked and stays as it is; the reference fails at the end of the call if it is at least 256 wide",
-    "pipelines/StableDiffusionXL*InpaintPipeline/latents_mean": "the reference decodes by the mean and deviation of the "
-    "channels but encodes without, so that what the mask keeps changes",
+    "pipelines/StableDiffusionXL*InpaintPipeline/latents_mean": "the reference decodes by the mean and deviation of "
+    "the channels but encodes without, so that what the mask keeps changes",
 }
 
 
