@@ -285,6 +285,9 @@ def test_another_controlnet_is_refused(folder: Path) -> None:
     plain = calotype.StableDiffusionXLControlNetUnionPipeline(**{**pipe.components, "controlnet": net})
     with pytest.raises(InputError, match="takes a ControlNetUnionModel"):
         plain("a ball", control_image=photo(), control_mode=0)
+    other = calotype.StableDiffusionXLControlNetPipeline(**pipe.components)
+    with pytest.raises(InputError, match="needs the pipeline with Union in its name"):
+        other("a ball", image=photo())
     with pytest.raises(InputError, match="controlnet is a list of ControlNetModel, ControlNetUnionModel"):
         calotype.StableDiffusionXLControlNetUnionPipeline(
             **{**pipe.components, "controlnet": [net, pipe.controlnet]}

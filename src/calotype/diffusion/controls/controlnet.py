@@ -35,6 +35,11 @@ class ControlNet(Control):
         picture = arguments.get(self.picture)
         if picture is None:
             raise InputError(f"{self.picture} is not given; pass the picture that the ControlNet reads.")
+        if any("num_control_type" in net.config for net in networks(family)):
+            raise InputError(
+                "A ControlNetUnionModel needs the pipeline with Union in its name, where control_mode says of which "
+                "kind the picture is."
+            )
         controlled, count = Controlled.of(arguments), len(networks(family))
         several = is_group(family)
         if several and (
