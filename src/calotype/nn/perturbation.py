@@ -41,7 +41,7 @@ def self_attention(model: nn.Module, names: Iterable[str]) -> frozenset[nn.Modul
     """
     layers = {
         name: layer
-        for name, layer in model.named_modules()
+        for name, layer in getattr(model, "_orig_mod", model).named_modules()  # what torch.compile wraps
         if isinstance(layer, Attention) and not layer.is_cross_attention
     }
     found: set[nn.Module] = set()
