@@ -21,6 +21,7 @@ from torch import nn
 
 import calotype
 from calotype.core.errors import InputError
+from calotype.models.vector_quantizer import VectorQuantizer
 from calotype.pipelines import efficiency, generation
 from calotype.pipelines.offload import Accelerator, Guest, accelerators_of, placed, release
 from tests.tiny import stable_diffusion_folder, stable_diffusion_xl_folder
@@ -197,6 +198,14 @@ def test_layer_by_layer_each_is_there_while_it_computes() -> None:
     Accelerator(META, None).host("model", model)
     assert model(torch.randn(1, 3, 4)).device == META
     assert model.seen == [{"cpu"}]
+    assert devices(model) == {"cpu"}
+
+
+def test_layers_that_read_the_weights_below_them_come_with_them() -> None:
+    model = nn.Sequential(VectorQuantizer(5, 3)).eval()
+    Accelerator(META, None).host("model", model)
+    assert model(torch.randn(1, 3, 2, 2))[0].device == META
+    assert model[0].lookup(torch.zeros(1, 2, 2, dtype=torch.long, device=META)).device == META
     assert devices(model) == {"cpu"}
 
 

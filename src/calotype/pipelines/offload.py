@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-_READ_BY_THEIR_PARENT = (nn.MultiheadAttention,)
+from calotype.models.vector_quantizer import VectorQuantizer
+
+_READ_WEIGHTS_BELOW = (nn.MultiheadAttention, VectorQuantizer)
 """Modules that read the weights of their children without calling them."""
 
 
@@ -51,7 +53,8 @@ class Accelerator:
             stay = Stay.TURN if name in self._turns else Stay.CALL
         if stay is Stay.FORWARD:
             for layer in _layers(model):
-                self._attach(Guest(layer, self, stay, whole=_read_by_parent(layer)), [layer])
+                whole = isinstance(layer, _READ_WEIGHTS_BELOW)
+                self._attach(Guest(layer, self, stay, whole=whole), _entries(layer) if whole else [layer])
             return
         known = [guest for guest in _guests_of(model) if guest.accelerator is self]
         guest = known[0] if known else Guest(model, self, stay, whole=True)
@@ -98,6 +101,7 @@ class Guest:
         self.accelerator = accelerator
         self.stay = stay
         self.whole = whole
+        self._inside = 0
         self._home: list[tuple[dict[str, Any], str, torch.Tensor]] = []
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Guest:
@@ -133,12 +137,14 @@ class Guest:
     def enter(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Before ``forward``: weights and arguments come to the accelerator."""
         self.accelerator.lock.acquire()
+        self._inside += 1
         self.accelerator.admit(self)
         return placed(args, self.accelerator.device), placed(kwargs, self.accelerator.device)
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
         """After ``forward``, also one that failed."""
-        if self.stay is Stay.FORWARD:
+        self._inside -= 1
+        if self.stay is Stay.FORWARD and not self._inside:
             self.accelerator.dismiss([self])
         self.accelerator.lock.release()
 
@@ -204,20 +210,16 @@ def _entries(model: nn.Module) -> list[nn.Module]:
 
 def _layers(model: nn.Module) -> Iterator[nn.Module]:
     """The model itself, for its arguments, and every module that has weights of its own."""
-    inside: set[nn.Module] = set()
+    below: set[nn.Module] = set()
     for module in model.modules():
-        if module in inside:
+        if module in below:
             continue
-        if _read_by_parent(module):
-            inside.update(module.modules())
-        if module is model or any(
-            t is not None for t in (*module._parameters.values(), *module._buffers.values())
-        ):
+        reads = isinstance(module, _READ_WEIGHTS_BELOW)
+        if reads:
+            below.update(module.modules())
+        own = (*module._parameters.values(), *module._buffers.values())
+        if reads or module is model or any(tensor is not None for tensor in own):
             yield module
-
-
-def _read_by_parent(module: nn.Module) -> bool:
-    return isinstance(module, _READ_BY_THEIR_PARENT)
 
 
 def _copied(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
