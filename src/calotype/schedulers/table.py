@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from calotype.core.config import ConfigMixin
+from calotype.core.config import ConfigMixin, init_parameters
 from calotype.core.errors import InputError
 from calotype.schedulers import noise
 from calotype.schedulers.grid import spaced
@@ -36,7 +36,9 @@ class Tabled(ConfigMixin):
         config = self.config
         if config.get("thresholding"):
             return Limits(ratio=config.dynamic_thresholding_ratio, largest=config.sample_max_value)
-        return Limits(clip=config.get("clip_sample_range", 1.0)) if config.get("clip_sample") else Limits()
+        # the entry may have come along from another scheduler's configuration
+        clips = config.get("clip_sample") and "clip_sample" in init_parameters(type(self))
+        return Limits(clip=config.get("clip_sample_range", 1.0)) if clips else Limits()
 
     def _make_table(self) -> None:
         """The noise table that the configuration describes."""
