@@ -12,11 +12,11 @@ from calotype.diffusion.tasks.from_noise import FromNoise
 from calotype.diffusion.tasks.inpaint import Inpaint
 from calotype.families.stable_diffusion import StableDiffusion, StableDiffusionFamily
 from calotype.pipelines.outputs import StableDiffusionPipelineOutput
-from calotype.pipelines.pipeline import DiffusionPipeline
+from calotype.pipelines.pictures import PicturePipeline
 from calotype.pipelines.signature import call, constructor
 
 
-class StableDiffusionBase(DiffusionPipeline):
+class StableDiffusionBase(PicturePipeline):
     """What the pipelines of Stable Diffusion 1.x and 2.x share; abstract."""
 
     family: ClassVar[type[StableDiffusionFamily]] = StableDiffusion
@@ -49,12 +49,6 @@ class StableDiffusionBase(DiffusionPipeline):
         return family.embed(
             subject, do_classifier_free_guidance, torch.device(device or self._execution_device)
         )
-
-    @property
-    def vae_scale_factor(self) -> int:
-        """Pixels a latent, along one side."""
-        family: Any = self.bound_family()
-        return family.scale_factor
 
 
 class StableDiffusionPipeline(StableDiffusionBase):

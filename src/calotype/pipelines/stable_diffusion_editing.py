@@ -13,7 +13,7 @@ from calotype.families.image_variation import ImageVariation
 from calotype.families.latent_upscaler import LatentUpscaler
 from calotype.families.stable_diffusion_variants import StableDiffusionDepth, StableDiffusionUpscaler
 from calotype.pipelines.outputs import ImagePipelineOutput, StableDiffusionPipelineOutput
-from calotype.pipelines.pipeline import DiffusionPipeline
+from calotype.pipelines.pictures import PicturePipeline
 from calotype.pipelines.signature import call, constructor
 from calotype.pipelines.stable_diffusion import StableDiffusionBase
 
@@ -65,7 +65,7 @@ class StableDiffusionUpscalePipeline(StableDiffusionBase):
     )
 
 
-class StableDiffusionImageVariationPipeline(DiffusionPipeline):
+class StableDiffusionImageVariationPipeline(PicturePipeline):
     """Pictures that show what a picture shows, from CLIP's embedding of it."""
 
     family = ImageVariation
@@ -82,7 +82,7 @@ class StableDiffusionImageVariationPipeline(DiffusionPipeline):
     )
 
 
-class StableDiffusionLatentUpscalePipeline(DiffusionPipeline):
+class StableDiffusionLatentUpscalePipeline(PicturePipeline):
     """A picture, or the latents of one, twice as large."""
 
     family = LatentUpscaler

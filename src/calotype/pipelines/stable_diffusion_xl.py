@@ -17,7 +17,7 @@ from calotype.families.stable_diffusion_xl import (
     StableDiffusionXLFromImage,
 )
 from calotype.pipelines.outputs import StableDiffusionXLPipelineOutput
-from calotype.pipelines.pipeline import DiffusionPipeline
+from calotype.pipelines.pictures import PicturePipeline
 from calotype.pipelines.signature import call, constructor
 
 _TEXT = "negative_prompt negative_prompt_2 num_images_per_prompt eta generator latents prompt_embeds "
@@ -30,7 +30,7 @@ _SIZES += "negative_target_size "
 _LAST = "clip_skip callback_on_step_end callback_on_step_end_tensor_inputs"
 
 
-class StableDiffusionXLBase(DiffusionPipeline):
+class StableDiffusionXLBase(PicturePipeline):
     """What the pipelines of Stable Diffusion XL share; abstract."""
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->image_encoder->unet->vae"
@@ -78,11 +78,6 @@ class StableDiffusionXLBase(DiffusionPipeline):
         family: Any = self.bound_family()
         place = torch.device(device or self._execution_device)
         return tuple(family.embed(subject, do_classifier_free_guidance, place))
-
-    @property
-    def vae_scale_factor(self) -> int:
-        """Pixels a latent, along one side."""
-        return self.bound_family().scale_factor
 
 
 class StableDiffusionXLPipeline(StableDiffusionXLBase):
