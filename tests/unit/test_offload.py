@@ -396,14 +396,9 @@ PICTURE = {"image": torch.rand(1, 3, 64, 64)}
 MASKED = {**PICTURE, "mask_image": torch.ones(1, 1, 64, 64)}
 CASES: dict[str, dict[str, Any]] = {
     "StableDiffusionPipeline": {"clip_skip": 1},
-    "StableDiffusionImg2ImgPipeline": PICTURE,
-    "StableDiffusionInpaintPipeline": MASKED,
-    "StableDiffusionControlNetPipeline": PICTURE,
     "StableDiffusionControlNetInpaintPipeline": {**MASKED, "control_image": PICTURE["image"]},
     "StableDiffusionAdapterPipeline": PICTURE,
-    "StableDiffusionXLPipeline": {},
     "StableDiffusionXLImg2ImgPipeline": {**PICTURE, "strength": 0.9},
-    "StableDiffusionXLInpaintPipeline": MASKED,
 }
 
 
