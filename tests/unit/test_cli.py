@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -375,3 +376,129 @@ def test_show_refuses_what_is_no_picture(tmp_path):
 
 def test_training_is_mounted():
     assert "Train a model from scratch" in succeeded(run("train", "--help")).stdout
+
+
+# -- pictures that go in ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def network(tiny, tmp_path_factory):
+    """A ControlNet for the tiny model."""
+    import calotype
+    from tests.tiny import randomise
+
+    unet = calotype.UNet2DConditionModel.from_pretrained(tiny, subfolder="unet")
+    net = calotype.ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 8, 16, 16))
+    folder = tmp_path_factory.mktemp("models") / "network"
+    randomise(net, 20).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def drawn(in_an_empty_folder):
+    """A photo, a mask and a control picture."""
+    coarse = np.random.default_rng(0).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    photo = PIL.Image.fromarray(coarse).resize((75, 50), PIL.Image.Resampling.BICUBIC)
+    photo.save("photo.png")
+    mask = PIL.Image.new("L", (75, 50))
+    mask.paste(255, (20, 10, 50, 40))
+    mask.save("mask.png")
+    photo.transpose(PIL.Image.Transpose.ROTATE_180).save("edges.png")
+
+
+def test_a_picture_from_a_picture_can_be_made_again(tiny, drawn):
+    given = ("a ball", "-m", tiny, *QUICK, "--image", "photo.png", "--strength", 0.9, "--seed", 3)
+    succeeded(run("generate", *given, "-n", 2, "-o", "a.png"))
+    made = read_settings("a-2.png")
+    assert made.inputs["image"]["file"] == "photo.png"
+    assert made.inputs["strength"] == 0.9
+    assert pixels("a-2.png").shape == (48, 72, 3)
+    assert not np.array_equal(pixels("a-1.png"), pixels("a-2.png"))
+    result = succeeded(run("generate", "--like", "a-2.png", "-o", "b.png", "--json"))
+    assert json.loads(result.stdout)["same_pixels"] is True
+    shown = " ".join(succeeded(run("show", "b.png")).stdout.split())
+    assert "Image photo.png" in shown
+    assert "Strength 0.9" in shown
+    weaker = succeeded(run("generate", "--like", "a-2.png", "--strength", 0.5, "-o", "c.png", "--json"))
+    assert "same_pixels" not in json.loads(weaker.stdout)
+    assert read_settings("c.png").inputs["image"] == made.inputs["image"]
+
+
+def test_a_picture_that_has_changed_is_not_taken_for_the_former(tiny, drawn):
+    succeeded(
+        run("generate", "a ball", "-m", tiny, *QUICK, "-i", "photo.png", "--strength", 0.9, "-o", "a.png")
+    )
+    PIL.Image.open("edges.png").save("photo.png")
+    result = run("generate", "--like", "a.png", "-o", "b.png")
+    assert result.exit_code == 2
+    assert "'photo.png' has changed since" in result.stderr
+    succeeded(run("generate", "--like", "a.png", "--image", "photo.png", "-o", "b.png"))
+    assert not np.array_equal(pixels("a.png"), pixels("b.png"))
+
+
+def test_what_a_mask_does_not_mark_stays(tiny, drawn):
+    succeeded(
+        run(
+            "generate",
+            "a ball",
+            "-m",
+            tiny,
+            *QUICK,
+            "--image",
+            "photo.png",
+            "--mask",
+            "mask.png",
+            "-o",
+            "a.png",
+        )
+    )
+    kept = pixels("mask.png") == 0
+    assert np.array_equal(pixels("a.png")[kept], pixels("photo.png")[kept])
+    assert not np.array_equal(pixels("a.png")[~kept], pixels("photo.png")[~kept])
+    result = succeeded(run("generate", "--like", "a.png", "-o", "b.png", "--json"))
+    assert json.loads(result.stdout)["same_pixels"] is True
+
+
+def test_controls_are_followed_and_recorded(tiny, network, drawn):
+    given = ("a ball", "-m", tiny, *QUICK, "--seed", 3, "--control", "edges.png", "--controlnet", network)
+    succeeded(run("generate", *given, "-o", "a.png"))
+    made = read_settings("a.png")
+    assert made.inputs["control"][0]["file"] == "edges.png"
+    assert made.inputs["controlnet"][0]["model"] == str(network)
+    assert len(made.inputs["controlnet"][0]["fingerprint"]) == 64
+    succeeded(
+        run("generate", *given[:-2], "--controlnet", network, "--width", 64, "--height", 64, "-o", "c.png")
+    )
+    assert pixels("c.png").shape == (64, 64, 3)
+    result = succeeded(run("generate", "--like", "c.png", "-o", "d.png", "--json"))
+    assert json.loads(result.stdout)["same_pixels"] is True
+    result = succeeded(run("generate", "--like", "a.png", "-o", "b.png", "--json"))
+    assert json.loads(result.stdout)["same_pixels"] is True
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--mask", "mask.png"], "--mask needs --image"),
+        (["--strength", "0.5"], "--strength needs --image"),
+        (["--image", "photo.png", "--strength", "2"], "strength must be between 0 and 1"),
+        (["--image", "nowhere.png"], "neither an existing file"),
+        (
+            ["--control", "edges.png", "--controlnet", "a", "--controlnet", "b"],
+            "1 --control and 2 --controlnet",
+        ),
+        (["--control", "edges.png"], "0 models that read one"),
+    ],
+)
+def test_pictures_that_mean_nothing_are_refused(tiny, drawn, options, words):
+    result = run("generate", "a ball", "-m", tiny, *QUICK, *options, "-o", "a.png")
+    assert result.exit_code == 2
+    assert words in " ".join(result.stderr.split())
+    assert not Path("a.png").exists()
+
+
+def test_a_model_that_steers_nothing_is_named(tiny, drawn):
+    given = ("--control", "edges.png", "--controlnet", tiny / "unet")
+    result = run("generate", "a ball", "-m", tiny, *QUICK, *given)
+    assert result.exit_code == 2
+    assert "a UNet2DConditionModel is no ControlNet and no T2I-Adapter" in result.stderr

@@ -75,6 +75,29 @@ Like = Annotated[
     Path | None,
     _option("--like", metavar="FILE.png", help="Make this picture again; other options change it."),
 ]
+Image = Annotated[
+    str | None,
+    _option("--image", "-i", metavar="FILE", help="A picture to start from, or an address of one."),
+]
+Mask = Annotated[
+    str | None,
+    _option(
+        "--mask", metavar="FILE", help="White where something new goes; all else stays, pixel for pixel."
+    ),
+]
+Strength = Annotated[
+    float | None, _option("--strength", metavar="X", help="How much of --image to forget, from 0 to 1.")
+]
+Control = Annotated[
+    list[str] | None,
+    _option("--control", metavar="FILE", help="A picture for a ControlNet to follow; may be repeated."),
+]
+ControlNet = Annotated[
+    list[str] | None,
+    _option(
+        "--controlnet", metavar="NAME", help="The ControlNet or T2I-Adapter that reads it, one for each."
+    ),
+]
 Sheet = Annotated[
     str | None,
     _option("--sheet", metavar="FILE.png", help="Also write all pictures on one sheet, with their prompts."),
@@ -99,6 +122,11 @@ def generate(
     scheduler: Scheduler = None,
     device: Device = None,
     dtype: Dtype = None,
+    image: Image = None,
+    mask: Mask = None,
+    strength: Strength = None,
+    control: Control = None,
+    controlnet: ControlNet = None,
     like: Like = None,
     sheet: Sheet = None,
     no_metadata: NoMetadata = False,
@@ -123,6 +151,11 @@ def generate(
         "scheduler": scheduler,
         "device": device,
         "dtype": dtype,
+        "image": image,
+        "mask": mask,
+        "strength": strength,
+        "control": tuple(control) if control else None,
+        "controlnet": tuple(controlnet) if controlnet else None,
     }
     options = {name: value for name, value in given.items() if value is not None}
     original = None if like is None else (metadata.read_settings(like), _pixels(like))
@@ -189,16 +222,16 @@ def _run(
     asked: Request, paths: list[Path], quiet_names: bool, with_metadata: bool
 ) -> list[tuple[PIL.Image.Image, Settings]]:
     """Load the model, make and write each picture, and print the names of those that were written."""
-    pipe, shared = making.prepare(asked)
+    ready = making.prepare(asked)
     jobs = asked.jobs()
     results: list[tuple[PIL.Image.Image, Settings]] = []
     try:
         with reporter(len(jobs), asked.steps, console.stderr()) as progress:
             for index, ((prompt, seed), path) in enumerate(zip(jobs, paths, strict=True)):
                 progress.picture(index + 1)
-                image = making.picture(pipe, asked, prompt, seed, progress)
+                image = making.picture(ready, asked, prompt, seed, progress)
                 made = Settings(
-                    **{**shared, "prompt": prompt, "seed": seed, "index": index, "size": image.size}
+                    **{**ready.shared, "prompt": prompt, "seed": seed, "index": index, "size": image.size}
                 )
                 metadata.write_png(path, image, made if with_metadata else None)
                 results.append((image, made))

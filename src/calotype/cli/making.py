@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 import platform
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from calotype.cli import console
+from calotype.cli import console, pictures
 from calotype.cli.progress import Reporter
 from calotype.cli.request import Request
 from calotype.core.errors import InputError, UnknownClassError
@@ -18,8 +18,16 @@ if TYPE_CHECKING:
     import PIL.Image
 
 
-def prepare(asked: Request) -> tuple[Any, dict[str, Any]]:
-    """The pipeline, and the settings that all pictures of the run share."""
+class Ready(NamedTuple):
+    """A pipeline, the arguments of every call of it, and the settings that all pictures of the run share."""
+
+    pipe: Any
+    arguments: dict[str, Any]
+    shared: dict[str, Any]
+
+
+def prepare(asked: Request) -> Ready:
+    """Open the pictures that go in, load the models, and see whether they go together."""
     import torch
 
     import calotype
@@ -30,16 +38,19 @@ def prepare(asked: Request) -> tuple[Any, dict[str, Any]]:
     dtype = models.choose_dtype(asked.dtype)
     if isinstance(asked.scheduler, str):
         names.find(asked.scheduler)  # refused before anything is loaded if there is no such name
+    given = pictures.opened(asked)
     console.say(f"Loading {asked.model} on {device}.")
     at = {"revision": asked.revision} if asked.revision else {}
     with console.bars_on_terminals():
         pipe = calotype.load(asked.model, device=device, torch_dtype=dtype, **at)
+        models_beside = pictures.steering_models(asked, device, pipe.dtype)
     accepted = inspect.signature(pipe.__call__).parameters
     if "prompt" not in accepted:
         raise InputError(
             f"{asked.model} is a {type(pipe).__name__}, which takes no prompt; generate needs a model that does."
         )
-    if without := [name for name in _optional(asked) if name not in accepted]:
+    arguments = {**_optional(asked), **pictures.arguments(asked, given, models_beside)}
+    if without := [name for name in arguments if name not in accepted]:
         raise InputError(
             f"{asked.model} is a {type(pipe).__name__}, which has no {' and no '.join(without)}."
         )
@@ -50,13 +61,12 @@ def prepare(asked: Request) -> tuple[Any, dict[str, Any]]:
     pipe.set_progress_bar_config(disable=True)
     identity = models.identify(asked.model)
     scheduler = {key: value for key, value in pipe.scheduler.config.items() if not key.startswith("_")}
-    guidance = asked.guidance
-    if guidance is None and "guidance_scale" in accepted:
-        guidance = accepted["guidance_scale"].default
+    usual = pipe.usual(arguments) if hasattr(pipe, "usual") else {k: p.default for k, p in accepted.items()}
+    guidance = usual.get("guidance_scale") if asked.guidance is None else asked.guidance
     versions = {"calotype": __version__, "torch": torch.__version__, "python": platform.python_version()}
     if "transformers" in sys.modules:  # text encoders are its classes
         versions["transformers"] = sys.modules["transformers"].__version__
-    return pipe, {
+    shared = {
         "model": asked.model,
         "negative_prompt": asked.negative,
         "steps": asked.steps,
@@ -68,7 +78,9 @@ def prepare(asked: Request) -> tuple[Any, dict[str, Any]]:
         "dtype": str(pipe.dtype).removeprefix("torch."),
         "device": str(device),
         "versions": versions,
+        "inputs": pictures.record(asked, given),
     }
+    return Ready(pipe, arguments, shared)
 
 
 def _recorded_scheduler(recorded: dict[str, Any]) -> Any:
@@ -94,7 +106,7 @@ def _optional(asked: Request) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if value is not None}
 
 
-def picture(pipe: Any, asked: Request, prompt: str, seed: int, progress: Reporter) -> PIL.Image.Image:
+def picture(ready: Ready, asked: Request, prompt: str, seed: int, progress: Reporter) -> PIL.Image.Image:
     """One picture, alone in its batch and with a generator of its own, so that it can be made again alone."""
     import torch
 
@@ -102,13 +114,13 @@ def picture(pipe: Any, asked: Request, prompt: str, seed: int, progress: Reporte
         progress.step(step + 1, pipe.num_timesteps)
         return {}
 
-    output = pipe(
+    output = ready.pipe(
         prompt,
         num_inference_steps=asked.steps,
         generator=torch.Generator("cpu").manual_seed(seed),
         callback_on_step_end=step_done,
         callback_on_step_end_tensor_inputs=[],
-        **_optional(asked),
+        **ready.arguments,
     )
     if any(getattr(output, "nsfw_content_detected", None) or ()):
         console.say(f"The model's safety checker has blackened the picture with seed {seed}.")

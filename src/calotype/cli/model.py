@@ -60,16 +60,16 @@ def choose_dtype(name: str | None) -> torch.dtype | None:
     return dtype
 
 
-def identify(model: str) -> Identity:
-    """Which weights a loaded model has."""
+def identify(model: str, index: str = "model_index.json") -> Identity:
+    """Which weights a loaded model has; ``index`` is a file that it has in any case."""
     from calotype.core import hub
     from calotype.utils.fingerprint import fingerprint
 
     place = local_folder(model)
     if place is not None:
         return Identity(fingerprint=fingerprint(place))
-    index = hub.find_file(model, "model_index.json", options=hub.HubOptions(local_files_only=True))
-    return Identity(revision=hub.commit_of(index))
+    path = hub.find_file(model, index, options=hub.HubOptions(local_files_only=True))
+    return Identity(revision=hub.commit_of(path))
 
 
 def local_folder(model: str) -> Path | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from calotype.core.errors import InputError
@@ -34,10 +35,17 @@ class Request:
     device: str | None = None
     dtype: str | None = None
     revision: str | None = None
+    image: str | None = None
+    mask: str | None = None
+    strength: float | None = None
+    control: tuple[str, ...] = ()
+    controlnet: tuple[str, ...] = ()
+    known: dict[str, str] = field(default_factory=dict)
+    """What a picture recorded of files and models that it was made with: contents and commits, by name."""
 
     def check(self) -> None:
         """Refuse what no model could do, before one is loaded."""
-        from calotype.diffusion.inputs import Guide, Steps
+        from calotype.diffusion.inputs import Guide, Picture, Steps
         from calotype.diffusion.limits import limits
 
         if self.count < 1:
@@ -54,6 +62,16 @@ class Request:
                 if side < 1:
                     raise InputError(f"{option} must be a whole number of pixels, at least 1, not {side}.")
                 limits().check("side", side, f"{option} {side}")
+        for option, value in (("--mask", self.mask), ("--strength", self.strength)):
+            if value is not None and self.image is None:
+                raise InputError(f"{option} needs --image, the picture that it is about.")
+        if self.strength is not None:
+            Picture(strength=self.strength)
+        if self.controlnet and len(self.controlnet) != len(self.control):
+            raise InputError(
+                f"There are {len(self.control)} --control and {len(self.controlnet)} --controlnet; give a model for "
+                f"each picture."
+            )
 
     def jobs(self) -> list[tuple[str, int]]:
         """(prompt, seed) of each picture: every prompt with the seeds ``seed``, ``seed + 1``, …."""
@@ -69,6 +87,23 @@ def from_options(options: dict[str, Any]) -> Request:
     return Request(**{"model": DEFAULT_MODEL, "seed": random.SystemRandom().randrange(2**32), **options})
 
 
+def _inputs(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """A request's part that says which pictures go in, from the settings of what was made from them."""
+    if not recorded:
+        return {}
+    single = {name: recorded[name]["file"] for name in ("image", "mask") if name in recorded}
+    controls, nets = recorded.get("control", ()), recorded.get("controlnet", ())
+    files = [*(recorded[name] for name in single), *controls]
+    return {
+        **single,
+        **{name: recorded.get(name) for name in ("strength", "width", "height")},
+        "control": tuple(entry["file"] for entry in controls),
+        "controlnet": tuple(entry["model"] for entry in nets),
+        "known": {entry["file"]: entry["sha256"] for entry in files}
+        | {entry["model"]: entry["revision"] for entry in nets if entry.get("revision")},
+    }
+
+
 def like(made: Settings, options: dict[str, Any]) -> Request:
     """The request that makes a recorded picture again, changed by the options that were given."""
     recorded = Request(
@@ -78,13 +113,19 @@ def like(made: Settings, options: dict[str, Any]) -> Request:
         steps=made.steps,
         negative=made.negative_prompt,
         guidance=made.guidance,
-        width=made.size[0],
-        height=made.size[1],
         scheduler=dict(made.scheduler),
         device=made.device,
         dtype=made.dtype,
         revision=made.revision,
+        **(_inputs(made.inputs) or {"width": made.size[0], "height": made.size[1]}),
     )
     if options.get("model", made.model) != made.model:
         recorded = replace(recorded, revision=None)  # the commit names a state of the recorded model
-    return replace(recorded, **options)
+    named = {
+        options.get("image"),
+        options.get("mask"),
+        *options.get("control", ()),
+        *options.get("controlnet", ()),
+    }
+    known = {name: value for name, value in recorded.known.items() if name not in named}
+    return replace(recorded, **{"known": known, **options})

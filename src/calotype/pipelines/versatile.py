@@ -60,6 +60,10 @@ class Versatile(DiffusionPipeline):
         kept = {name: model for name, model in kept.items() if model is not None}
         return versatile(self.plain.__name__, tuple(kept)).from_pipe(self, **kept)
 
+    def usual(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The defaults of a call with the arguments ``given``, which depend on the task that they ask for."""
+        return _defaults(self._chosen(given).declared("controlnet" if given.get("control") else None))
+
     def _served(self) -> list[Use]:
         return [use for use in self.uses if self._reads(use)]
 

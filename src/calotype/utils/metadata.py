@@ -24,8 +24,8 @@ from calotype.schedulers.names import spoken
 if TYPE_CHECKING:
     import PIL.Image
 
-SCHEMA = 1
-"""The version of the JSON; a reader refuses a newer one instead of misreading it."""
+SCHEMA = 2
+"""The version of the JSON; a reader refuses a newer one instead of misreading it. Pictures that went in need 2."""
 
 CHUNK = "calotype"
 PLAIN_CHUNK = "parameters"
@@ -58,10 +58,15 @@ class Settings:
     dtype: str = "float32"
     device: str = "cpu"
     versions: Mapping[str, str] = field(default_factory=dict)
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    """Pictures that went in, ``{"file": …, "sha256": …}`` by option, and what else belongs to such a call."""
 
     def to_json(self) -> str:
         """One line of ASCII JSON, the schema's version first."""
-        return json.dumps(_spelt({"schema": SCHEMA, **asdict(self)}), allow_nan=False)
+        entries = asdict(self)
+        if not self.inputs:  # then every reader since the first understands it
+            entries.pop("inputs")
+        return json.dumps(_spelt({"schema": 2 if self.inputs else 1, **entries}), allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Settings:
@@ -135,6 +140,7 @@ _TYPES: dict[str, Any] = {
     "dtype": str,
     "device": str,
     "versions": dict,
+    "inputs": dict,
 }
 
 
