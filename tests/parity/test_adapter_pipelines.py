@@ -101,6 +101,13 @@ def test_part_of_the_way(folders: dict[str, Path], factor: float) -> None:
     compare(*pair(NAMES[1], folders), lambda: {**SETTLED, **options})
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_part_of_a_way_that_ends_early(folders: dict[str, Path]) -> None:
+    options = {"image": photo(seed=3), "adapter_conditioning_factor": 0.5, "denoising_end": 0.6}
+    steps = {"num_inference_steps": 8, "output_type": "latent"}
+    compare(*pair(NAMES[1], folders), lambda: {**SETTLED, **options, **steps})
+
+
 @pytest.mark.parametrize("method", ["__init__", "__call__"])
 @pytest.mark.parametrize("name", NAMES)
 def test_signature(name: str, method: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 
@@ -124,6 +125,36 @@ SEVERAL: dict[str, Case] = {
 @pytest.mark.parametrize("name", NAMES)
 def test_two_networks(folders: dict[str, Path], name: str, case: str) -> None:
     compare(*pair(name, folders, nets=2), arguments(name, SEVERAL[case], nets=2))
+
+
+ENDING = {
+    "denoising_end": 0.6,
+    "control_guidance_end": 0.5,
+    "num_inference_steps": 8,
+    "output_type": "latent",
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_range_is_of_the_whole_way(folders: dict[str, Path]) -> None:
+    """Also where the call goes only a part of it."""
+    name = "StableDiffusionXLControlNetPipeline"
+    compare(*pair(name, folders), arguments(name, lambda: dict(ENDING)))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_the_mask_keeps_has_the_level_that_the_way_ends_at(folders: dict[str, Path]) -> None:
+    """In the reference it is clean there, in the midst of noise; what is new is the same."""
+    name = "StableDiffusionXLControlNetInpaintPipeline"
+    assert deviation(f"pipelines/{name}/denoising_end")
+    make = arguments(name, lambda: dict(ENDING))
+    theirs, ours = (pipe("a ball", **make(), generator=seeded()).images for pipe in pair(name, folders))
+    new = torch.nn.functional.interpolate(
+        torch.tensor(np.asarray(mask())[None, None] > 127).float(), size=(8, 8)
+    )
+    assert 0.1 < new.mean() < 0.9
+    torch.testing.assert_close(ours * new, theirs * new, atol=1e-4, rtol=0)
+    assert ((ours - theirs) * (1 - new)).std() > 0.1
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -48,7 +48,7 @@ def until_end(scheduler: Any, path: Path, span: Span) -> Path:
         raise InputError(
             f"denoising_end={span.denoising_end} leaves no step to take; use more steps or a later end."
         )
-    return Path(path.timesteps[:count], count)
+    return Path(path.timesteps[:count], count, beyond=len(path.timesteps) - count)
 
 
 def check_seeded(scheduler: Any, noise: Noise) -> None:

@@ -73,7 +73,7 @@ class ControlNet(Control):
         given = self.pictures(call.arguments, len(nets)) if several else [call.arguments[self.picture]]
         branches = seeing(call.guidance.branches, guess)
         prepared = [prepared_picture(call, task, one, nets[0].dtype, len(branches)) for one in given]
-        scales = controlled.scales(len(nets), len(path.timesteps))
+        scales = controlled.scales(len(nets), path.whole)
 
         def own(index: int, rows: int, state: State) -> dict[str, Any]:
             pictures = [state.tensors[self.picture]] if not several else prepared

@@ -123,7 +123,7 @@ class ControlNetUnion(Control):
         ]
         types = [_indicators(one.kinds, net, call.device) for one, net in zip(shown, nets, strict=True)]
         kinds = [one.kinds for one in shown]
-        scales = controlled.scales(len(nets) if several else len(kinds[0]), len(path.timesteps))
+        scales = controlled.scales(len(nets) if several else len(kinds[0]), path.whole)
 
         def own(index: int, rows: int, state: State) -> dict[str, Any]:
             now: Any = state.tensors[self.picture]

@@ -24,10 +24,19 @@ Reimpose = Callable[[int, "State"], torch.Tensor]
 
 @dataclass(frozen=True)
 class Path:
-    """The part of a schedule that a call visits: its timesteps and the number of steps that they are."""
+    """The part of a schedule that a call visits: its timesteps and the number of steps that they are.
+
+    ``beyond`` counts the timesteps that come after ``denoising_end``, which another model visits.
+    """
 
     timesteps: torch.Tensor
     steps: int
+    beyond: int = 0
+
+    @property
+    def whole(self) -> int:
+        """The timesteps of the way to the picture, whoever visits them."""
+        return len(self.timesteps) + self.beyond
 
 
 @dataclass(frozen=True)
