@@ -58,6 +58,15 @@ def models(pipes: dict[str, Any]) -> dict[str, list[Any]]:
     return found
 
 
+@pytest.fixture(scope="module")
+def union(pipes: dict[str, Any]) -> Any:
+    copied = calotype.ControlNetUnionModel.from_unet(
+        pipes["StableDiffusionXL"].unet, conditioning_embedding_out_channels=(8, 8, 16, 16)
+    )
+    config = {**copied.config, "num_trans_channel": 32, "num_proj_channel": 32}
+    return randomise(calotype.ControlNetUnionModel.from_config(config), 25)
+
+
 def run(pipe: Any, **arguments: Any) -> torch.Tensor:
     arguments = {"prompt": "a red ball", "num_inference_steps": 2, "output_type": "pt", **arguments}
     if "seed" not in arguments:
@@ -106,6 +115,21 @@ def test_the_bits_are_those_of_the_public_class_with_adapters(
     expected = run(public, image=pictures if count > 1 else pictures[0], **options)
     mine = [calotype.control(*each, scale=0.03) for each in zip(adapters, pictures, strict=False)]
     assert torch.equal(run(pipes[family], control=mine), expected)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_bits_are_those_of_the_public_class_with_a_union(
+    pipes: dict[str, Any], union: Any, task: str
+) -> None:
+    end, given = TASKS[task]
+    cls = getattr(calotype, f"StableDiffusionXLControlNetUnion{end}Pipeline")
+    public = quiet(cls.from_pipe(pipes["StableDiffusionXL"], controlnet=union))
+    pictures = [photo(seed=3), photo(seed=4)]
+    expected = run(public, control_image=pictures, control_mode=[2, 5], **given())
+    mine = calotype.control(union, pictures, kind=[2, 5])
+    assert torch.equal(run(pipes["StableDiffusionXL"], control=mine, **given()), expected)
+    keeping = pipes["StableDiffusionXL"].with_controls(controlnet=union)
+    assert type(keeping).__name__ == "StableDiffusionXLControlNetUnionPipeline"
 
 
 OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any], Callable[[], dict[str, Any]]]] = {
@@ -298,7 +322,13 @@ REFUSED: dict[str, tuple[str, Callable[[Any], dict[str, Any]], type[Exception], 
         "StableDiffusion",
         lambda m: {"control": calotype.control(torch.nn.Linear(1, 1), photo())},
         InputError,
-        "needs a ControlNetModel or a T2IAdapter, not Linear",
+        "needs a ControlNetModel, ControlNetUnionModel or T2IAdapter, not Linear",
+    ),
+    "a kind for what knows none": (
+        "StableDiffusion",
+        lambda m: {"control": calotype.control(m[0], photo(), kind=2)},
+        InputError,
+        "ControlNetModel knows of no kinds",
     ),
     "a control without a picture": (
         "StableDiffusion",

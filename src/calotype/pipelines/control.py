@@ -9,10 +9,13 @@ from typing import Any
 from calotype.core.errors import InputError
 from calotype.diffusion.controls.bound import Bound
 from calotype.diffusion.controls.controlnet import ControlNet
+from calotype.diffusion.controls.controlnet_union import ControlNetUnion
 from calotype.diffusion.controls.t2i_adapter import T2IAdapterControl
 from calotype.models.controlnet import ControlNetModel
+from calotype.models.controlnet_union import ControlNetUnionModel
 from calotype.models.model_group import ModelGroup
 from calotype.models.t2i_adapter import T2IAdapter
+from calotype.pipelines.auto import UNIONS
 
 COMPONENTS = ("controlnet", "adapter")
 """The components that steer, in the order in which pictures for them are given."""
@@ -28,6 +31,12 @@ class PictureControl:
     start: float = 0.0
     end: float = 1.0
     guess_mode: bool = False
+    kind: int | Sequence[int] | None = None
+
+    @property
+    def reads_kinds(self) -> bool:
+        """Whether the model is told of which kind its pictures are."""
+        return isinstance(unwrapped(self.model), ControlNetUnionModel)
 
     def bound(self, number: int, usual_scale: float) -> Bound:
         """The control as a part of a call, the ``number``-th of it; its picture has a name of its own there."""
@@ -37,11 +46,21 @@ class PictureControl:
             raise InputError(
                 f"A control by {type(model).__name__} has no picture; pass the one that it reads."
             )
-        if isinstance(model, ControlNetModel):
+        if self.reads_kinds != (self.kind is not None):
+            needs = (
+                "needs the number of its picture's kind"
+                if self.reads_kinds
+                else "knows of no kinds of pictures"
+            )
+            raise InputError(
+                f"A {type(model).__name__} {needs}; see kind in calotype.control(model, picture, kind=…)."
+            )
+        if isinstance(model, ControlNetModel | ControlNetUnionModel):
             return Bound(
-                ControlNet(name),
+                ControlNetUnion(name) if self.reads_kinds else ControlNet(name),
                 {"controlnet": self.model},
                 {
+                    "control_mode": self.kind,
                     name: self.picture,
                     "controlnet_conditioning_scale": usual_scale if self.scale is None else self.scale,
                     "control_guidance_start": self.start,
@@ -62,8 +81,8 @@ class PictureControl:
                 },
             )
         raise InputError(
-            f"A control needs a ControlNetModel or a T2IAdapter, not {type(model).__name__}; several are a list of "
-            f"controls."
+            f"A control needs a ControlNetModel, ControlNetUnionModel or T2IAdapter, not {type(model).__name__}; "
+            f"several are a list of controls."
         )
 
 
@@ -74,19 +93,30 @@ def control(
     start: float = 0.0,
     end: float = 1.0,
     guess_mode: bool = False,
+    kind: int | Sequence[int] | None = None,
 ) -> PictureControl:
     """A ControlNet or T2I-Adapter that reads ``picture``, for ``control=`` of what :func:`calotype.load` returns.
 
     ``scale`` says how strongly it steers (by default as in the task's public pipeline), ``start`` and ``end`` in which
     part of the steps, as fractions. In ``guess_mode`` a ControlNet guesses the content, also without a prompt. For a
-    batch ``picture`` may be a list of one for each prompt. Controls add up: give a list of them.
+    batch ``picture`` may be a list of one for each prompt. A ControlNetUnionModel is told the picture's ``kind``; a
+    list of kinds goes with a list of pictures for it. Controls add up: give a list of them.
     """
-    return PictureControl(model, picture, scale, start, end, guess_mode)
+    return PictureControl(model, picture, scale, start, end, guess_mode, kind)
 
 
 def unwrapped(model: Any) -> Any:
     """The model itself, where it is compiled."""
     return getattr(model, "_orig_mod", model)
+
+
+def control_of(given: Any) -> str:
+    """The kind of control that a model, a list of them or a class's name stands for."""
+    first = given[0] if isinstance(given, list | tuple) else given
+    name = first if isinstance(first, str) else type(unwrapped(first)).__name__
+    if "Adapter" in name:
+        return "adapter"
+    return "controlnet-union" if name in UNIONS else "controlnet"
 
 
 def stored_models(pipe: Any) -> list[Any]:

@@ -12,7 +12,7 @@ from calotype.core import hub
 from calotype.core.config import read_json
 from calotype.core.errors import ModelFilesError
 from calotype.pipelines.components import INDEX
-from calotype.pipelines.control import COMPONENTS
+from calotype.pipelines.control import COMPONENTS, control_of
 from calotype.pipelines.pipeline import DiffusionPipeline
 from calotype.pipelines.versatile import versatile
 
@@ -60,6 +60,7 @@ def load(
     place = locate(name_or_path)
     index = read_json(hub.find_file(place, INDEX, options=hub.HubOptions.take(dict(kwargs))))
     declared = DiffusionPipeline._class_for(index, place)
-    steering = (name for name in COMPONENTS if (index.get(name) or [None])[0] or kwargs.get(name) is not None)
-    chosen = versatile(declared.__name__, tuple(steering)) or declared
+    steering = {name: kwargs.get(name, (index.get(name) or [None, None])[1]) for name in COMPONENTS}
+    kinds = tuple((name, control_of(what)) for name, what in steering.items() if what is not None)
+    chosen = versatile(declared.__name__, kinds) or declared
     return chosen.from_pretrained(place, torch_dtype=torch_dtype, **kwargs).to(where)

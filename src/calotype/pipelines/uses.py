@@ -10,7 +10,7 @@ from calotype.pipelines.components import public_class
 class Use(NamedTuple):
     """One thing to make: ``needs`` are the pictures that ask for it, ``plain`` the class that declares it.
 
-    ``controls`` names the classes that declare it with a further component, by that component's name.
+    ``controls`` names the classes that declare it with a control, by the kind of control.
     """
 
     name: str
@@ -23,16 +23,18 @@ class Use(NamedTuple):
         """The names of all classes that declare this use."""
         return self.plain, *(name for _, name in self.controls)
 
-    def declared(self, component: str | None = None) -> Any:
-        """The class that declares this use with a component, or the plain one where there is none."""
-        return public_class(dict(self.controls).get(component or "", self.plain))
+    def declared(self, control: str | None = None) -> Any:
+        """The class that declares this use with a kind of control, or the plain one where there is none."""
+        return public_class(dict(self.controls).get(control or "", self.plain))
 
 
-def _usual(prefix: str) -> tuple[Use, ...]:
+def _usual(prefix: str, unions: bool = False) -> tuple[Use, ...]:
     """The uses of a family by the names that their classes have had from the start."""
 
     def use(name: str, end: str, *needs: str, **more: str) -> Use:
         controls = {"controlnet": f"{prefix}ControlNet{end}Pipeline", **more}
+        if unions:
+            controls["controlnet-union"] = f"{prefix}ControlNetUnion{end}Pipeline"
         return Use(name, needs, f"{prefix}{end}Pipeline", tuple(controls.items()))
 
     return (
@@ -45,7 +47,7 @@ def _usual(prefix: str) -> tuple[Use, ...]:
 
 USES: dict[str, tuple[Use, ...]] = {
     "stable-diffusion": _usual("StableDiffusion"),
-    "stable-diffusion-xl": _usual("StableDiffusionXL"),
+    "stable-diffusion-xl": _usual("StableDiffusionXL", unions=True),
     "latent-consistency": (
         Use("text-to-image", (), "LatentConsistencyModelPipeline"),
         Use("image-to-image", ("image",), "LatentConsistencyModelImg2ImgPipeline"),

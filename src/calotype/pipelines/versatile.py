@@ -24,7 +24,14 @@ from calotype.diffusion.inputs import EARLIER_CALLBACK, Adapted, Controlled, Siz
 from calotype.diffusion.parts import Parts
 from calotype.diffusion.tasks.task import picture_size
 from calotype.pipelines import signature
-from calotype.pipelines.control import COMPONENTS, PictureControl, controls_for, stored_models, unwrapped
+from calotype.pipelines.control import (
+    COMPONENTS,
+    PictureControl,
+    control_of,
+    controls_for,
+    stored_models,
+    unwrapped,
+)
 from calotype.pipelines.pipeline import DiffusionPipeline
 from calotype.pipelines.uses import Use, uses_of
 
@@ -58,11 +65,13 @@ class Versatile(DiffusionPipeline):
             raise InputError(f"with_controls takes {' and '.join(COMPONENTS)}, not {', '.join(unknown)}.")
         kept = {name: models.get(name, getattr(self, name, None)) for name in COMPONENTS}
         kept = {name: model for name, model in kept.items() if model is not None}
-        return versatile(self.plain.__name__, tuple(kept)).from_pipe(self, **kept)
+        kinds = {name: control_of(model) for name, model in kept.items()}
+        return versatile(self.plain.__name__, tuple(kinds.items())).from_pipe(self, **kept)
 
     def usual(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The defaults of a call with the arguments ``given``, which depend on the task that they ask for."""
-        return _defaults(self._chosen(given).declared("controlnet" if given.get("control") else None))
+        asked = controls_for(given.get("control"), stored_models(self))
+        return _defaults(self._chosen(given).declared(_kind(asked)))
 
     def _served(self) -> list[Use]:
         return [use for use in self.uses if self._reads(use)]
@@ -77,7 +86,7 @@ class Versatile(DiffusionPipeline):
         use = self._chosen(given)
         asked = controls_for(given.pop("control", None), stored_models(self))
         plain = use.declared()
-        declared = use.declared("controlnet") if asked else plain
+        declared = use.declared(_kind(asked))
         self._check_meaning(given, use)
         if (seed := given.pop("seed", None)) is not None:
             if given.get("generator") is not None:
@@ -140,6 +149,13 @@ class Versatile(DiffusionPipeline):
                     f"The {type(model).__name__} of a control is on {where[0]} in {where[1]}, and the pipeline on "
                     f"{wanted[0]} in {wanted[1]}; move it there with model.to(device, dtype)."
                 )
+
+
+def _kind(asked: list[PictureControl]) -> str | None:
+    """The kind of control whose public class has the defaults of a call."""
+    if not asked:
+        return None
+    return "controlnet-union" if all(each.reads_kinds for each in asked) else "controlnet"
 
 
 def _parameters(declared: type[DiffusionPipeline]) -> dict[str, inspect.Parameter]:
@@ -221,18 +237,19 @@ def _constructor(plain: type[DiffusionPipeline], components: tuple[str, ...]) ->
 
 
 @lru_cache(maxsize=256)
-def versatile(class_name: str, components: tuple[str, ...] = ()) -> Any:
+def versatile(class_name: str, controls: tuple[tuple[str, str], ...] = ()) -> Any:
     """The class that does all of what the family of the public class of this name does; None for one by itself.
 
-    With ``components`` (of :data:`COMPONENTS`) it keeps models that steer. It has the name of the public class that
-    declares the same use with them, so that files which it writes are that class's files.
+    With ``controls`` it keeps models that steer: component (of :data:`COMPONENTS`) and kind of control. It has the name
+    of the public class that declares the same use with them, so that files which it writes are that class's files.
     """
     found = uses_of(class_name)
     if found is None:
         return None
     use, uses = found
     plain = use.declared()
-    named = use.declared(components[0]) if components else plain
+    components = tuple(name for name, _ in controls)
+    named = use.declared(controls[0][1] if controls else None)
     return type(
         named.__name__,
         (Versatile, plain),
