@@ -43,13 +43,17 @@ class Parts:
     before: tuple[Parts, ...] = ()
 
     def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """A call's arguments as this sampling reads them: ``prefix_x`` in place of ``x``."""
+        """A call's arguments as this sampling reads them: ``prefix_x`` in place of ``x``.
+
+        Guidance that is given as a value is that of the last sampling.
+        """
         own = {
             name.removeprefix(f"{self.prefix}_"): value
             for name, value in given.items()
             if self.prefix and name.startswith(f"{self.prefix}_")
         }
-        return {**given, **own}
+        shared = {name: value for name, value in given.items() if not (self.gives and name == "guidance")}
+        return {**shared, **own}
 
     def guidance(self, arguments: Mapping[str, Any]) -> Guidance:
         """The argument ``guidance``, or else what the arguments for single scales ask for.

@@ -20,8 +20,23 @@ if TYPE_CHECKING:
     from calotype.schedulers.scheduler import SchedulerMixin
 
 
+class PixelFamily(Family):
+    """Diffusion in pixels: the latents are the picture, in [-1, 1]; abstract."""
+
+    @property
+    def multiple(self) -> int:
+        return 1
+
+    @property
+    def scale_factor(self) -> int:
+        return 1
+
+    def to_latents(self, pixels: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+        return pixels
+
+
 @dataclass(frozen=True)
-class Pixels(Family):
+class Pixels(PixelFamily):
     """The family bound to its components."""
 
     unet: UNet2DModel = component()
@@ -36,10 +51,6 @@ class Pixels(Family):
         return (size, size) if isinstance(size, int) else tuple(size)
 
     @property
-    def multiple(self) -> int:
-        return 1
-
-    @property
     def branches(self) -> tuple[str, ...]:
         return (COND,)
 
@@ -50,19 +61,12 @@ class Pixels(Family):
         return Nothing()
 
     @property
-    def scale_factor(self) -> int:
-        return 1
-
-    @property
     def latent_channels(self) -> int:
         return self.unet.config.in_channels
 
     @property
     def input_channels(self) -> int:
         return self.unet.config.in_channels
-
-    def to_latents(self, pixels: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-        return pixels
 
     @property
     def dtype(self) -> torch.dtype:

@@ -49,7 +49,10 @@ _TRANSFORMERS_BASES = (
 
 _IN_A_PIPELINE_FOLDER = {
     "MultilingualCLIP": "kandinsky",
+    "LDMBertModel": "latent_diffusion",
     "StableDiffusionSafetyChecker": "stable_diffusion",
+    "StableUnCLIPImageNormalizer": "stable_diffusion",
+    "UnCLIPTextProjModel": "unclip",
 }
 """Classes that files name with a pipeline's folder in place of the library."""
 

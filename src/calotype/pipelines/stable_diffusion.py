@@ -22,7 +22,7 @@ class StableDiffusionBase(PicturePipeline):
     family: ClassVar[type[StableDiffusionFamily]] = StableDiffusion
     model_cpu_offload_seq = "text_encoder->image_encoder->unet->vae"
     _optional_components: ClassVar[tuple[str, ...]] = ("safety_checker", "feature_extractor", "image_encoder")
-    _exclude_from_cpu_offload = ("safety_checker",)
+    _exclude_from_cpu_offload: ClassVar[tuple[str, ...]] = ("safety_checker",)
 
     __init__ = constructor(StableDiffusion)
 

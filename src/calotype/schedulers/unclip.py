@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
 import numpy as np
 import torch
 
@@ -43,10 +46,21 @@ class UnCLIPScheduler(PosteriorScheduler):
         t: int,
         output: torch.Tensor,
         sample: torch.Tensor,
-        prev_timestep: int | None = None,
+        prev_timestep: int | torch.Tensor | Literal["next"] | None = None,
         generator: Generators = None,
     ) -> tuple[Value, Value]:
-        """The sample at ``prev_timestep`` (default: the training step before); draws noise except at step 0."""
+        """The sample at ``prev_timestep`` (default: the training step before); draws noise except at step 0.
+
+        ``prev_timestep="next"`` is the timestep that follows in the run.
+        """
+        if prev_timestep == "next":
+            prev_timestep = _following(run.plan.t, t)
         previous = t - 1 if prev_timestep is None else int(run.plan.value(prev_timestep))
         at = self._coefficients(t, previous, float(self.betas[t]) if previous == t - 1 else None)
         return self._drawn(output, at, sample, generator, t == 0)
+
+
+def _following(timesteps: Sequence[float], t: int) -> int | None:
+    """The timestep after ``t`` in a run; None after the last."""
+    after = timesteps.index(t) + 1
+    return int(timesteps[after]) if after < len(timesteps) else None
