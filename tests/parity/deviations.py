@@ -94,6 +94,10 @@ DEVIATIONS: dict[str, str] = {
     "schedulers/KarrasVeScheduler/*/steps=1;nan-in-reference": "the reference divides by zero for a run of one step",
     "schedulers/DDIMParallelScheduler/set_alpha_to_one=False/batch_step_no_noise": "the reference's last step of a "
     "batch ends at no noise, its other steps at the first trained level",
+    "pipelines/*/from_pipe;torch_dtype": "shared models keep their type; the reference converts them to float32, the "
+    "other pipeline's too, unless told otherwise",
+    "pipelines/*Img2ImgPipeline/image;mode=*": "pictures of any mode become RGB; the reference takes the four channels "
+    "of RGBA for latents and fails at one channel",
     "unets/UNet2DModel/ncsnpp/timestep=1.75": "the reference cuts a noise level given as a Python number to an integer",
     "files/missing-key": "the reference warns and computes with weights that no file holds",
     "files/superfluous-key": "the reference warns and goes on, though the file is of another model",

@@ -14,6 +14,7 @@ from PIL import Image
 
 import calotype
 from calotype.core.errors import InputError
+from tests.parity.deviations import deviation
 from tests.parity.pipeline_runs import Case, compare, quiet, seeded
 from tests.tiny import stable_diffusion_folder
 
@@ -229,3 +230,28 @@ def test_auto_pipelines(folder: Path, name: str) -> None:
             turned = getattr(library, other).from_pipe(loaded)
             assert type(turned).__name__ == AUTO[other]
             assert turned.unet is loaded.unet
+
+
+def test_shared_models_keep_their_type(folder: Path) -> None:
+    assert deviation("pipelines/StableDiffusionInpaintPipeline/from_pipe;torch_dtype")
+    types = []
+    for library in (diffusers, calotype):
+        pipe = library.StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.bfloat16)
+        other = library.StableDiffusionInpaintPipeline.from_pipe(pipe)
+        types.append((pipe.unet.dtype, other.unet.dtype))
+    assert types == [(torch.float32,) * 2, (torch.bfloat16,) * 2]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "L", "P", "1", "CMYK"])
+def test_pictures_of_any_mode_are_rgb(folder: Path, mode: str) -> None:
+    assert deviation(f"pipelines/{CLASSES[0]}/image;mode={mode}")
+    theirs, ours = pair(CLASSES[0], folder)
+    picture = photo(32, 32).convert(mode)
+    options = {"prompt": "a red ball", "num_inference_steps": 2, "output_type": "pt"}
+    made = ours(image=picture, generator=seeded(), **options).images
+    assert torch.equal(made, ours(image=picture.convert("RGB"), generator=seeded(), **options).images)
+    try:
+        other = theirs(image=picture, generator=seeded(), **options).images
+    except (RuntimeError, ValueError):
+        return
+    assert other.shape != made.shape or (other - made).abs().max() > 1e-3
