@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from calotype.core.errors import InputError
-from calotype.diffusion.guidance import Guidance
+from calotype.diffusion.guidance import UNCOND, Guidance
 from calotype.diffusion.inputs import Guided
 from calotype.diffusion.learned_variance import guiding_the_mean
 
@@ -43,17 +43,21 @@ class Parts:
     before: tuple[Parts, ...] = ()
 
     def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """A call's arguments as this sampling reads them: ``prefix_x`` in place of ``x``.
-
-        Guidance that is given as a value is that of the last sampling.
-        """
+        """A call's arguments as this sampling reads them: ``prefix_x`` in place of ``x``."""
         own = {
             name.removeprefix(f"{self.prefix}_"): value
             for name, value in given.items()
             if self.prefix and name.startswith(f"{self.prefix}_")
         }
-        shared = {name: value for name, value in given.items() if not (self.gives and name == "guidance")}
-        return {**shared, **own}
+        return {**given, **own}
+
+    @property
+    def guided(self) -> Parts:
+        """The sampling that guidance given as a value is for: the last one that can be guided away from anything."""
+        if not self.before:
+            return self
+        samplings = (self, *reversed(self.before))
+        return next((one for one in samplings if UNCOND in one.family.branches), self)
 
     def guidance(self, arguments: Mapping[str, Any]) -> Guidance:
         """The argument ``guidance``, or else what the arguments for single scales ask for.

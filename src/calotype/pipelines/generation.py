@@ -28,7 +28,8 @@ def generate(pipe: Any, parts: Parts, arguments: Mapping[str, Any], output_class
     output = Output.of(arguments)
     chain = []
     for one in (*parts.before, parts):
-        call = checked(one, one.arguments(arguments), pipe._execution_device)
+        mine = {k: v for k, v in arguments.items() if k != "guidance" or one is parts.guided}
+        call = checked(one, one.arguments(mine), pipe._execution_device)
         arguments = {**arguments, "generator": call.noise.generator}
         chain.append((one, call))
     Callbacks.of(arguments).check_names(parts.tensor_names)

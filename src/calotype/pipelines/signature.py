@@ -109,7 +109,7 @@ def run(
     from calotype.pipelines.generation import generate
 
     with pipe.offloaded():
-        return (by or generate)(pipe, parts, Guided.settled(arguments, given), output)
+        return (by or generate)(pipe, parts, Guided.settled(arguments, given, parts.guided.prefix), output)
 
 
 def beside(names: Collection[str], family: type[Components] | None) -> list[str]:

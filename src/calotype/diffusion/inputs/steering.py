@@ -49,7 +49,8 @@ class Perturbed(Inputs):
     """How strongly perturbed attention steers."""
 
     pag_scale: float = argument(
-        3.0, "How far to go from what the model sees with perturbed attention (arXiv:2403.17377); 0 turns it off."
+        3.0,
+        "How far to go from what the model sees with perturbed attention (arXiv:2403.17377); 0 turns it off.",
     )
     pag_adaptive_scale: float = argument(
         0.0, "How much pag_scale falls with each timestep below 1000; above 0 it acts on early steps most."
@@ -83,25 +84,30 @@ class Guided(Inputs):
             )
 
     @staticmethod
-    def settled(arguments: Mapping[str, Any], given: Container[str]) -> dict[str, Any]:
+    def settled(arguments: Mapping[str, Any], given: Container[str], prefix: str = "") -> dict[str, Any]:
         """A call's arguments with ``guidance`` apart: a number is the scale, and nothing is said twice.
 
-        ``given`` are the names of the arguments that the caller gave. Raises ``InputError`` where a scale is one of
-        them beside ``guidance``, or where the pipeline takes no scale.
+        ``given`` are the names of the arguments that the caller gave; ``prefix`` stands before the names of the scales
+        where a call samples several times. Raises ``InputError`` where a scale is given beside ``guidance``, or
+        where the pipeline takes no scale.
         """
         guidance = arguments.get("guidance")
         if guidance is None:
             return {name: value for name, value in arguments.items() if name != "guidance"}
-        for name in SCALES:
-            if name in arguments and name in given:
+        own = [name for name in (f"{prefix}_{scale}".lstrip("_") for scale in SCALES) if name in arguments]
+        for name in own:
+            if name in given:
                 raise InputError(
                     f"Both guidance and {name} are given; they say the same thing, so give one of them."
                 )
         if not isinstance(guidance, Real) or isinstance(guidance, bool):
             return dict(arguments)
-        if "guidance_scale" not in arguments:
-            raise InputError(f"This pipeline takes no guidance scale, so guidance={guidance} has no meaning here.")
-        return {**arguments, "guidance_scale": guidance, "guidance": None}
+        scale = f"{prefix}_guidance_scale".lstrip("_")
+        if scale not in own:
+            raise InputError(
+                f"This pipeline takes no guidance scale, so guidance={guidance} has no meaning here."
+            )
+        return {**arguments, scale: guidance, "guidance": None}
 
 
 @dataclass(frozen=True)
