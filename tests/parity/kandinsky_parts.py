@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
+from PIL import Image
 
+from tests.parity.pipeline_runs import seeded
 from tests.tiny import randomise, tokenizer_folder
 
 EMBED = 16
@@ -54,7 +57,15 @@ CHAIN = {"beta_schedule": "linear", "beta_start": 0.00085, "beta_end": 0.012, "n
 
 
 def movq() -> Any:
-    return randomise(diffusers.VQModel(**MOVQ), 2)
+    """A random MoVQ whose norms are modulated by a fraction, as trained ones are, so that rounding does not grow."""
+    model = randomise(diffusers.VQModel(**MOVQ), 2)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("conv_y.weight", "conv_b.weight")):
+                parameter.mul_(0.1)
+            if name.endswith("conv_y.bias"):
+                parameter.add_(1.0)
+    return model
 
 
 def calm(unet: torch.nn.Module) -> torch.nn.Module:
@@ -129,6 +140,71 @@ def prior(folder: Path) -> dict[str, Any]:
             size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
         ),
     }
+
+
+UNET_2_1 = {
+    **UNET,
+    "addition_embed_type": "text_image",
+    "encoder_hid_dim": EMBED,
+    "encoder_hid_dim_type": "text_image_proj",
+    "cross_attention_dim": EMBED,
+}
+
+
+def multilingual_tokenizer() -> Any:
+    """A tokenizer of a few words and the letters."""
+    from transformers import XLMRobertaTokenizer
+
+    marks = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
+    words = [(f"\u2581{word}", -1.0 - 0.1 * i) for i, word in enumerate(("a", "red", "ball", "cube"))]
+    letters = [(letter, -3.0 - 0.01 * i) for i, letter in enumerate("abcdefghijklmnopqrstuvwxyz")]
+    return XLMRobertaTokenizer(vocab=[*marks, *words, *letters, ("<mask>", 0.0)], model_max_length=77)
+
+
+def decoder_2_1(**unet: Any) -> dict[str, Any]:
+    """Text encoder, tokenizer, UNet, scheduler and MoVQ of a decoder of Kandinsky 2.1."""
+    from diffusers.pipelines.kandinsky.text_encoder import MCLIPConfig, MultilingualCLIP
+
+    tokenizer = multilingual_tokenizer()
+    config = MCLIPConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=EMBED,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=20,
+        max_position_embeddings=80,
+        transformerDimSize=EMBED,
+        imageDimSize=EMBED,
+    )
+    return {
+        "text_encoder": randomise(MultilingualCLIP(config), 8),
+        "tokenizer": tokenizer,
+        "unet": calm(randomise(diffusers.UNet2DConditionModel(**{**UNET_2_1, **unet}), 3)),
+        "scheduler": diffusers.DDIMScheduler(
+            **CHAIN, steps_offset=1, clip_sample=False, set_alpha_to_one=False
+        ),
+        "movq": movq(),
+    }
+
+
+def noise(*size: int, seed: int = 5) -> torch.Tensor:
+    return torch.randn(*size, generator=seeded(seed))
+
+
+def photo(width: int = 64, height: int = 64, seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def mask(width: int = 64, height: int = 64, left: int = 24) -> Image.Image:
+    white = np.zeros((height, width), dtype=np.uint8)
+    white[20:50, left:52] = 255
+    return Image.fromarray(white)
+
+
+def two(width: int = EMBED) -> dict[str, Any]:
+    """The embeddings of two pictures."""
+    return {"image_embeds": noise(2, width), "negative_image_embeds": noise(2, width, seed=6)}
 
 
 def shape(library: Any, name: str, method: str) -> list[tuple[Any, ...]]:

@@ -9,12 +9,11 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import calotype
 from calotype.core.errors import InputError
 from tests.parity.deviations import deviation
-from tests.parity.kandinsky_parts import EMBED, decoder_2_2, shape
+from tests.parity.kandinsky_parts import EMBED, decoder_2_2, mask, noise, photo, shape, two
 from tests.parity.pipeline_runs import Case, compare, quiet, seeded
 
 TEXT = "KandinskyV22Pipeline"
@@ -30,21 +29,6 @@ UNETS: dict[str, dict[str, Any]] = {
     HINT: {"in_channels": 8, "addition_embed_type": "image_hint"},
     HINT_IMAGE: {"in_channels": 8, "addition_embed_type": "image_hint"},
 }
-
-
-def noise(*size: int, seed: int = 5) -> torch.Tensor:
-    return torch.randn(*size, generator=seeded(seed))
-
-
-def photo(width: int = 64, height: int = 64, seed: int = 0) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
-    return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
-
-
-def mask(width: int = 64, height: int = 64, left: int = 24) -> Image.Image:
-    white = np.zeros((height, width), dtype=np.uint8)
-    white[20:50, left:52] = 255
-    return Image.fromarray(white)
 
 
 @pytest.fixture(scope="module")
@@ -88,10 +72,6 @@ def call(name: str, make: Case) -> Case:
 
 def slowed(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
     return {name: tensor * 0.9 for name, tensor in tensors.items()}
-
-
-def two(width: int = EMBED) -> dict[str, Any]:
-    return {"image_embeds": noise(2, width), "negative_image_embeds": noise(2, width, seed=6)}
 
 
 EARLIER: list[tuple[int, float]] = []

@@ -15,7 +15,7 @@ from PIL import Image
 import calotype
 from calotype.core.errors import InputError
 from tests.parity.deviations import deviation
-from tests.parity.kandinsky_parts import EMBED, prior, shape
+from tests.parity.kandinsky_parts import EMBED, noise, prior, shape
 from tests.parity.pipeline_runs import quiet, seeded
 
 FIRST = "KandinskyPriorPipeline"
@@ -24,10 +24,6 @@ IMAGE = "KandinskyV22PriorEmb2EmbPipeline"
 NAMES = (FIRST, TEXT, IMAGE)
 
 Case = Callable[[], dict[str, Any]]
-
-
-def noise(*size: int, seed: int = 5) -> torch.Tensor:
-    return torch.randn(*size, generator=seeded(seed))
 
 
 def photo(seed: int = 0) -> Image.Image:

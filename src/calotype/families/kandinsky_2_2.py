@@ -14,12 +14,10 @@ from calotype.diffusion.family import component
 from calotype.diffusion.guidance import TOLD_THE_PROMPT
 from calotype.diffusion.inputs import Embedded, Hinted
 from calotype.diffusion.inputs.embeds import joined
-from calotype.diffusion.learned_variance import without_variance
 from calotype.families.movq import MoVQFamily
 
 if TYPE_CHECKING:
     from calotype.diffusion.call import Call
-    from calotype.diffusion.controls.control import Residuals
     from calotype.models.unet_2d_condition import UNet2DConditionModel
     from calotype.models.vq_model import VQModel
     from calotype.schedulers.ddpm import DDPMScheduler
@@ -76,20 +74,11 @@ class Kandinsky22(MoVQFamily):
             hint = repeated(hint, call.pictures // len(hint)).repeat(len(call.guidance.branches), 1, 1, 1)
         return EmbeddedConditions(embeds, negative, hint)
 
-    def predict(
-        self, latents: torch.Tensor, timestep: torch.Tensor, conditions: Conditions, residuals: Residuals
-    ) -> torch.Tensor:
+    def reads(self, conditions: Conditions) -> dict[str, Any]:
         assert isinstance(conditions, EmbeddedConditions)
         told = {"image_embeds": conditions.image_embeds, "hint": conditions.hint}
-        prediction = self.unet(
-            latents,
-            timestep,
-            encoder_hidden_states=None,
-            added_cond_kwargs={name: value for name, value in told.items() if value is not None},
-            return_dict=False,
-            **residuals.as_arguments(),
-        )[0]
-        return without_variance(prediction, self.latent_channels, self.scheduler)
+        told = {name: value for name, value in told.items() if value is not None}
+        return {"encoder_hidden_states": None, "added_cond_kwargs": told}
 
 
 def check_negative(subject: Embedded, guided: bool) -> None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from calotype.diffusion.conditions import Conditions
 from calotype.diffusion.family import Family
 from calotype.diffusion.guidance import Guidance, classifier_free
 from calotype.diffusion.inputs import Guide
-from calotype.diffusion.learned_variance import guiding_the_mean
+from calotype.diffusion.learned_variance import guiding_the_mean, without_variance
 from calotype.families.guided_unet import vae_scale_factor
 from calotype.image_processor import VaeImageProcessor
 
 if TYPE_CHECKING:
+    from calotype.diffusion.controls.control import Residuals
     from calotype.models.vq_model import VQModel
     from calotype.schedulers.scheduler import SchedulerMixin
 
@@ -74,6 +77,18 @@ class MoVQFamily(Family):
 
     def guidance(self, arguments: Mapping[str, Any]) -> Guidance:
         return guiding_the_mean(classifier_free(Guide.of(arguments).guidance_scale), self.scheduler)
+
+    @abstractmethod
+    def reads(self, conditions: Conditions) -> dict[str, Any]:
+        """The UNet's keyword arguments."""
+
+    def predict(
+        self, latents: torch.Tensor, timestep: torch.Tensor, conditions: Conditions, residuals: Residuals
+    ) -> torch.Tensor:
+        prediction = self.unet(
+            latents, timestep, return_dict=False, **self.reads(conditions), **residuals.as_arguments()
+        )[0]
+        return without_variance(prediction, self.latent_channels, self.scheduler)
 
     def to_latents(self, pixels: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         return self.movq.encode(pixels, return_dict=False)[0]

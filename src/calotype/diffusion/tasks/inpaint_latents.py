@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -24,8 +25,14 @@ KEPT_NEIGHBOURS = ((1, 0), (0, 1), (1, 1), (-1, 0), (0, -1), (-1, -1))
 """Beside which latents (down, right) one must lie to be made anew too: as the models were trained, not all eight."""
 
 
+@dataclass(frozen=True)
 class InpaintLatents(Task):
-    """Start from noise; latents that the mask does not mark, and do not touch those, are re-imposed after each step."""
+    """Start from noise and read the latents that the mask does not mark and that do not touch those.
+
+    ``reimposed`` says whether these are also put back after each step.
+    """
+
+    reimposed: bool = True
 
     tensor_names: ClassVar[tuple[str, ...]] = ("masked_image", "mask_image")
 
@@ -47,7 +54,10 @@ class InpaintLatents(Task):
     def start(self, call: Call, path: Path) -> Start:
         """Encode the picture, then draw the noise, which is also that of the latents that are kept."""
         family, shape = call.family, call.latent_shape
-        size: dict[str, Any] = {"height": shape[2] * family.scale_factor, "width": shape[3] * family.scale_factor}
+        size: dict[str, Any] = {
+            "height": shape[2] * family.scale_factor,
+            "width": shape[3] * family.scale_factor,
+        }
         image, mask_image = Picture.of(call.arguments).image, Masked.of(call.arguments).mask_image
         pixels = as_pixels(image)
         if not isinstance(pixels, torch.Tensor):
@@ -71,12 +81,12 @@ class InpaintLatents(Task):
             "mask_image": kept.repeat(branches, 1, 1, 1),
             "image": latents,
         }
-        reimpose = around(latents, noise, path.timesteps, call.scheduler)
+        reimpose = around(latents, noise, path.timesteps, call.scheduler) if self.reimposed else None
         return Start(noise, tensors, channels=("masked_image", "mask_image"), reimpose=reimpose)
 
     def result(self, state: State) -> torch.Tensor:
         """The latents, with those of the picture where they are kept, whatever a callback has made of them."""
-        return blended(state, state.tensors["image"])
+        return blended(state, state.tensors["image"]) if self.reimposed else state.latents
 
 
 def as_pixels(image: Any) -> Any:
