@@ -34,6 +34,11 @@ _HOME = {
         "StableDiffusionXLControlNetUnionInpaintPipeline",
         "StableDiffusionXLControlNetUnionPipeline",
     ),
+    "calotype.pipelines.kandinsky_2_1": (
+        "KandinskyImg2ImgPipeline",
+        "KandinskyInpaintPipeline",
+        "KandinskyPipeline",
+    ),
     "calotype.pipelines.kandinsky_2_2": (
         "KandinskyV22ControlnetImg2ImgPipeline",
         "KandinskyV22ControlnetPipeline",
