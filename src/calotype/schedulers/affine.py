@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import TypeAlias
 
 import torch
+from torch import Tensor
 
 
 class Sum:
@@ -26,7 +27,7 @@ class Sum:
         self.dtype: torch.dtype = dtype or reduce(torch.promote_types, (x.dtype for _, x in self.terms))
 
 
-Value: TypeAlias = torch.Tensor | Sum
+Value: TypeAlias = Tensor | Sum
 Term: TypeAlias = tuple[float, Value]
 
 
@@ -38,7 +39,7 @@ def affine(
     A term with c = 0 is not read. The result shares no memory with a term.
     """
     first = terms[0][1]
-    if type(first) is Sum or deferred(first):
+    if isinstance(first, Sum) or deferred(first):
         return Sum(terms, divisor, bound, dtype)
     total = _added(terms)  # type: ignore[arg-type]
     if divisor != 1.0:
@@ -48,33 +49,33 @@ def affine(
     return total if dtype is None else total.to(dtype)
 
 
-def cast(x: torch.Tensor, dtype: torch.dtype) -> Value:
+def cast(x: Tensor, dtype: torch.dtype) -> Value:
     """``x`` in another dtype."""
     if x.dtype is dtype:
         return x
     return Sum(((1.0, x),), 1.0, None, dtype) if deferred(x) else x.to(dtype)
 
 
-def evaluate(*values: Value) -> tuple[torch.Tensor, ...]:
+def evaluate(*values: Value) -> tuple[Tensor, ...]:
     """The tensors that sums stand for, all in one kernel where that can be; tensors are handed through."""
     wanted = [value for value in values if type(value) is Sum]
     if not wanted:
         return values  # type: ignore[return-value]
     found = {id(x): tensor for x, tensor in zip(wanted, kernels().evaluated(wanted), strict=True)}  # type: ignore[union-attr]
-    return tuple(found.get(id(value), value) for value in values)  # type: ignore[arg-type]
+    return tuple(found.get(id(value), value) for value in values)
 
 
-def combined(*terms: tuple[float, torch.Tensor]) -> torch.Tensor:
+def combined(*terms: tuple[float, Tensor]) -> Tensor:
     """``affine``, computed."""
     return evaluate(affine(*terms))[0]
 
 
-def one_by_one(wanted: list[Sum]) -> list[torch.Tensor]:
+def one_by_one(wanted: list[Sum]) -> list[Tensor]:
     """The sums computed by PyTorch, those that they stand on first."""
-    known: dict[int, torch.Tensor] = {}
+    known: dict[int, Tensor] = {}
 
-    def computed(x: Value) -> torch.Tensor:
-        if isinstance(x, torch.Tensor):
+    def computed(x: Value) -> Tensor:
+        if isinstance(x, Tensor):
             return x
         if id(x) not in known:
             total = _added(tuple((c, computed(y)) for c, y in x.terms))
@@ -86,8 +87,8 @@ def one_by_one(wanted: list[Sum]) -> list[torch.Tensor]:
     return [computed(x) for x in wanted]
 
 
-def _added(terms: tuple[tuple[float, torch.Tensor], ...]) -> torch.Tensor:
-    total: torch.Tensor | None = None
+def _added(terms: tuple[tuple[float, Tensor], ...]) -> Tensor:
+    total: Tensor | None = None
     owned = False
     rest = terms
     for i, (c, x) in enumerate(terms):  # a term with c = 1 goes first: it needs no pass of its own
@@ -108,7 +109,7 @@ def _added(terms: tuple[tuple[float, torch.Tensor], ...]) -> torch.Tensor:
     return total if owned else total.clone()
 
 
-def deferred(x: torch.Tensor) -> bool:
+def deferred(x: Tensor) -> bool:
     """Whether sums over this tensor are put off."""
     return x.is_cuda and kernels() is not None
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from calotype.core.errors import InputError
 
@@ -24,20 +25,20 @@ REMEMBERED = 64
 class BrownianPath:
     """W on [``low``, ``high``] of the shape, dtype and device of ``like``, determined by its seed."""
 
-    def __init__(self, like: torch.Tensor, low: float, high: float, seed: int) -> None:
+    def __init__(self, like: Tensor, low: float, high: float, seed: int) -> None:
         self._like, self._seed = torch.empty_like(like, device="meta"), seed
         self._device = like.device
         self._low, self._high = round(low, DIGITS), round(high, DIGITS)
-        self._kept: OrderedDict[tuple[int, int], torch.Tensor] = OrderedDict()
+        self._kept: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
         sequence = np.random.SeedSequence(entropy=seed, pool_size=24)
         self._total = self._normal(sequence) * math.sqrt(high - low)
 
-    def _normal(self, sequence: np.random.SeedSequence) -> torch.Tensor:
+    def _normal(self, sequence: np.random.SeedSequence) -> Tensor:
         generator = torch.Generator(self._device).manual_seed(int(sequence.generate_state(1)[0]))
         like = self._like
         return torch.randn(like.shape, dtype=like.dtype, device=self._device, generator=generator)
 
-    def increment(self, start: float, end: float) -> torch.Tensor:
+    def increment(self, start: float, end: float) -> Tensor:
         """W(``end``) − W(``start``) for start < end, clamped to the interval."""
         start, end = (min(max(round(t, DIGITS), self._low), self._high) for t in (start, end))
         if start >= end:
@@ -45,8 +46,8 @@ class BrownianPath:
         return self._between(start, end, self._low, self._high, self._total, (0, 0))
 
     def _between(
-        self, start: float, end: float, low: float, high: float, total: torch.Tensor, node: tuple[int, int]
-    ) -> torch.Tensor:
+        self, start: float, end: float, low: float, high: float, total: Tensor, node: tuple[int, int]
+    ) -> Tensor:
         """The increment over part of the ``node`` [``low``, ``high``], whose own is ``total``, by Lévy's bridge."""
         if start == low and end == high:
             return total
@@ -73,7 +74,7 @@ class BrownianNoise:
     """Standard normal noise of steps down from one level to another; a list of seeds gives each item its own path."""
 
     def __init__(
-        self, like: torch.Tensor, low: float, high: float, seed: int | Sequence[int] | None = None
+        self, like: Tensor, low: float, high: float, seed: int | Sequence[int] | None = None
     ) -> None:
         if seed is None:
             seed = int(torch.randint(0, 2**63 - 1, []))
@@ -87,7 +88,7 @@ class BrownianNoise:
         else:
             self._paths = [BrownianPath(like, low, high, int(seed))]
 
-    def __call__(self, level: float, following: float) -> torch.Tensor:
+    def __call__(self, level: float, following: float) -> Tensor:
         """The noise of the step from ``level`` to ``following``."""
         low, high = sorted((level, following))
         sign = 1.0 if level < following else -1.0

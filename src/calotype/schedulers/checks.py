@@ -38,25 +38,33 @@ def exactly_one(**given: Any) -> None:
         raise InputError(f"Give exactly one of {', '.join(given)}; got {' and '.join(present) or 'none'}.")
 
 
-def conversion(config: Mapping[str, Any], more: Mapping[str, str] | None = None) -> str | None:
+CONVERSIONS = {
+    "karras": "use_karras_sigmas",
+    "exponential": "use_exponential_sigmas",
+    "beta": "use_beta_sigmas",
+}
+
+
+def conversion(config: Mapping[str, Any]) -> str | None:
     """Which conversion of the noise levels a configuration asks for; raises ``InputError`` if it asks for two."""
-    flags = {
-        "use_karras_sigmas": "karras",
-        "use_exponential_sigmas": "exponential",
-        "use_beta_sigmas": "beta",
-        **(more or {}),
-    }
-    chosen = [flag for flag in flags if config.get(flag)]
+    chosen = [kind for kind, flag in CONVERSIONS.items() if config.get(flag)]
     if len(chosen) > 1:
-        raise InputError(f"{' and '.join(chosen)} exclude each other: set at most one of {', '.join(flags)}.")
-    return flags[chosen[0]] if chosen else None
+        flags = " and ".join(CONVERSIONS[kind] for kind in chosen)
+        raise InputError(f"{flags} exclude each other: set at most one of {', '.join(CONVERSIONS.values())}.")
+    return chosen[0] if chosen else None
 
 
-def refuse_timesteps(config: Mapping[str, Any]) -> None:
-    """Raise ``InputError`` if custom timesteps are given where the noise levels are converted."""
-    names = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
-    for name in names:
-        if config.get(name):
+def steps_or_timesteps(
+    config: Mapping[str, Any], num_inference_steps: Any, timesteps: Sequence[float] | None
+) -> int:
+    """The number of steps, of which or of whose ``timesteps`` one is given; raises ``InputError`` if these are, and
+    the noise levels are to be converted."""
+    exactly_one(num_inference_steps=num_inference_steps, timesteps=timesteps)
+    if timesteps is None:
+        return step_count(num_inference_steps)
+    for flag in (*CONVERSIONS.values(), "use_lu_lambdas"):
+        if config.get(flag):
             raise InputError(
-                f"timesteps cannot be given together with {name}=True: give num_inference_steps."
+                f"timesteps cannot be given together with {flag}=True: give num_inference_steps."
             )
+    return step_count(len(timesteps))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from calotype.core.random import Generators, randn_tensor
 from calotype.schedulers import prediction
 from calotype.schedulers.affine import Value, affine, evaluate
-from calotype.schedulers.checks import step_count
 from calotype.schedulers.exponential import exponential_update
 from calotype.schedulers.noise import make_betas
 from calotype.schedulers.options import TABLE, Device, choice, constructor
@@ -50,8 +50,7 @@ class ShiftedTableScheduler(TableScheduler):
 
     def set_timesteps(self, num_inference_steps: int, device: Device = None) -> None:
         """Begin a run of so many steps."""
-        steps = step_count(num_inference_steps, self.config.num_train_timesteps)
-        self._begin_table(self._spaced(steps), device, steps)
+        self._begin_spaced(num_inference_steps, device)
 
     def _ends(self, t: int) -> tuple[Level, Level]:
         """The levels of a step from ``t``: there, and T//N training steps on."""
@@ -66,12 +65,12 @@ class CogVideoXDDIMScheduler(ShiftedTableScheduler):
         self,
         run: Run,
         t: int,
-        output: torch.Tensor,
-        sample: torch.Tensor,
+        output: Tensor,
+        sample: Tensor,
         eta: float = 0.0,
         use_clipped_model_output: bool = False,
         generator: Generators = None,
-        variance_noise: torch.Tensor | None = None,
+        variance_noise: Tensor | None = None,
     ) -> tuple[Value, Value]:
         """The sample one step on. The method is deterministic: ``eta`` to ``variance_noise`` have no effect."""
         s, to = self._ends(t)
@@ -86,17 +85,17 @@ class CogVideoXDPMScheduler(ShiftedTableScheduler):
 
     def step(
         self,
-        model_output: torch.Tensor,
-        old_pred_original_sample: torch.Tensor | None,
+        model_output: Tensor,
+        old_pred_original_sample: Tensor | None,
         timestep: int,
         timestep_back: int | None,
-        sample: torch.Tensor,
+        sample: Tensor,
         eta: float = 0.0,
         use_clipped_model_output: bool = False,
         generator: Generators = None,
-        variance_noise: torch.Tensor | None = None,
+        variance_noise: Tensor | None = None,
         return_dict: bool = False,
-    ) -> PredictionSchedulerOutput | tuple[torch.Tensor, ...]:
+    ) -> PredictionSchedulerOutput | tuple[Tensor, ...]:
         """The sample one step on and x̂0.
 
         ``old_pred_original_sample`` is the x̂0 of the step before, at ``timestep_back``; without them the step is of

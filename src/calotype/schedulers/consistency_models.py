@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from calotype.core.errors import InputError
 from calotype.core.random import Generators, randn_tensor
 from calotype.schedulers.affine import Value, affine
 from calotype.schedulers.checks import exactly_one, step_count
-from calotype.schedulers.coordinates import EDM
+from calotype.schedulers.coordinates import edm
 from calotype.schedulers.options import Device, Numbers, choice, constructor
 from calotype.schedulers.outputs import PredictionSchedulerOutput
 from calotype.schedulers.run import Plan, Run
@@ -30,6 +30,7 @@ class CMStochasticIterativeScheduler(SigmaScheduler):
 
     def _prepare(self) -> None:
         self.init_noise_sigma = self.config.sigma_max
+        self._coordinates = edm(self.config.sigma_data)
 
     __init__ = constructor(
         "num_train_timesteps sigma_min sigma_max sigma_data s_noise rho clip_denoised",
@@ -38,10 +39,6 @@ class CMStochasticIterativeScheduler(SigmaScheduler):
         sigma_min=0.002,
         sigma_max=80.0,
     )
-
-    @cached_property
-    def _coordinates(self) -> EDM:  # type: ignore[override]
-        return EDM(self.config.sigma_data)
 
     def _begin_initial(self) -> None:
         levels = self._karras(np.linspace(0, 1, self.config.num_train_timesteps))
@@ -87,7 +84,7 @@ class CMStochasticIterativeScheduler(SigmaScheduler):
 
     @stepping(begun=True, fractional=True)
     def step(
-        self, run: Run, i: int, output: torch.Tensor, sample: torch.Tensor, generator: Generators = None
+        self, run: Run, i: int, output: Tensor, sample: Tensor, generator: Generators = None
     ) -> tuple[Value]:
         """The sample one step on; draws noise at every step of a run of more than one."""
         self._warn_unscaled()
@@ -119,7 +116,7 @@ class SCMScheduler(IndexedScheduler):
     def set_timesteps(
         self,
         num_inference_steps: int,
-        timesteps: Sequence[float] | torch.Tensor | None = None,
+        timesteps: Sequence[float] | Tensor | None = None,
         device: Device = None,
         max_timesteps: float | None = 1.57080,
         intermediate_timesteps: float | None = 1.3,
@@ -145,7 +142,7 @@ class SCMScheduler(IndexedScheduler):
 
     @stepping(PredictionSchedulerOutput, begun=True)
     def step(
-        self, run: Run, i: int, output: torch.Tensor, sample: torch.Tensor, generator: Generators = None
+        self, run: Run, i: int, output: Tensor, sample: Tensor, generator: Generators = None
     ) -> tuple[Value, Value]:
         """The sample one step on; draws noise at every step, the last included."""
         if i + 1 == len(run.plan.t):

@@ -3,85 +3,47 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 from calotype.schedulers.transfer import Level
 
 
-class Coordinates(Protocol):
-    """The meaning of a number in ``sigmas``; ``scales_input`` says whether the network's input is another scaling."""
+class Coordinates(NamedTuple):
+    """``level``: that of the run's samples, x = alpha·x0 + sigma·ε; ``preserving``: that of the network's input;
+    ``data``: the input is the sample divided by √(σ² + data²), or where it is None the sample itself."""
 
-    scales_input: ClassVar[bool]
-
-    def level(self, sigma: float) -> Level:
-        """The level that the run's samples have: x = alpha·x0 + sigma·ε."""
-
-    def preserving(self, sigma: float) -> Level:
-        """The level that the network sees."""
+    level: Callable[[float], Level]
+    preserving: Callable[[float], Level]
+    data: float | None = None
 
     def input_scale(self, sigma: float) -> float:
         """What a sample is multiplied with to become the network's input."""
+        return 1.0 if self.data is None else 1.0 / math.sqrt(sigma**2 + self.data**2)
 
 
-@dataclass(frozen=True)
-class VarianceExploding:
-    """σ = κ: samples are x0 + κ·ε; the network wants them variance preserving."""
-
-    scales_input: ClassVar[bool] = True
-
-    def level(self, sigma: float) -> Level:
-        return Level(1.0, sigma)
-
-    def preserving(self, sigma: float) -> Level:
-        return VariancePreserving().level(sigma)
-
-    def input_scale(self, sigma: float) -> float:
-        return 1.0 / math.sqrt(sigma**2 + 1.0)
+def _exploding(sigma: float) -> Level:
+    return Level(1.0, sigma)
 
 
-@dataclass(frozen=True)
-class VariancePreserving:
-    """σ = κ, but samples are (x0 + κ·ε)/√(κ² + 1), as the network wants them."""
-
-    scales_input: ClassVar[bool] = False
-
-    def level(self, sigma: float) -> Level:
-        alpha = 1.0 / math.sqrt(sigma**2 + 1.0)
-        return Level(alpha, sigma * alpha)
-
-    preserving = level
-
-    def input_scale(self, sigma: float) -> float:
-        return 1.0
+def _preserving(sigma: float) -> Level:
+    alpha = 1.0 / math.sqrt(sigma**2 + 1.0)
+    return Level(alpha, sigma * alpha)
 
 
-@dataclass(frozen=True)
-class Flow:
-    """σ in [0, 1]: samples are (1 − σ)·x0 + σ·ε."""
-
-    scales_input: ClassVar[bool] = False
-
-    def level(self, sigma: float) -> Level:
-        return Level(1.0 - sigma, sigma)
-
-    preserving = level
-
-    def input_scale(self, sigma: float) -> float:
-        return 1.0
+def _mixing(sigma: float) -> Level:
+    return Level(1.0 - sigma, sigma)
 
 
-@dataclass(frozen=True)
-class EDM:
-    """σ of Karras et al. (arXiv:2206.00364): samples are x0 + σ·ε with data of standard deviation ``data``."""
+VARIANCE_EXPLODING = Coordinates(_exploding, _preserving, 1.0)
+"""σ = κ: samples are x0 + κ·ε; the network wants them variance preserving."""
 
-    scales_input: ClassVar[bool] = True
-    data: float
+VARIANCE_PRESERVING = Coordinates(_preserving, _preserving)
+"""σ = κ, but samples are (x0 + κ·ε)/√(κ² + 1), as the network wants them."""
 
-    def level(self, sigma: float) -> Level:
-        return Level(1.0, sigma)
+FLOW = Coordinates(_mixing, _mixing)
+"""σ in [0, 1]: samples are (1 − σ)·x0 + σ·ε."""
 
-    preserving = level
-
-    def input_scale(self, sigma: float) -> float:
-        return 1.0 / math.sqrt(sigma**2 + self.data**2)
+edm = partial(Coordinates, _exploding, _exploding)
+"""σ of Karras et al. (arXiv:2206.00364): samples are x0 + σ·ε with data of standard deviation ``data``."""

@@ -5,19 +5,17 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import torch
+from torch import Tensor
 
 from calotype.core.errors import InputError
 from calotype.core.random import Generators, randn_tensor
 from calotype.schedulers import prediction
 from calotype.schedulers.affine import Value, affine
-from calotype.schedulers.checks import step_count
 from calotype.schedulers.options import TABLE, Device, choice, constructor
 from calotype.schedulers.outputs import PredictionSchedulerOutput
-from calotype.schedulers.parallel import columns
 from calotype.schedulers.run import Run
 from calotype.schedulers.stepping import stepping
-from calotype.schedulers.table import TableScheduler
+from calotype.schedulers.table import TableScheduler, columns
 from calotype.schedulers.transfer import fresh_noise, transfer
 
 
@@ -44,20 +42,19 @@ class ImplicitScheduler(TableScheduler):
 
     def set_timesteps(self, num_inference_steps: int, device: Device = None) -> None:
         """Begin a run of so many steps."""
-        steps = step_count(num_inference_steps, self.config.num_train_timesteps)
-        self._begin_table(self._spaced(steps), device, steps)
+        self._begin_spaced(num_inference_steps, device)
 
     @stepping(PredictionSchedulerOutput, indexed=False, begun=True)
     def step(
         self,
         run: Run,
         t: int,
-        output: torch.Tensor,
-        sample: torch.Tensor,
+        output: Tensor,
+        sample: Tensor,
         eta: float = 0.0,
         use_clipped_model_output: bool = False,
         generator: Generators = None,
-        variance_noise: torch.Tensor | None = None,
+        variance_noise: Tensor | None = None,
     ) -> tuple[Value, Value]:
         """The sample one step on. ``use_clipped_model_output`` recomputes ε̂ from the clipped x̂0. With ``eta`` > 0
         noise is drawn, or ``variance_noise`` taken."""
@@ -95,12 +92,12 @@ class DDIMParallelScheduler(ImplicitScheduler):
 
     def batch_step_no_noise(
         self,
-        model_output: torch.Tensor,
-        timesteps: torch.Tensor,
-        sample: torch.Tensor,
+        model_output: Tensor,
+        timesteps: Tensor,
+        sample: Tensor,
         eta: float = 0.0,
         use_clipped_model_output: bool = False,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """One deterministic step for a batch whose items are each at a training step of their own, (batch,)."""
         if eta != 0:
             raise InputError(f"eta={eta} would need noise, which this step leaves to the caller: give 0.")
@@ -131,7 +128,7 @@ class DDIMInverseScheduler(TableScheduler):
     )
 
     @property
-    def initial_alpha_cumprod(self) -> torch.Tensor:
+    def initial_alpha_cumprod(self) -> Tensor:
         """ᾱ that a run begins with."""
         return self.final_alpha_cumprod
 
@@ -140,11 +137,10 @@ class DDIMInverseScheduler(TableScheduler):
 
     def set_timesteps(self, num_inference_steps: int, device: Device = None) -> None:
         """Begin a run of so many steps, upwards."""
-        steps = step_count(num_inference_steps, self.config.num_train_timesteps)
-        self._begin_table(self._spaced(steps)[::-1], device, steps)
+        self._begin_spaced(num_inference_steps, device, upward=True)
 
     @stepping(PredictionSchedulerOutput, indexed=False, begun=True)
-    def step(self, run: Run, t: int, output: torch.Tensor, sample: torch.Tensor) -> tuple[Value, Value]:
+    def step(self, run: Run, t: int, output: Tensor, sample: Tensor) -> tuple[Value, Value]:
         """The sample at ``timestep``, from T//N training steps below it."""
         memo = run.plan.memo
         if t not in memo:

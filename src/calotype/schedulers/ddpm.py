@@ -9,18 +9,18 @@ import math
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from calotype.core.errors import InputError
 from calotype.core.random import Generators, randn_tensor
 from calotype.schedulers import prediction
 from calotype.schedulers.affine import Value, affine, evaluate
-from calotype.schedulers.checks import exactly_one, step_count
+from calotype.schedulers.checks import exactly_one
 from calotype.schedulers.options import TABLE, Device, Numbers, choice, constructor
 from calotype.schedulers.outputs import PredictionSchedulerOutput
-from calotype.schedulers.parallel import columns
 from calotype.schedulers.run import Run
 from calotype.schedulers.stepping import stepping
-from calotype.schedulers.table import TableScheduler
+from calotype.schedulers.table import TableScheduler, columns
 from calotype.schedulers.transfer import posterior
 
 
@@ -54,7 +54,7 @@ class PosteriorScheduler(TableScheduler):
         return memo[t, previous]
 
     def _drawn(
-        self, output: torch.Tensor, at: Posterior, sample: torch.Tensor, generator: Generators, first: bool
+        self, output: Tensor, at: Posterior, sample: Tensor, generator: Generators, first: bool
     ) -> tuple[Value, Value]:
         """The sample one step on and x̂0; noise is drawn except at the ``first`` training step."""
         to_clean, along, toward, small, large = at
@@ -71,7 +71,7 @@ class PosteriorScheduler(TableScheduler):
         mean, x0 = evaluate(affine((along, sample), (toward, x0)), x0)
         return mean + deviation * z, x0
 
-    def _deviation(self, small: float, large: float, learned: torch.Tensor | None) -> float | torch.Tensor:
+    def _deviation(self, small: float, large: float, learned: Tensor | None) -> float | Tensor:
         """ς; a learned range interpolates between the two variances in their logs (arXiv:2102.09672, equation 15)."""
         kind = self.variance_type
         if not kind.startswith("learned"):
@@ -105,12 +105,11 @@ class AncestralScheduler(PosteriorScheduler):
         if timesteps is not None:
             given = self._given_timesteps(timesteps)
             return self._begin_table(given, device, len(given))
-        steps = step_count(num_inference_steps, self.config.num_train_timesteps)
-        return self._begin_table(self._spaced(steps), device, steps)
+        return self._begin_spaced(num_inference_steps, device)
 
     @stepping(PredictionSchedulerOutput, indexed=False)
     def step(
-        self, run: Run, t: int, output: torch.Tensor, sample: torch.Tensor, generator: Generators = None
+        self, run: Run, t: int, output: Tensor, sample: Tensor, generator: Generators = None
     ) -> tuple[Value, Value]:
         """The sample one step on, from the network's output at ``timestep``; draws noise except at step 0."""
         memo = run.plan.memo
@@ -128,9 +127,7 @@ class DDPMParallelScheduler(AncestralScheduler):
 
     _is_ode_scheduler = False
 
-    def batch_step_no_noise(
-        self, model_output: torch.Tensor, timesteps: torch.Tensor, sample: torch.Tensor
-    ) -> torch.Tensor:
+    def batch_step_no_noise(self, model_output: Tensor, timesteps: Tensor, sample: Tensor) -> Tensor:
         """The posterior means of a batch whose items are each at a training step of their own, (batch,)."""
         total = self.config.num_train_timesteps
         jump = total // (self.num_inference_steps or total)

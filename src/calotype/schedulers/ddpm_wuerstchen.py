@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from calotype.core.errors import InputError
 from calotype.core.random import Generators, randn_tensor
-from calotype.schedulers.affine import affine, evaluate
+from calotype.schedulers.affine import Value, affine
 from calotype.schedulers.checks import step_count
 from calotype.schedulers.options import Device
-from calotype.schedulers.outputs import SchedulerOutput
-from calotype.schedulers.run import Plan
+from calotype.schedulers.run import Plan, Run
 from calotype.schedulers.scheduler import SchedulerMixin
+from calotype.schedulers.stepping import stepping
 from calotype.schedulers.transfer import level_of_alpha_bar, posterior
 
 
@@ -41,7 +42,7 @@ class DDPMWuerstchenScheduler(SchedulerMixin):
     def set_timesteps(
         self,
         num_inference_steps: int | None = None,
-        timesteps: Sequence[float] | torch.Tensor | None = None,
+        timesteps: Sequence[float] | Tensor | None = None,
         device: Device = None,
     ) -> None:
         """Begin a run of so many steps, or over the given times, of which the last is where it ends."""
@@ -52,14 +53,14 @@ class DDPMWuerstchenScheduler(SchedulerMixin):
         count = step_count(len(times) - 1)
         self._start(Plan(times.to(device), count=count, t=tuple(times.tolist())))
 
-    def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
+    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """The network's input: the sample itself."""
         return sample
 
-    def _step(self, timestep: Any) -> int:
+    def _locate(self, timestep: Any) -> int:
         """The step nearest to a time, which is a number or a batch of equal ones."""
         plan = self._running().plan
-        if isinstance(timestep, torch.Tensor) and timestep.dim() > 0:
+        if isinstance(timestep, Tensor) and timestep.dim() > 0:
             timestep = timestep.flatten()[0]
         t = plan.value(timestep)
         index = min(range(len(plan.t)), key=lambda i: abs(plan.t[i] - t))
@@ -67,22 +68,17 @@ class DDPMWuerstchenScheduler(SchedulerMixin):
             raise InputError(f"At time {t:g} the run is over: step from `timesteps[:-1]`.")
         return index
 
-    def previous_timestep(self, timestep: torch.Tensor) -> torch.Tensor:
+    def previous_timestep(self, timestep: Tensor) -> Tensor:
         """The time after this one in the run, shaped as ``timestep``."""
-        following = self.timesteps[self._step(timestep) + 1]
-        return following.expand_as(timestep) if isinstance(timestep, torch.Tensor) else following
+        following = self.timesteps[self._locate(timestep) + 1]
+        return following.expand_as(timestep) if isinstance(timestep, Tensor) else following
 
+    @stepping(begun=True)
     def step(
-        self,
-        model_output: torch.Tensor,
-        timestep: torch.Tensor,
-        sample: torch.Tensor,
-        generator: Generators = None,
-        return_dict: bool = True,
-    ) -> SchedulerOutput | tuple[torch.Tensor, ...]:
+        self, run: Run, i: int, output: Tensor, sample: Tensor, generator: Generators = None
+    ) -> tuple[Value]:
         """The sample one step on; draws noise at every step, the last included."""
-        i = self._step(timestep)
-        plan = self._run.plan
+        plan = run.plan
         if i not in plan.memo:
             bar, following = self._alpha_bar(torch.tensor(plan.t[i : i + 2])).tolist()
             s, beta = level_of_alpha_bar(bar), 1 - bar / following
@@ -90,14 +86,10 @@ class DDPMWuerstchenScheduler(SchedulerMixin):
             deviation = math.sqrt(posterior(s, level_of_alpha_bar(following), beta)[2])
             plan.memo[i] = mean, -mean * beta / s.sigma, deviation if plan.t[i + 1] else 0.0
         along, across, fresh = plan.memo[i]
-        z = randn_tensor(model_output.shape, generator, model_output.device, model_output.dtype)
-        terms = (along, sample), (across, model_output), (fresh, z)
-        values = evaluate(affine(*terms, dtype=model_output.dtype))
-        return SchedulerOutput(*values) if return_dict else values
+        z = randn_tensor(output.shape, generator, output.device, output.dtype)
+        return (affine((along, sample), (across, output), (fresh, z), dtype=output.dtype),)
 
-    def add_noise(
-        self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
-    ) -> torch.Tensor:
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """√ᾱ·x0 + √(1 − ᾱ)·ε at times in [0, 1], one an item."""
         shape = (-1,) + (1,) * (original_samples.dim() - 1)
         bar = self._alpha_bar(timesteps.to(original_samples.device, torch.float32)).reshape(shape)

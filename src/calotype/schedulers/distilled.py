@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
+from torch import Tensor
 
 from calotype.core.errors import InputError
 from calotype.core.outputs import BaseOutput
@@ -76,8 +76,8 @@ class DistilledScheduler(IndexedScheduler, TableScheduler):
 class LCMSchedulerOutput(BaseOutput):
     """``prev_sample`` and the consistency function's value at this step, ``denoised``."""
 
-    prev_sample: torch.Tensor
-    denoised: torch.Tensor | None = None
+    prev_sample: Tensor
+    denoised: Tensor | None = None
 
 
 class LCMScheduler(DistilledScheduler):
@@ -96,7 +96,7 @@ class LCMScheduler(DistilledScheduler):
 
     @stepping(LCMSchedulerOutput, begun=True)
     def step(
-        self, run: Run, i: int, output: torch.Tensor, sample: torch.Tensor, generator: Generators = None
+        self, run: Run, i: int, output: Tensor, sample: Tensor, generator: Generators = None
     ) -> tuple[Value, Value]:
         """The sample one step on; draws noise except at the last step."""
         t = int(run.plan.t[i])
@@ -114,8 +114,8 @@ class LCMScheduler(DistilledScheduler):
 class TCDSchedulerOutput(BaseOutput):
     """``prev_sample`` and the sample before noise was added, ``pred_noised_sample``."""
 
-    prev_sample: torch.Tensor
-    pred_noised_sample: torch.Tensor | None = None
+    prev_sample: Tensor
+    pred_noised_sample: Tensor | None = None
 
 
 class TCDScheduler(DistilledScheduler):
@@ -126,13 +126,7 @@ class TCDScheduler(DistilledScheduler):
 
     @stepping(TCDSchedulerOutput, begun=True)
     def step(
-        self,
-        run: Run,
-        i: int,
-        output: torch.Tensor,
-        sample: torch.Tensor,
-        eta: float = 0.3,
-        generator: Generators = None,
+        self, run: Run, i: int, output: Tensor, sample: Tensor, eta: float = 0.3, generator: Generators = None
     ) -> tuple[Value, Value]:
         """The sample one step on; ``eta`` is the paper's γ. Draws noise if it is above 0, except at the last step."""
         if not 0 <= eta <= 1:

@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from calotype.core.random import Generators, randn_tensor
 from calotype.schedulers.affine import Value, affine, cast, evaluate
 from calotype.schedulers.brownian import BrownianNoise
 from calotype.schedulers.checks import exactly_one, step_count
-from calotype.schedulers.coordinates import EDM
+from calotype.schedulers.coordinates import edm
 from calotype.schedulers.multistep import SOLVER_TYPES, multistep, remembered
 from calotype.schedulers.options import THRESHOLDING, Device, choice, constructor
 from calotype.schedulers.outputs import PredictionSchedulerOutput
@@ -26,12 +27,12 @@ from calotype.schedulers.sigmas import SigmaScheduler
 from calotype.schedulers.stepping import stepping
 
 
-def quarter_log(sigma: torch.Tensor) -> torch.Tensor:
+def quarter_log(sigma: Tensor) -> Tensor:
     """The time of EDM's networks, ¼·ln σ."""
     return 0.25 * torch.log(sigma)
 
 
-def arctangent(sigma: torch.Tensor) -> torch.Tensor:
+def arctangent(sigma: Tensor) -> Tensor:
     """The time of Stable Audio's networks, (2/π)·arctan σ."""
     return sigma.atan() / math.pi * 2
 
@@ -42,28 +43,26 @@ PREDICTIONS = choice("epsilon", "v_prediction")
 class EDMScheduler(SigmaScheduler):
     """Base of the schedulers with ``sigma_min``, ``sigma_max`` and ``sigma_data`` in their configuration."""
 
-    _time: Callable[[torch.Tensor], torch.Tensor]
+    _time: Callable[[Tensor], Tensor]
     """The network's time at a level."""
 
     def _configure(self) -> None:
-        self._coordinates = EDM(self.config.sigma_data)
+        self._coordinates = edm(self.config.sigma_data)
 
     @property
     def init_noise_sigma(self) -> float:
         """What standard normal noise is multiplied with to become the first sample."""
         return math.sqrt(self.config.sigma_max**2 + 1)
 
-    def precondition_inputs(self, sample: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:
+    def precondition_inputs(self, sample: Tensor, sigma: float | Tensor) -> Tensor:
         """c_in·x."""
         return sample * (1 / (sigma**2 + self.config.sigma_data**2) ** 0.5)
 
-    def precondition_noise(self, sigma: float | torch.Tensor) -> torch.Tensor:
+    def precondition_noise(self, sigma: float | Tensor) -> Tensor:
         """The network's time."""
         return self._time(torch.as_tensor(sigma, dtype=torch.float32))
 
-    def precondition_outputs(
-        self, sample: torch.Tensor, model_output: torch.Tensor, sigma: float | torch.Tensor
-    ) -> torch.Tensor:
+    def precondition_outputs(self, sample: Tensor, model_output: Tensor, sigma: float | Tensor) -> Tensor:
         """x̂0 = c_skip·x + c_out·F."""
         return evaluate(self._clean(float(sigma)).of(sample, model_output))[0]
 
@@ -73,7 +72,7 @@ class EDMScheduler(SigmaScheduler):
         sign = -1.0 if self.config.prediction_type == "v_prediction" else 1.0
         return Linear(data**2 / total, sign * sigma * data / math.sqrt(total))
 
-    def _levels(self, steps: int, dtype: torch.dtype) -> torch.Tensor:
+    def _levels(self, steps: int, dtype: torch.dtype) -> Tensor:
         """σ from ``sigma_max`` to ``sigma_min``, computed in ``dtype``."""
         config, ramp = self.config, torch.linspace(0, 1, steps, dtype=dtype)
         if config.sigma_schedule == "karras":
@@ -82,7 +81,7 @@ class EDMScheduler(SigmaScheduler):
         ends = math.log(config.sigma_min), math.log(config.sigma_max)
         return torch.linspace(*ends, steps).exp().flip(0).to(dtype)
 
-    def _begin_edm(self, levels: torch.Tensor, final: float, device: Any, count: int | None) -> None:
+    def _begin_edm(self, levels: Tensor, final: float, device: Any, count: int | None) -> None:
         """Begin a run over ``levels`` and a final one."""
         levels = levels.to(torch.float32)
         sigmas = torch.cat([levels, torch.tensor([final], dtype=torch.float32)])
@@ -112,7 +111,7 @@ class EDMEulerScheduler(EDMScheduler):
         self,
         num_inference_steps: int | None = None,
         device: Device = None,
-        sigmas: torch.Tensor | Sequence[float] | None = None,
+        sigmas: Tensor | Sequence[float] | None = None,
     ) -> None:
         """Begin a run of so many steps, or over the levels ``sigmas`` (without the final one)."""
         exactly_one(num_inference_steps=num_inference_steps, sigmas=sigmas)
@@ -128,14 +127,14 @@ class EDMEulerScheduler(EDMScheduler):
         self,
         run: Run,
         i: int,
-        output: torch.Tensor,
-        sample: torch.Tensor,
+        output: Tensor,
+        sample: Tensor,
         s_churn: float = 0.0,
         s_tmin: float = 0.0,
         s_tmax: float = float("inf"),
         s_noise: float = 1.0,
         generator: Generators = None,
-        pred_original_sample: torch.Tensor | None = None,
+        pred_original_sample: Tensor | None = None,
     ) -> tuple[Value, Value]:
         """The sample one step on; ``pred_original_sample`` replaces the network's x̂0."""
         self._warn_unscaled()
@@ -190,8 +189,8 @@ class EDMDPMSolverMultistepScheduler(EDMMultistepScheduler):
 
     @stepping(begun=True)
     def step(
-        self, run: Run, i: int, output: torch.Tensor, sample: torch.Tensor, generator: Generators = None
-    ) -> tuple[torch.Tensor]:
+        self, run: Run, i: int, output: Tensor, sample: Tensor, generator: Generators = None
+    ) -> tuple[Tensor]:
         """The sample one step on; the SDE variant draws noise at every step."""
         x0 = self._clean(run.plan.kappa[i]).of(sample, output, self._limits)
         update, known = multistep(self.config, run, i, x0, data=True, tau=self._tau)
@@ -221,8 +220,8 @@ class CosineDPMSolverMultistepScheduler(EDMMultistepScheduler):
 
     @stepping(begun=True)
     def step(
-        self, run: Run, i: int, output: torch.Tensor, sample: torch.Tensor, generator: Generators = None
-    ) -> tuple[torch.Tensor]:
+        self, run: Run, i: int, output: Tensor, sample: Tensor, generator: Generators = None
+    ) -> tuple[Tensor]:
         """The sample one step on; the Brownian path has the generator's initial seed (or each item its own)."""
         config, plan = self.config, run.plan
         if run.noise is None:

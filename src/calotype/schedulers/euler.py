@@ -9,11 +9,12 @@ import math
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from calotype.core.errors import InputError
 from calotype.core.random import Generators, randn_tensor
 from calotype.schedulers.affine import Value, affine, cast
-from calotype.schedulers.checks import exactly_one, refuse_timesteps, step_count
+from calotype.schedulers.checks import exactly_one, step_count, steps_or_timesteps
 from calotype.schedulers.exploding import ExplodingScheduler
 from calotype.schedulers.grid import Grid
 from calotype.schedulers.noise import sigma_to_t
@@ -60,13 +61,9 @@ class EulerDiscreteScheduler(ExplodingScheduler):
             steps = step_count(len(levels) - 1)
             t = sigma_to_t(levels[:-1], self._table.log_kappa)
         else:
-            if timesteps is not None:
-                refuse_timesteps(self.config)
-                if self._continuous:
-                    raise InputError(
-                        "timesteps cannot be given with timestep_type='continuous': give sigmas."
-                    )
-            steps = step_count(num_inference_steps if timesteps is None else len(timesteps))
+            steps = steps_or_timesteps(self.config, num_inference_steps, timesteps)
+            if timesteps is not None and self._continuous:
+                raise InputError("timesteps cannot be given with timestep_type='continuous': give sigmas.")
             t, levels = self._ladder(steps, timesteps)
         t = t.astype(np.float32)
         if self._continuous:
@@ -78,8 +75,8 @@ class EulerDiscreteScheduler(ExplodingScheduler):
         self,
         run: Run,
         i: int,
-        output: torch.Tensor,
-        sample: torch.Tensor,
+        output: Tensor,
+        sample: Tensor,
         s_churn: float = 0.0,
         s_tmin: float = 0.0,
         s_tmax: float = float("inf"),
@@ -108,9 +105,7 @@ class EulerDiscreteScheduler(ExplodingScheduler):
         kept = following / raised
         return to_clean, Linear(kept + (1 - kept) * to_clean.x, (1 - kept) * to_clean.m)
 
-    def get_velocity(
-        self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
-    ) -> torch.Tensor:
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """α·ε − σ·x0 at the levels of ``timesteps``, the target of v-prediction."""
         self._refuse_index(timesteps)
         levels = [self._coordinates.preserving(kappa) for kappa in self._run.plan.kappa]
@@ -137,7 +132,7 @@ class EulerAncestralDiscreteScheduler(ExplodingScheduler):
 
     @stepping(PredictionSchedulerOutput, fractional=True)
     def step(
-        self, run: Run, i: int, output: torch.Tensor, sample: torch.Tensor, generator: Generators = None
+        self, run: Run, i: int, output: Tensor, sample: Tensor, generator: Generators = None
     ) -> tuple[Value, Value]:
         """The sample one step on; draws noise at every step, the last included."""
         self._warn_unscaled()

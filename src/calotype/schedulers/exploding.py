@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from calotype.schedulers import grid
 from calotype.schedulers.checks import conversion
-from calotype.schedulers.coordinates import VarianceExploding
+from calotype.schedulers.coordinates import VARIANCE_EXPLODING
 from calotype.schedulers.grid import Grid
 from calotype.schedulers.noise import sigma_to_t
 from calotype.schedulers.options import Numbers
@@ -22,7 +23,7 @@ from calotype.schedulers.table import Tabled
 class ExplodingScheduler(Tabled, SigmaScheduler):
     """Base of the methods whose samples are x0 + κ·ε (Euler, Heun, …)."""
 
-    _coordinates = VarianceExploding()
+    _coordinates = VARIANCE_EXPLODING
 
     def _begin_training_grid(self, dtype: torch.dtype) -> None:
         """Every training step and its level: what stands there before a number of steps is chosen."""
@@ -62,7 +63,7 @@ class ExplodingScheduler(Tabled, SigmaScheduler):
         return t, np.append(levels, final)
 
     @property
-    def init_noise_sigma(self) -> torch.Tensor:
+    def init_noise_sigma(self) -> Tensor:
         """What standard normal noise is multiplied with to become the first sample."""
         largest = self.sigmas.max()
         if self.config.timestep_spacing in ("linspace", "trailing"):

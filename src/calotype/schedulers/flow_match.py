@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from calotype.core.errors import InputError
 from calotype.core.random import Generators, randn_tensor
 from calotype.schedulers import grid
 from calotype.schedulers.affine import Value, affine, cast, evaluate
 from calotype.schedulers.checks import conversion, one_of, step_count
-from calotype.schedulers.coordinates import Flow
+from calotype.schedulers.coordinates import FLOW
 from calotype.schedulers.options import CONVERTED, Device, Numbers, constructor
 from calotype.schedulers.run import Run
 from calotype.schedulers.sigmas import SigmaScheduler
@@ -38,7 +39,7 @@ class FlowScheduler(SigmaScheduler):
     Levels that are given (``sigmas=np.linspace(1, 1 / n, n)``, as Flux does) are shifted once.
     """
 
-    _coordinates = Flow()
+    _coordinates = FLOW
     init_noise_sigma: float = 1.0
 
     def _prepare(self) -> None:
@@ -78,9 +79,7 @@ class FlowScheduler(SigmaScheduler):
         total = self.config.num_train_timesteps
         return np.linspace(self.sigma_max * total, self.sigma_min * total, steps) / total
 
-    def scale_noise(
-        self, sample: torch.Tensor, timestep: float | torch.Tensor, noise: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def scale_noise(self, sample: Tensor, timestep: float | Tensor, noise: Tensor | None = None) -> Tensor:
         """(1 − σ)·sample + σ·noise at the levels of ``timestep`` (elements of the schedule, one an item)."""
         if noise is None:
             raise InputError("scale_noise needs the noise to mix in.")
@@ -158,14 +157,14 @@ class FlowMatchEulerDiscreteScheduler(ShiftedFlowScheduler):
         self,
         run: Run,
         i: int,
-        output: torch.Tensor,
-        sample: torch.Tensor,
+        output: Tensor,
+        sample: Tensor,
         s_churn: float = 0.0,
         s_tmin: float = 0.0,
         s_tmax: float = float("inf"),
         s_noise: float = 1.0,
         generator: Generators = None,
-        per_token_timesteps: torch.Tensor | None = None,
+        per_token_timesteps: Tensor | None = None,
     ) -> tuple[Value]:
         """The sample one step on; the ``s_…`` have no effect on this method.
 
@@ -188,7 +187,7 @@ class FlowMatchEulerDiscreteScheduler(ShiftedFlowScheduler):
         clean = affine((1.0, x), (-sigma, output))
         return (affine((1 - following, clean), (following, z), dtype=output.dtype),)
 
-    def _token_levels(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _token_levels(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """Each token's level and the schedule's next below it, both (batch, tokens, 1)."""
         own = timesteps / self.config.num_train_timesteps
         levels = self.sigmas.to(own.device)[:, None, None]
@@ -221,8 +220,8 @@ class FlowMatchHeunDiscreteScheduler(FlowScheduler):
         self,
         run: Run,
         i: int,
-        output: torch.Tensor,
-        sample: torch.Tensor,
+        output: Tensor,
+        sample: Tensor,
         s_churn: float = 0.0,
         s_tmin: float = 0.0,
         s_tmax: float = float("inf"),
@@ -270,7 +269,7 @@ class FlowMatchLCMScheduler(ShiftedFlowScheduler):
 
     @stepping(fractional=True)
     def step(
-        self, run: Run, i: int, output: torch.Tensor, sample: torch.Tensor, generator: Generators = None
+        self, run: Run, i: int, output: Tensor, sample: Tensor, generator: Generators = None
     ) -> tuple[Value]:
         """The sample one step on; draws noise at every step, the last included."""
         if self._factors and len(self._factors) != len(run.plan.t) - 1:

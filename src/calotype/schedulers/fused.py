@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from calotype.schedulers.affine import Sum, Value, one_by_one
 
@@ -66,14 +67,14 @@ class Program(NamedTuple):
     where in ``numbers`` (the weights, then these) the sum's divisor and bound are and which result it is; or -1.
     """
 
-    tensors: tuple[torch.Tensor, ...]
+    tensors: tuple[Tensor, ...]
     numbers: tuple[float, ...]
     shape: tuple[tuple[int, ...], ...]
 
 
 def program(wanted: Sequence[Sum]) -> Program:
     """The program that computes the sums ``wanted``."""
-    tensors: list[torch.Tensor] = []
+    tensors: list[Tensor] = []
     order: list[Sum] = []
     seen: set[int] = set()
 
@@ -109,7 +110,7 @@ def program(wanted: Sequence[Sum]) -> Program:
     return Program(tuple(tensors), (*weights, *limits), tuple(zip(*rows, strict=True)))
 
 
-def evaluated(wanted: list[Sum]) -> list[torch.Tensor]:
+def evaluated(wanted: list[Sum]) -> list[Tensor]:
     """The tensors of these sums."""
     todo = list({id(x): x for x in wanted}.values())
     made = program(todo)
@@ -120,25 +121,18 @@ def evaluated(wanted: list[Sum]) -> list[torch.Tensor]:
     return [by_id[id(x)] for x in wanted]
 
 
-def alike(tensors: Sequence[torch.Tensor]) -> bool:
+def alike(tensors: Sequence[Tensor]) -> bool:
     """Whether a kernel may read these tensors side by side: plain ones of a shape and device, no gradient wanted."""
     first = tensors[0]
-    return (
-        len(tensors) <= LIMIT
-        and first.numel() > 0
-        and all(
-            type(x) is torch.Tensor
-            and x.dtype in DTYPES
-            and x.shape == first.shape
-            and x.device == first.device
-            for x in tensors
-        )
-        and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
-        and not torch.compiler.is_compiling()
-    )
+    if len(tensors) > LIMIT or first.numel() == 0 or torch.compiler.is_compiling():
+        return False
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        return False
+    where = first.shape, first.device
+    return all(type(x) is Tensor and x.dtype in DTYPES and (x.shape, x.device) == where for x in tensors)
 
 
-def run(made: Program, dtypes: Sequence[torch.dtype]) -> list[torch.Tensor]:
+def run(made: Program, dtypes: Sequence[torch.dtype]) -> list[Tensor]:
     """The results of a program, in ``dtypes``, laid out in memory as its first tensor is."""
     first = made.tensors[0]
     if not (

@@ -6,10 +6,11 @@ Karras et al., arXiv:2206.00364; Lu et al., arXiv:2206.00927 and 2211.01095; Son
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from calotype.core.random import Generators, randn_tensor
 from calotype.schedulers.affine import Value, affine
@@ -62,6 +63,8 @@ class MidpointScheduler(ExplodingScheduler):
 class SecondOrderScheduler(MidpointScheduler):
     """Base of KDPM2 and its ancestral form: half an Euler step in ln κ, then a whole one with the slope there."""
 
+    _ancestral: ClassVar[bool]
+
     __init__ = constructor(
         f"{TABLE} {CONVERTED} prediction_type {SPACED}",
         setup=MidpointScheduler._make_table,
@@ -69,20 +72,23 @@ class SecondOrderScheduler(MidpointScheduler):
         beta_end=0.012,
     )
 
-    def _begin_steps(
-        self, num_inference_steps: int, device: Device, total: int | None, *, ancestral: bool
+    def set_timesteps(
+        self, num_inference_steps: int, device: Device = None, num_train_timesteps: int | None = None
     ) -> None:
-        """Begin a run; the midpoint is √(κ·κ'), or κ' itself where the step is one to κ_down = κ'²/κ."""
-        t, kappa = self._ladder(step_count(num_inference_steps), None, total)
+        """Begin a run of so many steps; ``timesteps`` then has two entries a step, one for the last.
+
+        The midpoint is √(κ·κ'), or κ' itself where the step is one to κ_down = κ'²/κ.
+        """
+        t, kappa = self._ladder(step_count(num_inference_steps), None, num_train_timesteps)
         t = t.round() if self.config.use_karras_sigmas else t
         kappa = kappa.astype(np.float32)
         ends = kappa.astype(np.float64)
-        middle = ends[1:-1] if ancestral else np.sqrt(ends[:-2] * kappa[1:-1])
+        middle = ends[1:-1] if self._ancestral else np.sqrt(ends[:-2] * ends[1:-1])
         dtype = torch.float64 if conversion(self.config) else torch.float32
         self._begin_stages(t, kappa, middle, device, dtype, finals=3)
 
     def _advance(
-        self, run: Run, i: int, sample: torch.Tensor, output: torch.Tensor, target: float
+        self, run: Run, i: int, sample: Tensor, output: Tensor, target: float
     ) -> tuple[Value, Value]:
         """The sample after evaluation ``i`` and x̂0: at the midpoint, or from the step's beginning to ``target``."""
         kappa, kind = run.plan.kappa, self.config.prediction_type
@@ -99,14 +105,10 @@ class SecondOrderScheduler(MidpointScheduler):
 class KDPM2DiscreteScheduler(SecondOrderScheduler):
     """Midpoint √(κ·κ'); x' = x + (κ' − κ)·slope at the midpoint."""
 
-    def set_timesteps(
-        self, num_inference_steps: int, device: Device = None, num_train_timesteps: int | None = None
-    ) -> None:
-        """Begin a run of so many steps; ``timesteps`` then has two entries a step, one for the last."""
-        self._begin_steps(num_inference_steps, device, num_train_timesteps, ancestral=False)
+    _ancestral = False
 
     @stepping(PredictionSchedulerOutput)
-    def step(self, run: Run, i: int, output: torch.Tensor, sample: torch.Tensor) -> tuple[Value, Value]:
+    def step(self, run: Run, i: int, output: Tensor, sample: Tensor) -> tuple[Value, Value]:
         """The sample at the midpoint after a step's first evaluation, at its end after the second."""
         return self._advance(run, i, sample, output, run.plan.kappa[i + 1])
 
@@ -114,15 +116,11 @@ class KDPM2DiscreteScheduler(SecondOrderScheduler):
 class KDPM2AncestralDiscreteScheduler(SecondOrderScheduler):
     """As KDPM2 with κ_down in the place of κ', then noise of κ_up."""
 
-    def set_timesteps(
-        self, num_inference_steps: int, device: Device = None, num_train_timesteps: int | None = None
-    ) -> None:
-        """Begin a run of so many steps; ``timesteps`` then has two entries a step, one for the last."""
-        self._begin_steps(num_inference_steps, device, num_train_timesteps, ancestral=True)
+    _ancestral = True
 
     @stepping(PredictionSchedulerOutput)
     def step(
-        self, run: Run, i: int, output: torch.Tensor, sample: torch.Tensor, generator: Generators = None
+        self, run: Run, i: int, output: Tensor, sample: Tensor, generator: Generators = None
     ) -> tuple[Value, Value]:
         """The sample at the midpoint after a step's first evaluation, at its end after the second, with new noise."""
         if run.stage is None:
@@ -158,7 +156,7 @@ class DPMSolverSDEScheduler(MidpointScheduler):
 
     @stepping(PredictionSchedulerOutput, last="s_noise")
     def step(
-        self, run: Run, i: int, output: torch.Tensor, sample: torch.Tensor, s_noise: float = 1.0
+        self, run: Run, i: int, output: Tensor, sample: Tensor, s_noise: float = 1.0
     ) -> tuple[Value, Value]:
         """The sample at the midpoint after a step's first evaluation, at its end after the second."""
         plan = run.plan

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from calotype.core.errors import InputError
 from calotype.core.random import Generators, randn_tensor
 from calotype.schedulers.affine import Value, affine, cast, evaluate
-from calotype.schedulers.checks import conversion, exactly_one, refuse_timesteps, step_count
+from calotype.schedulers.checks import conversion, step_count, steps_or_timesteps
 from calotype.schedulers.exponential import Update, exponential_update
 from calotype.schedulers.grid import Grid, spaced
 from calotype.schedulers.options import (
@@ -36,6 +37,9 @@ from calotype.schedulers.transfer import Level
 PREDICTIONS = choice(*PREDICTION_TYPES, "flow_prediction")
 VARIANCES = choice(None, *VARIANCE_TYPES)
 """A fixed variance has no meaning for these solvers; the channels of a learned one are left out."""
+ALGORITHMS = choice(
+    "dpmsolver++", "dpmsolver", "sde-dpmsolver", "sde-dpmsolver++", others={"deis": "dpmsolver++"}
+)
 SOLVER_TYPES = choice("midpoint", "heun", others=dict.fromkeys(("logrho", "bh1", "bh2"), "midpoint"))
 EXPONENTIAL_SHIFT = choice("exponential")
 
@@ -75,7 +79,7 @@ def multistep(
     return plan.memo[i, order], known
 
 
-def remembered(run: Run, prev_sample: Value, known: Iterable[Value]) -> tuple[torch.Tensor]:
+def remembered(run: Run, prev_sample: Value, known: Iterable[Value]) -> tuple[Tensor]:
     """The sample, computed together with the predictions, which the run keeps."""
     sample, *run.history = evaluate(prev_sample, *known)
     return (sample,)
@@ -99,19 +103,16 @@ class MultistepScheduler(PreservingScheduler):
         self,
         run: Run,
         i: int,
-        output: torch.Tensor,
-        sample: torch.Tensor,
+        output: Tensor,
+        sample: Tensor,
         generator: Generators = None,
-        variance_noise: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor]:
+        variance_noise: Tensor | None = None,
+    ) -> tuple[Tensor]:
         """The sample one step on. The SDE variants draw float32 noise, or take ``variance_noise``."""
         output = self._mean(output, sample)
         predicted = self._predict(i, sample, output, data=self._data)
         update, known = multistep(self.config, run, i, predicted, data=self._data, tau=self._tau)
-        terms = [
-            (update.sample, cast(sample, torch.float32)),
-            *zip(update.predictions, known, strict=False),
-        ]
+        terms = [(update.sample, cast(sample, torch.float32)), *zip(update.predictions, known, strict=False)]
         if self._tau:
             z = variance_noise
             if z is None:
@@ -131,9 +132,7 @@ class DPMSolverMultistepScheduler(MultistepScheduler):
         f"variance_type {SPACED} rescale_betas_zero_snr use_dynamic_shifting time_shift_type",
         setup=MultistepScheduler._prepare_solver,
         prediction_type=PREDICTIONS,
-        algorithm_type=choice(
-            "dpmsolver++", "dpmsolver", "sde-dpmsolver", "sde-dpmsolver++", others={"deis": "dpmsolver++"}
-        ),
+        algorithm_type=ALGORITHMS,
         solver_type=SOLVER_TYPES,
         variance_type=VARIANCES,
         time_shift_type=EXPONENTIAL_SHIFT,
@@ -147,10 +146,7 @@ class DPMSolverMultistepScheduler(MultistepScheduler):
         timesteps: Numbers = None,
     ) -> None:
         """Begin a run of so many steps, or at these training steps. ``mu``: flow levels are shifted by exp(mu)."""
-        exactly_one(num_inference_steps=num_inference_steps, timesteps=timesteps)
-        if timesteps is not None:
-            refuse_timesteps(self.config)
-        steps = step_count(num_inference_steps if timesteps is None else len(timesteps))
+        steps = steps_or_timesteps(self.config, num_inference_steps, timesteps)
         rounded = self.config.beta_schedule != "squaredcos_cap_v2"
         self._begin_to_final(*self._ladder(steps, timesteps, mu, rounded=rounded), device, steps)
 
@@ -165,9 +161,7 @@ class DPMSolverMultistepInverseScheduler(MultistepScheduler):
         f"euler_at_final {CONVERTED} use_flow_sigmas flow_shift lambda_min_clipped variance_type {SPACED}",
         setup=MultistepScheduler._prepare_solver,
         prediction_type=PREDICTIONS,
-        algorithm_type=choice(
-            "dpmsolver++", "dpmsolver", "sde-dpmsolver", "sde-dpmsolver++", others={"deis": "dpmsolver++"}
-        ),
+        algorithm_type=ALGORITHMS,
         solver_type=SOLVER_TYPES,
         variance_type=VARIANCES,
     )
@@ -208,11 +202,10 @@ class DEISMultistepScheduler(PreservingScheduler):
         """Begin a run of so many steps. ``mu``: flow levels are shifted by exp(mu)."""
         steps = step_count(num_inference_steps)
         t, levels = self._ladder(steps, mu=mu)
-        levels = np.append(levels, self._repeated_or_lowest(levels))
-        self._begin_grid(Grid(t, levels), device, steps, torch.int64)
+        self._begin_to_final(t, levels, device, steps, self._repeated_or_lowest(levels))
 
     @stepping(begun=True)
-    def step(self, run: Run, i: int, output: torch.Tensor, sample: torch.Tensor) -> tuple[torch.Tensor]:
+    def step(self, run: Run, i: int, output: Tensor, sample: Tensor) -> tuple[Tensor]:
         """The sample one step on."""
         predicted = self._predict(i, sample, output, data=False)
         update, known = multistep(self.config, run, i, predicted, data=False)

@@ -12,6 +12,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from calotype.schedulers.transfer import Level
 
@@ -41,8 +42,8 @@ def make_betas(
     start: float,
     end: float,
     count: int,
-    trained: Sequence[float] | np.ndarray | torch.Tensor | None = None,
-) -> torch.Tensor:
+    trained: Sequence[float] | np.ndarray | Tensor | None = None,
+) -> Tensor:
     """β of every training step, float32 of shape ``(count,)``; ``trained`` values replace the schedule."""
     if trained is not None:
         return torch.as_tensor(np.asarray(trained, dtype=np.float64)).to(torch.float32)
@@ -57,7 +58,7 @@ def make_betas(
     return torch.tensor([min(1 - left[i + 1] / left[i], 0.999) for i in range(count)], dtype=torch.float32)
 
 
-def zero_terminal_snr(betas: torch.Tensor) -> torch.Tensor:
+def zero_terminal_snr(betas: Tensor) -> Tensor:
     """β shifted and stretched so that the last step has no signal at all (Lin et al., arXiv:2305.08891, alg. 1)."""
     signal = torch.cumprod(1.0 - betas, dim=0).sqrt()
     first, last = signal[0].clone(), signal[-1].clone()
@@ -81,9 +82,9 @@ def sigma_to_t(sigmas: np.ndarray, log_sigmas: np.ndarray) -> np.ndarray:
 class NoiseTable:
     """ᾱ_t of the training steps (float32, of few models float64) and what follows from it."""
 
-    def __init__(self, alphas_cumprod: torch.Tensor) -> None:
+    def __init__(self, alphas_cumprod: Tensor) -> None:
         self.alphas_cumprod = alphas_cumprod
-        self._on: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._on: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     @cached_property
     def levels(self) -> list[Level]:
@@ -97,7 +98,7 @@ class NoiseTable:
         return float(1 - bar[t] / (bar[previous] if previous >= 0 else np.float32(1)))
 
     @cached_property
-    def _exact(self) -> torch.Tensor:
+    def _exact(self) -> Tensor:
         bar = self.alphas_cumprod.detach().cpu()
         return bar if bar.dtype == torch.float64 else bar.to(torch.float32)
 
@@ -116,7 +117,7 @@ class NoiseTable:
         """ln κ_t, float32."""
         return np.log(self.kappa)
 
-    def alpha_sigma(self, like: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def alpha_sigma(self, like: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """α_t and σ_t of a batch of integer steps, shaped to multiply ``like``, on its device, without a sync."""
         device = like.device
         if device not in self._on:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
+from torch import Tensor
 
 from calotype.core.errors import InputError
 from calotype.schedulers.checks import conversion, one_of
@@ -18,7 +19,7 @@ from calotype.schedulers.noise import BETA_SCHEDULES
 from calotype.schedulers.prediction import PREDICTION_TYPES, VARIANCE_TYPES
 
 Device: TypeAlias = str | torch.device | None
-Time: TypeAlias = float | torch.Tensor
+Time: TypeAlias = float | Tensor
 Numbers: TypeAlias = Sequence[float] | None
 
 

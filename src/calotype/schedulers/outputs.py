@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
+from torch import Tensor
 
 from calotype.core.outputs import BaseOutput
 
@@ -13,12 +13,12 @@ from calotype.core.outputs import BaseOutput
 class SchedulerOutput(BaseOutput):
     """``prev_sample``: the sample at the next, less noisy level; what the next network call takes."""
 
-    prev_sample: torch.Tensor
+    prev_sample: Tensor
 
 
 @dataclass
 class PredictionSchedulerOutput(BaseOutput):
     """``prev_sample`` and the clean sample predicted at this step, ``pred_original_sample``."""
 
-    prev_sample: torch.Tensor
-    pred_original_sample: torch.Tensor | None = None
+    prev_sample: Tensor
+    pred_original_sample: Tensor | None = None

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from calotype.core.errors import InputError
 from calotype.schedulers import prediction
@@ -86,21 +87,21 @@ class PNDMScheduler(TableScheduler):
         return self._run.index or 0
 
     @property
-    def ets(self) -> list[torch.Tensor]:
+    def ets(self) -> list[Tensor]:
         """The ε that the multistep phase remembers, oldest first."""
         return list(reversed(self._run.history))
 
     def step(
-        self, model_output: torch.Tensor, timestep: int, sample: torch.Tensor, return_dict: bool = True
-    ) -> SchedulerOutput | tuple[torch.Tensor, ...]:
+        self, model_output: Tensor, timestep: int, sample: Tensor, return_dict: bool = True
+    ) -> SchedulerOutput | tuple[Tensor, ...]:
         """The sample at the next evaluation; which phase the run is in follows from how many steps it has made."""
         if self.counter < self._warm_up():
             return self.step_prk(model_output, timestep, sample, return_dict)
         return self.step_plms(model_output, timestep, sample, return_dict)
 
     def step_prk(
-        self, model_output: torch.Tensor, timestep: int, sample: torch.Tensor, return_dict: bool = True
-    ) -> SchedulerOutput | tuple[torch.Tensor, ...]:
+        self, model_output: Tensor, timestep: int, sample: Tensor, return_dict: bool = True
+    ) -> SchedulerOutput | tuple[Tensor, ...]:
         """One evaluation of the Runge-Kutta warm-up: from the stored sample with the slope of this stage."""
         run, t = self._at(timestep)
         stage, first = run.index % 4, run.index // 4 * 4  # type: ignore[operator]
@@ -116,8 +117,8 @@ class PNDMScheduler(TableScheduler):
         return self._transferred(run, run.stage[0], int(run.plan.t[first]), to, slope, return_dict)
 
     def step_plms(
-        self, model_output: torch.Tensor, timestep: int, sample: torch.Tensor, return_dict: bool = True
-    ) -> SchedulerOutput | tuple[torch.Tensor, ...]:
+        self, model_output: Tensor, timestep: int, sample: Tensor, return_dict: bool = True
+    ) -> SchedulerOutput | tuple[Tensor, ...]:
         """One evaluation of the multistep phase."""
         run, t = self._at(timestep)
         skip = self.config.skip_prk_steps
@@ -149,8 +150,8 @@ class PNDMScheduler(TableScheduler):
         return run, int(run.plan.value(timestep))
 
     def _transferred(
-        self, run: Run, sample: torch.Tensor, t: int, to: int, slope: Value, return_dict: bool
-    ) -> SchedulerOutput | tuple[torch.Tensor, ...]:
+        self, run: Run, sample: Tensor, t: int, to: int, slope: Value, return_dict: bool
+    ) -> SchedulerOutput | tuple[Tensor, ...]:
         """The transfer of ``sample`` from one training step to another along ``slope``, and on to the next."""
         memo, kind = run.plan.memo, self.config.prediction_type
         if (t, to) not in memo:
@@ -189,26 +190,26 @@ class IPNDMScheduler(IndexedScheduler):
         self._start(Plan(timesteps.to(device), sigma, steps, tuple(timesteps.tolist()), levels=levels))
 
     @property
-    def betas(self) -> torch.Tensor:
+    def betas(self) -> Tensor:
         """σ of the run's levels, the final one included."""
         return self._run.plan.sigmas  # type: ignore[return-value]
 
     @property
-    def alphas(self) -> torch.Tensor:
+    def alphas(self) -> Tensor:
         """α of the run's levels."""
         return (1.0 - self.betas**2) ** 0.5
 
     @property
-    def ets(self) -> list[torch.Tensor]:
+    def ets(self) -> list[Tensor]:
         """The ε̂ that the run remembers, oldest first."""
         return list(reversed(self._run.history))
 
-    def scale_model_input(self, sample: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def scale_model_input(self, sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The network's input: the sample itself."""
         return sample
 
     @stepping()
-    def step(self, run: Run, i: int, output: torch.Tensor, sample: torch.Tensor) -> tuple[Value]:
+    def step(self, run: Run, i: int, output: Tensor, sample: Tensor) -> tuple[Value]:
         """The sample one step on."""
         s, to = run.plan.levels[i : i + 2]
         known = (affine((s.sigma, sample), (s.alpha, output)), *run.history[:3])

@@ -9,17 +9,13 @@ import math
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from calotype.schedulers.affine import Value, affine, evaluate
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
-VARIANCE_TYPES = (
-    "fixed_small",
-    "fixed_small_log",
-    "fixed_large",
-    "fixed_large_log",
-    "learned",
-    "learned_range",
+VARIANCE_TYPES = tuple(
+    "fixed_small fixed_small_log fixed_large fixed_large_log learned learned_range".split()
 )
 """DDPM's variances. Other solvers have no use for a fixed one, and leave out the channels of a learned one."""
 
@@ -81,7 +77,7 @@ def noise_from_clean(alpha: float, sigma: float) -> Linear:
     return Linear(1.0, -alpha, sigma)
 
 
-def threshold(x0: torch.Tensor, ratio: float, largest: float) -> torch.Tensor:
+def threshold(x0: Tensor, ratio: float, largest: float) -> Tensor:
     """Dynamic thresholding (Imagen, arXiv:2205.11487, section 2.3): clip each item at its quantile s, divide by s."""
     flat = x0.reshape(len(x0), -1)
     if flat.dtype not in (torch.float32, torch.float64):
@@ -102,7 +98,7 @@ class Limits(NamedTuple):
         """Whether x̂0 is changed at all."""
         return self.clip is not None or self.ratio is not None
 
-    def apply(self, x0: torch.Tensor) -> torch.Tensor:
+    def apply(self, x0: Tensor) -> Tensor:
         """x̂0 within its limits."""
         if self.ratio is not None:
             return threshold(x0, self.ratio, self.largest)

@@ -8,12 +8,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from calotype.core.errors import InputError
 from calotype.schedulers import grid, noise
 from calotype.schedulers.affine import Value
 from calotype.schedulers.checks import conversion
-from calotype.schedulers.coordinates import Coordinates, Flow, VariancePreserving
+from calotype.schedulers.coordinates import FLOW, VARIANCE_PRESERVING, Coordinates
 from calotype.schedulers.grid import Grid
 from calotype.schedulers.options import Numbers
 from calotype.schedulers.prediction import clean, noise_from_clean
@@ -30,7 +31,7 @@ class PreservingScheduler(Tabled, SigmaScheduler):
 
     @cached_property
     def _coordinates(self) -> Coordinates:  # type: ignore[override]
-        return Flow() if self.config.get("use_flow_sigmas") else VariancePreserving()
+        return FLOW if self.config.get("use_flow_sigmas") else VARIANCE_PRESERVING
 
     def _begin_initial(self) -> None:
         """Every training step and its level: what stands there before a number of steps is chosen."""
@@ -88,9 +89,12 @@ class PreservingScheduler(Tabled, SigmaScheduler):
         t = self._spaced_steps(steps) if timesteps is None else np.asarray(timesteps).astype(np.int64)
         return t, np.interp(t, np.arange(len(table.kappa)), table.kappa)
 
-    def _begin_to_final(self, t: np.ndarray, levels: np.ndarray, device: Any, steps: int) -> None:
-        """Begin a run along the levels to no noise, or to the lowest of the table (``final_sigmas_type``)."""
-        final = 0.0 if self.config.final_sigmas_type == "zero" else self._table.kappa[0]
+    def _begin_to_final(
+        self, t: np.ndarray, levels: np.ndarray, device: Any, steps: int, final: float | None = None
+    ) -> None:
+        """Begin a run along the levels to a final one, which ``final_sigmas_type`` says unless it is given."""
+        if final is None:
+            final = 0.0 if self.config.final_sigmas_type == "zero" else float(self._table.kappa[0])
         self._begin_grid(Grid(t, np.append(levels, final)), device, steps, torch.int64)
 
     def _repeated_or_lowest(self, levels: np.ndarray) -> float:
@@ -107,12 +111,12 @@ class PreservingScheduler(Tabled, SigmaScheduler):
                 "prediction_type='flow_prediction' has a meaning only with use_flow_sigmas=True."
             )
 
-    def _mean(self, output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+    def _mean(self, output: Tensor, sample: Tensor) -> Tensor:
         """The network's output without the channels of a learned variance."""
         learned = self.config.variance_type in ("learned", "learned_range")
         return output[:, : sample.shape[1]] if learned else output
 
-    def _predict(self, i: int, sample: torch.Tensor, output: torch.Tensor, *, data: bool) -> Value:
+    def _predict(self, i: int, sample: Tensor, output: Tensor, *, data: bool) -> Value:
         """x̂0 (``data``) or ε̂ at step ``i``, within the limits that the configuration sets to x̂0."""
         memo = self._run.plan.memo
         key = "prediction", i

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
+from torch import Tensor
 
 from calotype.core.errors import InputError
 from calotype.core.random import Generators, randn_tensor
@@ -39,11 +39,7 @@ class RePaintScheduler(TableScheduler):
     )
 
     def set_timesteps(
-        self,
-        num_inference_steps: int,
-        jump_length: int = 10,
-        jump_n_sample: int = 10,
-        device: Device = None,
+        self, num_inference_steps: int, jump_length: int = 10, jump_n_sample: int = 10, device: Device = None
     ) -> None:
         """Begin a run of so many steps; each stretch of ``jump_length`` is walked ``jump_n_sample`` times."""
         total = self.config.num_train_timesteps
@@ -68,12 +64,12 @@ class RePaintScheduler(TableScheduler):
         self,
         run: Run,
         t: int,
-        output: torch.Tensor,
-        sample: torch.Tensor,
-        original_image: torch.Tensor,
-        mask: torch.Tensor,
+        output: Tensor,
+        sample: Tensor,
+        original_image: Tensor,
+        mask: Tensor,
         generator: Generators = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """The sample one step on; ``mask`` is 1 where ``original_image`` is kept. Draws noise at every step."""
         memo = run.plan.memo
         if (t, self.eta) not in memo:
@@ -88,7 +84,7 @@ class RePaintScheduler(TableScheduler):
         unknown, known, x0 = evaluate(unknown, known, x0)
         return mask * known + (1.0 - mask) * unknown, x0
 
-    def undo_step(self, sample: torch.Tensor, timestep: int, generator: Generators = None) -> torch.Tensor:
+    def undo_step(self, sample: Tensor, timestep: int, generator: Generators = None) -> Tensor:
         """The sample one step back up, by the training steps from ``timestep`` on, each with noise of its own."""
         t = int(self._running().plan.value(timestep))
         for beta in self.betas[t : t + self._jump].tolist():

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from calotype.core.errors import InputError
 from calotype.schedulers.transfer import Level
@@ -21,8 +21,8 @@ class Plan:
     method's coefficients by what they depend on: computed once, the same for every run.
     """
 
-    timesteps: torch.Tensor | None
-    sigmas: torch.Tensor | None = None
+    timesteps: Tensor | None
+    sigmas: Tensor | None = None
     count: int | None = None
     t: tuple[float, ...] = ()
     kappa: tuple[float, ...] = ()
@@ -33,7 +33,7 @@ class Plan:
         """Where a timestep stands if it is an element of ``timesteps`` (a view), found without reading its value."""
         table = self.timesteps
         if (
-            isinstance(timestep, torch.Tensor)
+            isinstance(timestep, Tensor)
             and table is not None
             and timestep.numel() == 1
             and timestep.dtype == table.dtype
@@ -46,7 +46,7 @@ class Plan:
 
     def value(self, timestep: Any) -> Any:
         """A timestep as a Python number; an element of ``timesteps`` is looked up on the host."""
-        if not isinstance(timestep, torch.Tensor):
+        if not isinstance(timestep, Tensor):
             return timestep
         position = self.position(timestep)
         return timestep.item() if position is None else self.t[position]

@@ -65,23 +65,10 @@ def _multistep(
 def _singlestep(name: str, order: int, when: str, *aliases: str, **options: Any) -> Sampler:
     """A row of DPM-Solver, singlestep. Its steps are counted by evaluations."""
     made = {"algorithm_type": "dpmsolver++", "solver_order": order, "solver_type": "midpoint", **options}
-    made |= {
-        "lower_order_final": True
-    }  # a number of steps that the order does not divide ends with lower ones
+    made["lower_order_final"] = True  # a number of steps that the order does not divide ends with lower ones
     sde, flow = made["algorithm_type"].startswith("sde"), made["algorithm_type"].endswith("++")
-    spacings = LEVELS if flow else ()
-    return Sampler(
-        name,
-        SINGLE,
-        order,
-        1,
-        sde,
-        when,
-        made,
-        aliases,
-        spacings,
-        flow=_flow(SINGLE, **made) if flow else None,
-    )
+    spacings, of_flow = (LEVELS, _flow(SINGLE, **made)) if flow else ((), None)
+    return Sampler(name, SINGLE, order, 1, sde, when, made, aliases, spacings, flow=of_flow)
 
 
 _K = (*LEVELS, *STEPS)

@@ -14,7 +14,7 @@ from abc import abstractmethod
 from dataclasses import replace
 from typing import Any, ClassVar
 
-import torch
+from torch import Tensor
 
 from calotype.core.config import ConfigMixin
 from calotype.core.errors import InputError
@@ -23,22 +23,12 @@ from calotype.schedulers.run import Plan, Run
 
 __all__ = ["SIGNAL_NOISE_FAMILY", "SchedulerMixin", "SchedulerOutput"]
 
-SIGNAL_NOISE_FAMILY = (
-    "DDIMScheduler",
-    "DDPMScheduler",
-    "PNDMScheduler",
-    "LMSDiscreteScheduler",
-    "EulerDiscreteScheduler",
-    "HeunDiscreteScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "DPMSolverMultistepScheduler",
-    "DPMSolverSinglestepScheduler",
-    "KDPM2DiscreteScheduler",
-    "KDPM2AncestralDiscreteScheduler",
-    "DEISMultistepScheduler",
-    "UniPCMultistepScheduler",
-    "DPMSolverSDEScheduler",
-    "EDMEulerScheduler",
+SIGNAL_NOISE_FAMILY = tuple(
+    f"{name}Scheduler"
+    for name in (
+        "DDIM DDPM PNDM LMSDiscrete EulerDiscrete HeunDiscrete EulerAncestralDiscrete DPMSolverMultistep "
+        "DPMSolverSinglestep KDPM2Discrete KDPM2AncestralDiscrete DEISMultistep UniPCMultistep DPMSolverSDE EDMEuler"
+    ).split()
 )
 """The classes whose configurations describe the same models."""
 
@@ -119,12 +109,12 @@ class SchedulerMixin(ConfigMixin):
         return run
 
     @property
-    def timesteps(self) -> torch.Tensor:
+    def timesteps(self) -> Tensor:
         """The training steps of the run, descending, on the device that ``set_timesteps`` was given."""
         return self._run.plan.timesteps  # type: ignore[return-value]
 
     @timesteps.setter
-    def timesteps(self, value: torch.Tensor) -> None:
+    def timesteps(self, value: Tensor) -> None:
         run = self._run
         run.plan = self._plan = replace(run.plan, timesteps=value, t=tuple(value.tolist()), memo={})
 

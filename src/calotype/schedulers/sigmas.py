@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from calotype.core.errors import InputError
 from calotype.schedulers.affine import combined
 from calotype.schedulers.coordinates import Coordinates
 from calotype.schedulers.grid import Grid
-from calotype.schedulers.run import Plan, Run
+from calotype.schedulers.run import Plan
 from calotype.schedulers.scheduler import SchedulerMixin
 
 logger = logging.getLogger(__name__)
@@ -37,13 +38,13 @@ class IndexedScheduler(SchedulerMixin):
         """Begin the run at this step (image-to-image); call it between ``set_timesteps`` and the first step."""
         self._run.begin = begin_index
 
-    def index_for_timestep(self, timestep: Any, schedule_timesteps: torch.Tensor | None = None) -> int:
+    def index_for_timestep(self, timestep: Any, schedule_timesteps: Tensor | None = None) -> int:
         """The index of a timestep in the schedule, of several equal ones the second."""
         given = None if schedule_timesteps is None else schedule_timesteps.tolist()
         return self._run.plan.index(timestep, given)
 
-    def _locate(self, timestep: Any) -> tuple[Run, int]:
-        """The current run and the index of its next step; ``timestep`` is only read to find the first."""
+    def _locate(self, timestep: Any) -> int:
+        """The index of the run's next step; ``timestep`` is only read to find the first."""
         run = self._run
         index = run.index
         if index is None:
@@ -53,7 +54,7 @@ class IndexedScheduler(SchedulerMixin):
             raise InputError(
                 f"The run is over after its {steps} steps: call `set_timesteps` to begin another."
             )
-        return run, index
+        return index
 
 
 class SigmaScheduler(IndexedScheduler):
@@ -70,35 +71,31 @@ class SigmaScheduler(IndexedScheduler):
             timesteps, torch.from_numpy(np.array(grid.sigmas, dtype=np.float32)), device, count
         )
 
-    def _begin_levels(
-        self, timesteps: torch.Tensor, sigmas: torch.Tensor, device: Any, count: int | None
-    ) -> None:
+    def _begin_levels(self, timesteps: Tensor, sigmas: Tensor, device: Any, count: int | None) -> None:
         kappa = tuple(sigmas.tolist())
         levels = tuple(map(self._coordinates.level, kappa))
         self._start(Plan(timesteps.to(device), sigmas, count, tuple(timesteps.tolist()), kappa, levels))
 
     @property
-    def sigmas(self) -> torch.Tensor:
+    def sigmas(self) -> Tensor:
         """The noise levels of the run, the final one included; float32 on the CPU."""
         return self._run.plan.sigmas  # type: ignore[return-value]
 
     @sigmas.setter
-    def sigmas(self, value: torch.Tensor) -> None:
+    def sigmas(self, value: Tensor) -> None:
         run = self._run
         kappa = tuple(value.tolist())
         levels = tuple(map(self._coordinates.level, kappa))
         run.plan = self._plan = replace(run.plan, sigmas=value, kappa=kappa, levels=levels, memo={})
 
-    def _indices(self, timesteps: torch.Tensor) -> list[int]:
+    def _indices(self, timesteps: Tensor) -> list[int]:
         """The steps at which items are noised: by their timestep, or where the run stands or begins."""
         run = self._run
         if run.begin is None:
             return [run.plan.index(t) for t in timesteps]
         return [run.begin if run.index is None else run.index] * timesteps.shape[0]
 
-    def add_noise(
-        self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
-    ) -> torch.Tensor:
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Clean samples noised to the levels of ``timesteps`` (elements of the schedule, one an item)."""
         alpha, sigma = self._weights(self._run.plan.levels, self._indices(timesteps), original_samples)
         if isinstance(alpha, float):
@@ -106,7 +103,7 @@ class SigmaScheduler(IndexedScheduler):
         return alpha * original_samples + sigma * noise
 
     @staticmethod
-    def _weights(levels: Sequence[Any], indices: list[int], like: torch.Tensor) -> tuple[Any, Any]:
+    def _weights(levels: Sequence[Any], indices: list[int], like: Tensor) -> tuple[Any, Any]:
         """α and σ at the steps: floats if all are the same, else tensors shaped to multiply ``like``."""
         if len(set(indices)) == 1:
             return levels[indices[0]]
@@ -115,16 +112,13 @@ class SigmaScheduler(IndexedScheduler):
         alpha, sigma = pairs.to(like.device, like.dtype).unbind(1)
         return alpha.reshape(shape), sigma.reshape(shape)
 
-    def scale_model_input(
-        self, sample: torch.Tensor, timestep: Any = None, *args: Any, **kwargs: Any
-    ) -> torch.Tensor:
+    def scale_model_input(self, sample: Tensor, timestep: Any = None, *args: Any, **kwargs: Any) -> Tensor:
         """The network's input at the next step: the sample, scaled as the coordinates say."""
         run = self._run
         run.scaled = True
-        if not self._coordinates.scales_input:
+        if self._coordinates.data is None:
             return sample
-        run, index = self._locate(timestep)
-        return sample * self._coordinates.input_scale(run.plan.kappa[index])
+        return sample * self._coordinates.input_scale(run.plan.kappa[self._locate(timestep)])
 
     @property
     def is_scale_input_called(self) -> bool:
@@ -133,9 +127,7 @@ class SigmaScheduler(IndexedScheduler):
 
     def _refuse_index(self, timestep: Any) -> None:
         """Raise ``InputError`` for whole numbers, which are more likely a loop's counter than a timestep."""
-        if isinstance(timestep, int) or (
-            isinstance(timestep, torch.Tensor) and not timestep.is_floating_point()
-        ):
+        if isinstance(timestep, int) or (isinstance(timestep, Tensor) and not timestep.is_floating_point()):
             raise InputError(
                 f"{type(self).__name__} takes the elements of `scheduler.timesteps`, which are not integers; "
                 f"did you pass the loop's counter?"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+from torch import Tensor
 
 from calotype.core.errors import InputError
 from calotype.core.random import Generators, randn_tensor
 from calotype.schedulers.affine import affine, evaluate
-from calotype.schedulers.checks import exactly_one, refuse_timesteps, step_count
+from calotype.schedulers.checks import steps_or_timesteps
 from calotype.schedulers.exponential import Update, exponential_update
 from calotype.schedulers.multistep import EXPONENTIAL_SHIFT, PREDICTIONS, SOLVER_TYPES, VARIANCES
 from calotype.schedulers.options import CONVERTED, TABLE, THRESHOLDING, Device, Numbers, choice, constructor
@@ -69,16 +69,13 @@ class DPMSolverSinglestepScheduler(PreservingScheduler):
         timesteps: Numbers = None,
     ) -> None:
         """Begin a run of so many steps, or at these training steps. ``mu``: flow levels are shifted by exp(mu)."""
-        exactly_one(num_inference_steps=num_inference_steps, timesteps=timesteps)
-        if timesteps is not None:
-            refuse_timesteps(self.config)
-        steps = step_count(num_inference_steps if timesteps is None else len(timesteps))
+        steps = steps_or_timesteps(self.config, num_inference_steps, timesteps)
         self._begin_to_final(*self._ladder(steps, timesteps, mu), device, steps)
 
     @stepping(begun=True)
     def step(
-        self, run: Run, i: int, output: torch.Tensor, sample: torch.Tensor, generator: Generators = None
-    ) -> tuple[torch.Tensor]:
+        self, run: Run, i: int, output: Tensor, sample: Tensor, generator: Generators = None
+    ) -> tuple[Tensor]:
         """The sample one step on, integrated from the sample at the beginning of its group."""
         plan, output = run.plan, self._mean(output, sample)
         if "orders" not in plan.memo:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from calotype.core.outputs import BaseOutput
 from calotype.schedulers.affine import evaluate
@@ -38,20 +38,24 @@ def stepping(
         @wraps(advance)
         def step(
             self: Any,
-            model_output: torch.Tensor,
+            model_output: Tensor,
             timestep: Any,
-            sample: torch.Tensor,
+            sample: Tensor,
             *more: Any,
             return_dict: bool = True,
             **named: Any,
         ) -> Any:
             if len(more) > count:
-                return_dict, *rest = more[count:]
-                more, named = more[:count], {**named, **dict(zip((last,), rest, strict=True))}
+                more, (return_dict, *rest) = more[:count], more[count:]
+                if len(rest) > len(own) - count:
+                    raise TypeError(
+                        f"step takes {len(parameters)} arguments at most: {', '.join(signature.parameters)}."
+                    )
+                named |= dict(zip((last,), rest, strict=False))
             if fractional:
                 self._refuse_index(timestep)
             run = self._running() if begun else self._run
-            at = self._locate(timestep)[1] if indexed else int(run.plan.value(timestep))
+            at = self._locate(timestep) if indexed else int(run.plan.value(timestep))
             values = evaluate(*advance(self, run, at, model_output, sample, *more, **named))
             if indexed:
                 run.index = at + 1

@@ -8,10 +8,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from calotype.core.config import ConfigMixin, init_parameters
 from calotype.core.errors import InputError
 from calotype.schedulers import noise
+from calotype.schedulers.checks import step_count
 from calotype.schedulers.grid import spaced
 from calotype.schedulers.noise import NoiseTable
 from calotype.schedulers.prediction import Limits
@@ -26,8 +28,8 @@ class Tabled(ConfigMixin):
     _compatibles: ClassVar[tuple[str, ...]] = SIGNAL_NOISE_FAMILY
     _zero_snr_floor: ClassVar[bool] = False
     """Whether zero terminal SNR leaves ᾱ_T at 2⁻²⁴, for methods that need κ."""
-    betas: torch.Tensor
-    alphas: torch.Tensor
+    betas: Tensor
+    alphas: Tensor
     _table: NoiseTable
 
     @cached_property
@@ -58,18 +60,18 @@ class Tabled(ConfigMixin):
             bar[-1] = 2.0**-24
         self._use(bar)
 
-    def _use(self, bar: torch.Tensor) -> None:
+    def _use(self, bar: Tensor) -> None:
         """Make ᾱ the table; ``final_alpha_cumprod`` is where runs over the training steps end."""
         self._table = NoiseTable(bar)
         self.final_alpha_cumprod = torch.tensor(1.0) if self.config.get("set_alpha_to_one", True) else bar[0]
 
     @property
-    def alphas_cumprod(self) -> torch.Tensor:
+    def alphas_cumprod(self) -> Tensor:
         """ᾱ_t of every training step."""
         return self._table.alphas_cumprod
 
     @alphas_cumprod.setter
-    def alphas_cumprod(self, value: torch.Tensor) -> None:
+    def alphas_cumprod(self, value: Tensor) -> None:
         self._table = NoiseTable(value)
 
 
@@ -78,22 +80,16 @@ class TableScheduler(Tabled, SchedulerMixin):
 
     init_noise_sigma: float = 1.0
 
-    def scale_model_input(
-        self, sample: torch.Tensor, timestep: Any = None, *args: Any, **kwargs: Any
-    ) -> torch.Tensor:
+    def scale_model_input(self, sample: Tensor, timestep: Any = None, *args: Any, **kwargs: Any) -> Tensor:
         """The network's input: the sample itself."""
         return sample
 
-    def add_noise(
-        self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
-    ) -> torch.Tensor:
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """α_t·x0 + σ_t·ε at the training steps ``timesteps`` (integers, one an item)."""
         alpha, sigma = self._table.alpha_sigma(original_samples, timesteps)
         return alpha * original_samples + sigma * noise
 
-    def get_velocity(
-        self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
-    ) -> torch.Tensor:
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """α_t·ε − σ_t·x0, the target of v-prediction."""
         alpha, sigma = self._table.alpha_sigma(sample, timesteps)
         return alpha * noise - sigma * sample
@@ -142,7 +138,19 @@ class TableScheduler(Tabled, SchedulerMixin):
         config = self.config
         return spaced(config.timestep_spacing, steps, config.num_train_timesteps, config.steps_offset).round()
 
+    def _begin_spaced(self, num_inference_steps: Any, device: Any, *, upward: bool = False) -> None:
+        """Begin a run of so many steps, as the configuration spaces them."""
+        steps = step_count(num_inference_steps, self.config.num_train_timesteps)
+        self._begin_table(self._spaced(steps)[:: -1 if upward else 1], device, steps)
+
     def _begin_table(self, timesteps: np.ndarray, device: Any, count: int | None) -> None:
         """Begin a run over integer training steps."""
         timesteps = timesteps.astype(np.int64)
         self._start(Plan(torch.from_numpy(timesteps).to(device), count=count, t=tuple(timesteps.tolist())))
+
+
+def columns(rows: Sequence[Sequence[float]], like: Tensor) -> list[Tensor]:
+    """Each coefficient of the rows of a batch's items, which are at different steps, as a tensor shaped to multiply
+    ``like``, on its device, in its dtype."""
+    table = torch.tensor(rows, dtype=torch.float64).to(like.device, like.dtype)
+    return [column.reshape(-1, *(1,) * (like.dim() - 1)) for column in table.unbind(1)]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-import torch
+from torch import Tensor
 
 from calotype.core.random import Generators
 from calotype.schedulers.affine import Value
@@ -44,9 +44,9 @@ class UnCLIPScheduler(PosteriorScheduler):
         self,
         run: Run,
         t: int,
-        output: torch.Tensor,
-        sample: torch.Tensor,
-        prev_timestep: int | torch.Tensor | Literal["next"] | None = None,
+        output: Tensor,
+        sample: Tensor,
+        prev_timestep: int | Tensor | Literal["next"] | None = None,
         generator: Generators = None,
     ) -> tuple[Value, Value]:
         """The sample at ``prev_timestep`` (default: the training step before); draws noise except at step 0.
