@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from calotype.core.errors import InputError
 from calotype.training.__main__ import main
@@ -204,3 +206,38 @@ def test_the_log_has_numbers(trained: tuple[Path, Path]) -> None:
     ]
     assert any("validation_loss" in entry for entry in entries)
     assert all(np.isfinite(list(entry.values())).all() for entry in entries)
+
+
+def test_a_checkpoint_can_be_gone_on_from(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    first = trained[1] / "pocket"
+    train_pocket(
+        tmp_path / "out", stages=["latents", "unet", "export"], preset="tiny", work=tmp_path / "work",
+        init=first, device="cpu", changes=["unet.steps=1", "unet.learning_rate=1e-9"],
+    )  # fmt: skip
+    second = tmp_path / "work" / "pocket"
+    assert (second / "tokenizer" / "vocab.json").read_bytes() == (
+        first / "tokenizer" / "vocab.json"
+    ).read_bytes()
+    for file in ("unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"):
+        before, after = (load_file(folder / file) for folder in (first, second))
+        assert before.keys() == after.keys()
+        for name, value in before.items():
+            torch.testing.assert_close(after[name], value, atol=1e-4, rtol=1e-2)
+    assert "begun with | the weights of an earlier training" in (second / "README.md").read_text(
+        encoding="utf-8"
+    )
+
+
+def test_sizes_of_another_preset_and_folders_without_a_checkpoint_are_refused(
+    trained: tuple[Path, Path], tmp_path: Path
+) -> None:
+    def go_on(init: Path, **options: Any) -> None:
+        train_pocket(
+            tmp_path / "out", stages=["latents", "unet"], preset="tiny", work=tmp_path / "work", init=init,
+            device="cpu", **options,
+        )  # fmt: skip
+
+    with pytest.raises(InputError, match="no checkpoint in"):
+        go_on(tmp_path)
+    with pytest.raises(InputError, match="not of this preset's sizes"):
+        go_on(trained[1] / "pocket", changes=["unet.time_width=32"])

@@ -36,6 +36,7 @@ def train(
     vae: Annotated[
         Path | None, typer.Option(help="Folder of a trained VAE, in place of the stage vae.")
     ] = None,
+    init: Annotated[Path | None, typer.Option(help="Folder of a pocket checkpoint to go on from.")] = None,
     max_minutes: Annotated[float | None, typer.Option(help="Time for all stages together.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     seed: Annotated[int | None, typer.Option(help="In place of the recipe's.")] = None,
@@ -53,6 +54,7 @@ def train(
         preset=preset.value,
         work=work,
         vae=vae,
+        init=init,
         max_minutes=max_minutes,
         device=device,
         seed=seed,

@@ -24,6 +24,7 @@ def parser() -> argparse.ArgumentParser:
     )
     arguments.add_argument("--work", type=Path, help="folder for checkpoints and intermediate data")
     arguments.add_argument("--vae", type=Path, help="folder of a trained VAE")
+    arguments.add_argument("--init", type=Path, help="folder of a pocket checkpoint to go on from")
     arguments.add_argument("--max-minutes", type=float, help="time for all stages together")
     arguments.add_argument("--device", default="auto", help="auto, cpu or cuda")
     arguments.add_argument("--seed", type=int)
@@ -46,6 +47,7 @@ def main(words: Sequence[str] | None = None) -> int:
             preset=given.preset,
             work=given.work,
             vae=given.vae,
+            init=given.init,
             max_minutes=given.max_minutes,
             device=given.device,
             seed=given.seed,

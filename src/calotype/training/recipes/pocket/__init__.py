@@ -19,6 +19,7 @@ def train_pocket(
     preset: str = "full",
     work: Path | None = None,
     vae: Path | None = None,
+    init: Path | None = None,
     max_minutes: float | None = None,
     device: str = "auto",
     seed: int | None = None,
@@ -36,6 +37,8 @@ def train_pocket(
             seconds.
         work: where checkpoints and data for later stages are kept; a folder for temporary files if left out.
         vae: a folder with a trained VAE, in place of the stage ``vae``.
+        init: a folder with a pocket checkpoint of the same sizes to go on from: its VAE (unless there is another), its
+            tokenizer, and the weights that UNet and text encoder begin with.
         max_minutes: for all stages of this call together; learning rates fall to zero by then.
         device: ``auto``, ``cpu`` or ``cuda``.
         seed: in place of the preset's.
@@ -70,9 +73,15 @@ def train_pocket(
         resume=resume,
         workers=data.caption_workers() if workers is None else workers,
         compile=where.type == "cuda" if compile is None else compile,
+        init=init,
     )
     run.work.mkdir(parents=True, exist_ok=True)
     run.out.mkdir(parents=True, exist_ok=True)
+    if init is not None:
+        if not (init / "model_index.json").is_file():
+            raise InputError(f"There is no checkpoint in {init}: name a folder with model_index.json.")
+        if vae is None and "vae" not in stages:
+            vae = init / "vae"
     if vae is not None:
         if not (vae / "config.json").is_file():
             raise InputError(

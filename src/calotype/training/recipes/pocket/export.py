@@ -174,6 +174,7 @@ def _model_card(settings: PocketSettings, run: Run, folder: Path, position: Posi
     vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
     device = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "CPU"
     seen = position.step * settings.unet.batch
+    begun_with = "random weights" if run.init is None else "the weights of an earlier training"
     table = "\n".join(f"| {name} | {count:,} |" for name, count in sizes.items())
     return f"""---
 license: apache-2.0
@@ -204,6 +205,7 @@ Made by `calotype train pocket`, calotype {__version__}, PyTorch {torch.__versio
 | seed | {settings.seed} |
 | pictures | {pictures:,} rendered scenes, {settings.data.captions} captions each; held-out pairs of shape and colour |
 | steps | {position.step:,} of {settings.unet.batch} ({seen:,} samples) |
+| begun with | {begun_with} |
 | time of the UNet's training | {position.seconds / 60:.1f} minutes on {device} |
 | objective | {settings.unet.prediction}, scaled linear betas up to 0.02 |
 | optimiser | AdamW, peak learning rate {settings.unet.learning_rate}, cosine decay, EMA {settings.unet.ema_decay} |

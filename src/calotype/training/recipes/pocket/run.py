@@ -29,6 +29,8 @@ class Run:
     resume: bool = False
     workers: int = 0
     compile: bool = False
+    init: Path | None = None
+    """a checkpoint whose weights and tokenizer are the beginning"""
     started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -101,10 +102,13 @@ def train_vae(settings: PocketSettings, run: Run) -> None:
 
 def make_data(settings: PocketSettings, run: Run) -> None:
     """Stage ``latents``: leaves ``work/tokenizer`` and ``work/latents.pt``."""
-    size = train_tokenizer(
-        run.work / "tokenizer", corpus(settings), settings.text.merges, settings.text.length
-    )
-    run.say(f"tokenizer of {size} tokens")
+    if run.init is None:
+        size = train_tokenizer(
+            run.work / "tokenizer", corpus(settings), settings.text.merges, settings.text.length
+        )
+        run.say(f"tokenizer of {size} tokens")
+    else:
+        shutil.copytree(run.init / "tokenizer", run.work / "tokenizer", dirs_exist_ok=True)
     vae = load_vae(settings, run)
     pictures = _pictures(settings, run)
     sets = {}
@@ -142,10 +146,12 @@ def load_data(run: Run) -> dict[str, LatentSet]:
 
 
 def build_objective(settings: PocketSettings, run: Run) -> TextToImageObjective:
-    """UNet, text encoder and their loss, with the random weights of the recipe's seed."""
+    """UNet, text encoder and their loss, with the random weights of the recipe's seed or those to go on from."""
     torch.manual_seed(settings.seed + 1)
     vocabulary = len(Encoder(run.work / "tokenizer").ids)
     unet, text_encoder = build_unet(settings), build_text_encoder(settings, vocabulary)
+    if run.init is not None:
+        start_from(run.init, unet, text_encoder)
     return TextToImageObjective(
         unet,
         text_encoder,
@@ -153,6 +159,25 @@ def build_objective(settings: PocketSettings, run: Run) -> TextToImageObjective:
         settings.unet.prediction,
         settings.unet.min_snr_gamma,
     ).to(run.device)
+
+
+def start_from(folder: Path, unet: Any, text_encoder: Any) -> None:
+    """Fill UNet and text encoder with a checkpoint's weights; ``InputError`` where the sizes differ."""
+    from transformers import CLIPTextModel
+
+    from calotype import UNet2DConditionModel
+
+    trained = {
+        "unet": UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32),
+        "text_encoder": CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32),
+    }
+    for name, module in (("unet", unet), ("text_encoder", text_encoder)):
+        try:
+            module.load_state_dict(trained[name].state_dict())
+        except RuntimeError as error:
+            raise InputError(
+                f"The {name} in {folder} is not of this preset's sizes: {error}"[:600]
+            ) from error
 
 
 def unet_identity(settings: PocketSettings) -> dict[str, Any]:
