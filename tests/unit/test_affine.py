@@ -93,13 +93,16 @@ def compare() -> None:
             torch.testing.assert_close(x, y, rtol=4 * torch.finfo(dtype).eps, atol=4 * torch.finfo(dtype).eps)
         print("same", dtype)
     x, y = torch.randn(2, 4, 5, 6), torch.randn(2, 4, 5, 6).to(memory_format=torch.channels_last)
-    for pair in ((x, y), (y[:1], x[1:])):
+    halves = torch.randn(1, 8, 5, 6).split(4, dim=1)
+    for pair in ((x, y), (y[:1], x[1:]), halves):
         found = fused.evaluated([later((2.0, pair[0]), (-1.0, pair[1]))])[0]
         torch.testing.assert_close(found, 2 * pair[0] - pair[1])
     infinite = fused.evaluated([later((1.0, x), divisor=0.0, bound=2.0), later((1.0, x * NAN), bound=1.0)])
     assert infinite[0].abs().eq(2.0).all()
     assert infinite[1].isnan().all()
     print("same wherever they lie; clips bring infinities back and keep NaN")
+    nothing = later((0.0, x * NAN))
+    assert torch.equal(fused.evaluated([nothing])[0], torch.zeros_like(x))
     grown = later((1.0, x), (1.0, x[:1]))
     assert torch.equal(fused.evaluated([grown])[0], x + x[:1])
     wanted = later((3.0, x.clone().requires_grad_()))

@@ -93,7 +93,7 @@ def program(wanted: Sequence[Sum]) -> Program:
         visit(x)
     place = {id(x): i for i, x in enumerate([*tensors, *order])}
     results = {id(x): i for i, x in enumerate(wanted)}
-    weights = [c for x in order for c, _ in x.terms]
+    weights = [float(c) for x in order for c, _ in x.terms]
     limits: list[float] = []
 
     def limit(value: float | None) -> int:
@@ -114,7 +114,8 @@ def evaluated(wanted: list[Sum]) -> list[Tensor]:
     """The tensors of these sums."""
     todo = list({id(x): x for x in wanted}.values())
     made = program(todo)
-    if not alike(made.tensors) or any(x.dtype not in DTYPES for x in todo):
+    idle = 0.0 in made.numbers[: len(made.shape[0])]  # a sum of nothing, whose term must not be read
+    if idle or not alike(made.tensors) or any(x.dtype not in DTYPES for x in todo):
         return one_by_one(wanted)
     found = run(made, [x.dtype for x in todo])
     by_id = {id(x): tensor for x, tensor in zip(todo, found, strict=True)}
@@ -140,7 +141,7 @@ def run(made: Program, dtypes: Sequence[torch.dtype]) -> list[Tensor]:
     ):
         first = first.contiguous()
     tensors = tuple(
-        x if x.stride() == first.stride() else torch.empty_like(first, dtype=x.dtype).copy_(x)
+        x if _order(x) == _order(first) else torch.empty_like(first, dtype=x.dtype).copy_(x)
         for x in made.tensors
     )
     results = tuple(torch.empty_like(first, dtype=dtype) for dtype in dtypes)
@@ -150,3 +151,8 @@ def run(made: Program, dtypes: Sequence[torch.dtype]) -> list[Tensor]:
     with torch.cuda.device(first.device) if elsewhere else nullcontext():
         sums[grid](tensors, results, made.numbers, size, *made.shape, BLOCK)
     return list(results)
+
+
+def _order(x: Tensor) -> list[int]:
+    """How the elements lie in memory: the strides of the dimensions that have any."""
+    return [stride for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1]
