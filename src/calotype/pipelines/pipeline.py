@@ -6,7 +6,7 @@ import inspect
 import logging
 import os
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -102,11 +102,7 @@ class DiffusionPipeline(Efficiency, ConfigFile):
 
     def parts(self) -> Parts:
         """What a call of this pipeline is the sum of."""
-        before = (
-            Parts(stage.family.bound(self._values, stage.prefix), stage.task, (), stage.prefix, stage.gives)
-            for stage in self.stages
-        )
-        return Parts(self.bound_family(), self.task, self.controls, self.prefix, before=tuple(before))
+        return parts_of(type(self), self._values)
 
     @property
     def _values(self) -> dict[str, Any]:
@@ -381,6 +377,16 @@ class DiffusionPipeline(Efficiency, ConfigFile):
         from calotype.diffusion.images import numpy_to_pil
 
         return numpy_to_pil(images)
+
+
+def parts_of(declared: type[DiffusionPipeline], values: Mapping[str, Any]) -> Parts:
+    """What a pipeline class declares a call to be the sum of, bound to components and options."""
+    before = (
+        Parts(stage.family.bound(values, stage.prefix), stage.task, (), stage.prefix, stage.gives)
+        for stage in declared.stages
+    )
+    family = declared.family.bound(values, declared.prefix)
+    return Parts(family, declared.task, declared.controls, declared.prefix, before=tuple(before))
 
 
 def _is_component(pipe: DiffusionPipeline, name: str) -> bool:

@@ -11,7 +11,7 @@ import difflib
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -21,7 +21,6 @@ from calotype.core.errors import InputError
 from calotype.core.random import Seeds
 from calotype.diffusion.controls.bound import Beside, Bound
 from calotype.diffusion.inputs import EARLIER_CALLBACK, Adapted, Controlled, Size
-from calotype.diffusion.parts import Parts
 from calotype.diffusion.tasks.task import picture_size
 from calotype.pipelines import signature
 from calotype.pipelines.control import (
@@ -32,7 +31,7 @@ from calotype.pipelines.control import (
     stored_models,
     unwrapped,
 )
-from calotype.pipelines.pipeline import DiffusionPipeline
+from calotype.pipelines.pipeline import DiffusionPipeline, parts_of
 from calotype.pipelines.uses import Use, uses_of
 
 _CHOOSING = ("image", "mask_image")
@@ -78,7 +77,7 @@ class Versatile(DiffusionPipeline):
 
     def _reads(self, use: Use) -> bool:
         declared = use.declared()
-        family = declared.family.bound(self._values)
+        family = parts_of(declared, self._values).family
         return family.input_channels - family.latent_channels in declared.task.beside(family)
 
     def _make(self, given: dict[str, Any]) -> Any:
@@ -99,13 +98,13 @@ class Versatile(DiffusionPipeline):
         controls = tuple(each.bound(number, scale) for number, each in enumerate(asked))
         self._check_models(asked)
         arguments = {**usual, **given}
-        family = plain.family.bound(self._values)
-        task = declared.task
+        parts = parts_of(plain, self._values)
         if controls and not use.needs:  # the first control's picture gives the size
-            task = plain.task
-            arguments |= _sized(family, controls, asked[0].picture, arguments)
+            arguments |= _sized(parts.family, controls, asked[0].picture, arguments)
+        else:
+            parts = replace(parts, task=declared.task)
         return signature.run(
-            self, Parts(family, task, controls), arguments, set(given), declared.__call__.output
+            self, replace(parts, controls=controls), arguments, set(given), declared.__call__.output
         )
 
     def _chosen(self, given: Mapping[str, Any]) -> Use:
