@@ -11,6 +11,13 @@ from calotype.pipelines.signature import call, constructor
 from calotype.pipelines.stable_diffusion import StableDiffusionBase
 from calotype.pipelines.stable_diffusion_xl import StableDiffusionXLBase
 
+_PROMPT_XL = "negative_prompt negative_prompt_2 num_images_per_prompt eta generator latents prompt_embeds "
+_PROMPT_XL += "negative_prompt_embeds pooled_prompt_embeds negative_pooled_prompt_embeds ip_adapter_image "
+_PROMPT_XL += "ip_adapter_image_embeds "
+_OUTPUT = "output_type return_dict callback callback_steps cross_attention_kwargs "
+_SIZES = "original_size crops_coords_top_left target_size negative_original_size "
+_SIZES += "negative_crops_coords_top_left negative_target_size "
+
 
 class StableDiffusionAdapterPipeline(StableDiffusionBase):
     """A text and a control picture, called ``image``, to a picture."""
@@ -47,12 +54,8 @@ class StableDiffusionXLAdapterPipeline(StableDiffusionXLBase):
     )
     __call__ = call(
         "prompt prompt_2 image height width num_inference_steps timesteps sigmas denoising_end guidance_scale "
-        "negative_prompt negative_prompt_2 num_images_per_prompt eta generator latents prompt_embeds "
-        "negative_prompt_embeds pooled_prompt_embeds negative_pooled_prompt_embeds ip_adapter_image "
-        "ip_adapter_image_embeds output_type return_dict callback callback_steps cross_attention_kwargs "
-        "guidance_rescale original_size crops_coords_top_left target_size negative_original_size "
-        "negative_crops_coords_top_left negative_target_size adapter_conditioning_scale adapter_conditioning_factor "
-        "clip_skip",
+        + _PROMPT_XL + _OUTPUT + "guidance_rescale " + _SIZES
+        + "adapter_conditioning_scale adapter_conditioning_factor clip_skip",
         output=StableDiffusionXLPipelineOutput,
         guidance_scale=5.0,
-    )
+    )  # fmt: skip
