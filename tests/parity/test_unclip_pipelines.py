@@ -404,8 +404,8 @@ REFUSED: dict[str, tuple[str, Case, str]] = {
         "go together",
     ),
     "guidance of what is not guided": (
-        "UnCLIPPipeline",
-        lambda: {"guidance": ClassifierFree(3.0)},
+        "LDMSuperResolutionPipeline",
+        lambda: {"image": photo(32, 32), "guidance": ClassifierFree(3.0)},
         "none for uncond",
     ),
     "batch size": (
@@ -445,6 +445,26 @@ def test_a_picture_of_a_batch_can_be_made_again_alone(pairs: dict[str, tuple[Any
     alone = ours("a ball", generator=calotype.seeds(9), **steps).images
     np.testing.assert_allclose(batch[2:], alone, atol=TOLERANCE)
     assert np.abs(batch[0] - batch[2]).max() > 1e-2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_half_precision_and_offloading(pairs: dict[str, tuple[Any, Any]], tmp_path: Path, name: str) -> None:
+    pairs[name][1].save_pretrained(tmp_path)
+    takes = inspect.signature(pairs[name][1].__call__).parameters
+    given: dict[str, Any] = {"image": photo(32, 32)} if "image" in takes else {"prompt": "a red ball"}
+    given |= {step: 2 for step in takes if step.endswith("num_inference_steps")}
+
+    def made(pipe: Any) -> np.ndarray:
+        return quiet(pipe)(**given, generator=seeded(), output_type="np").images
+
+    expected = made(calotype.DiffusionPipeline.from_pretrained(tmp_path))
+    for how in ("enable_model_cpu_offload", "enable_sequential_cpu_offload"):
+        offloaded = calotype.DiffusionPipeline.from_pretrained(tmp_path)
+        getattr(offloaded, how)(device="cpu")
+        assert np.array_equal(made(offloaded), expected)
+    half = made(calotype.DiffusionPipeline.from_pretrained(tmp_path, torch_dtype=torch.bfloat16))
+    assert half.shape == expected.shape
+    assert half.std() > 0.01
 
 
 def test_guidance_as_a_value_is_the_decoder_s(pairs: dict[str, tuple[Any, Any]]) -> None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from calotype.diffusion.conditions import Conditions, Nothing, repeated
 from calotype.diffusion.family import Components, component
-from calotype.diffusion.guidance import COND, TOLD_THE_PROMPT, Guidance, Unguided, classifier_free
+from calotype.diffusion.guidance import COND, UNCOND, Guidance, Unguided, classifier_free
 from calotype.diffusion.inputs import Guide, Prompt
 from calotype.diffusion.learned_variance import guiding_the_mean
 from calotype.families.guided_unet import sample_size
@@ -87,17 +87,11 @@ class DecoderFamily(PixelFamily):
 
     def encode(self, call: Call) -> DecoderConditions:
         text = read_by_branch(self, call, call.subject)
-        embeds = self.seen(call)
-        nothing = self.text_proj.learned_classifier_free_guidance_embeddings.to(embeds.device).expand_as(
-            embeds
-        )
         tokens, time = self.text_proj(
-            image_embeddings=torch.cat(
-                [embeds if name in TOLD_THE_PROMPT else nothing for name in call.guidance.branches]
-            ),
+            image_embeddings=self.seen(call),
             prompt_embeds=text.embeds,
             text_encoder_hidden_states=text.states,
-            do_classifier_free_guidance=False,  # the branches are stacked already
+            do_classifier_free_guidance=UNCOND in call.guidance.branches,
         )
         mask = F.pad(text.mask, (tokens.shape[1] - text.mask.shape[1], 0), value=True)
         return DecoderConditions(tokens, time, mask)

@@ -33,6 +33,7 @@ class LDMSuperResolutionPipeline(DiffusionPipeline):
 
     family = LatentSuperResolution
     task = Enlarge(in_latents=True)
+    model_cpu_offload_seq = "unet->vqvae"
     __init__ = constructor(LatentSuperResolution)
     __call__ = call(
         "image batch_size num_inference_steps eta generator output_type return_dict",

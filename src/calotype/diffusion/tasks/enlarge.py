@@ -43,9 +43,9 @@ class Enlarge(Task):
         """Draw the noise and fit the picture to it."""
         latents = initial_noise(call) * call.scheduler.init_noise_sigma
         family: Any = call.family
-        small = in_turn(family.small(call).to(latents), call.pictures)
+        small = in_turn(family.small(call).float(), call.pictures)
         if small.shape[2:] != latents.shape[2:]:
             small = F.interpolate(
                 small, latents.shape[2:], mode="bicubic", align_corners=False, antialias=True
             )
-        return Start(latents, {"image": small}, channels=("image",))
+        return Start(latents, {"image": small.to(latents)}, channels=("image",))
