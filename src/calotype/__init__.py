@@ -46,6 +46,7 @@ _HOME = {
         "KandinskyV22InpaintPipeline",
         "KandinskyV22Pipeline",
     ),
+    "calotype.pipelines.kandinsky_3": ("Kandinsky3Img2ImgPipeline", "Kandinsky3Pipeline"),
     "calotype.pipelines.kandinsky_prior": (
         "KandinskyPriorPipeline",
         "KandinskyV22PriorEmb2EmbPipeline",

@@ -34,6 +34,8 @@ DEVIATIONS: dict[str, str] = {
     "pipelines/LDMSuperResolutionPipeline/scheduler=Euler": "the reference scales the picture with the noise beside it",
     "pipelines/KandinskyImg2ImgPipeline/strength=0.001": "the reference counts the noise's step from the end of its "
     "table where the strength names one below 0",
+    "pipelines/Kandinsky3Pipeline/masks of several prompts": "the reference gives the pictures of one prompt the masks "
+    "of all prompts in turn",
     "pipelines/KandinskyV22PriorEmb2EmbPipeline/interpolate": "the reference fails: its own call needs a picture",
     "pipelines/KandinskyPriorPipeline/interpolate/num_images_per_prompt=2": "the reference adds up all embeddings of a "
     "text as if they were so many texts",

@@ -151,14 +151,47 @@ UNET_2_1 = {
 }
 
 
-def multilingual_tokenizer() -> Any:
-    """A tokenizer of a few words and the letters."""
-    from transformers import XLMRobertaTokenizer
-
-    marks = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
+def vocabulary(*marks: str) -> list[tuple[str, float]]:
+    """Marks, a few words and the letters, with their scores."""
     words = [(f"\u2581{word}", -1.0 - 0.1 * i) for i, word in enumerate(("a", "red", "ball", "cube"))]
     letters = [(letter, -3.0 - 0.01 * i) for i, letter in enumerate("abcdefghijklmnopqrstuvwxyz")]
-    return XLMRobertaTokenizer(vocab=[*marks, *words, *letters, ("<mask>", 0.0)], model_max_length=77)
+    return [*((mark, 0.0) for mark in marks), ("\u2581", -2.0), *words, *letters]
+
+
+def multilingual_tokenizer() -> Any:
+    from transformers import XLMRobertaTokenizer
+
+    vocab = [*vocabulary("<s>", "<pad>", "</s>", "<unk>"), ("<mask>", 0.0)]
+    return XLMRobertaTokenizer(vocab=vocab, model_max_length=77)
+
+
+UNET_3 = {
+    "in_channels": 4,
+    "time_embedding_dim": 32,
+    "groups": 2,
+    "attention_head_dim": 4,
+    "layers_per_block": 2,
+    "block_out_channels": (8, 16, 24, 24),
+    "cross_attention_dim": 12,
+    "encoder_hid_dim": EMBED,
+}
+
+
+def kandinsky_3() -> dict[str, Any]:
+    """All components of Kandinsky 3."""
+    from transformers import T5Config, T5EncoderModel, T5Tokenizer
+
+    tokenizer = T5Tokenizer(vocab=vocabulary("<pad>", "</s>", "<unk>"), extra_ids=0, model_max_length=128)
+    config = T5Config(vocab_size=len(tokenizer), d_model=EMBED, d_kv=8, d_ff=24, num_layers=2, num_heads=2)
+    return {
+        "tokenizer": tokenizer,
+        "text_encoder": randomise(T5EncoderModel(config), 9),
+        "unet": calm(randomise(diffusers.Kandinsky3UNet(**UNET_3), 3)),
+        "scheduler": diffusers.DDPMScheduler(
+            beta_schedule="squaredcos_cap_v2", clip_sample=True, clip_sample_range=2.0
+        ),
+        "movq": movq(),
+    }
 
 
 def decoder_2_1(**unet: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ an argument's name, default and description stand in one place.
 from __future__ import annotations
 
 from calotype.diffusion.inputs.base import ANY, Inputs, argument
-from calotype.diffusion.inputs.embeds import Embedded, Hinted
+from calotype.diffusion.inputs.embeds import Embedded, Hinted, TextMasks
 from calotype.diffusion.inputs.exchange import EARLIER_CALLBACK, Callbacks, EarlierCallback, Output
 from calotype.diffusion.inputs.pictures import Degraded, Depth, Masked, Picture, Size
 from calotype.diffusion.inputs.prompts import Batch, MicroConditions, Original, Prompt, TwoPrompts
@@ -35,6 +35,7 @@ GROUPS: tuple[type[Inputs], ...] = (
     Degraded,
     Embedded,
     Hinted,
+    TextMasks,
     Original,
     Distilled,
     EarlierCallback,
@@ -95,6 +96,7 @@ __all__ = [
     "Span",
     "Steps",
     "SuperResolutionWay",
+    "TextMasks",
     "TwoPrompts",
     "argument",
 ]

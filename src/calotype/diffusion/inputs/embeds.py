@@ -1,4 +1,4 @@
-"""What to make, told by the embeddings of pictures that a prior imagined."""
+"""What to make, told by embeddings: of pictures that a prior imagined, or of texts with the tokens that count."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 
 from calotype.core.errors import InputError
 from calotype.diffusion.inputs.base import Inputs, argument, positive
+from calotype.diffusion.inputs.prompts import Prompt
 from calotype.diffusion.limits import limits
 
 
@@ -81,6 +82,31 @@ class Hinted(Inputs):
                 f"{embeddings} embeddings, not {tuple(hint.shape)}."
             )
         return hint
+
+
+@dataclass(frozen=True)
+class TextMasks(Inputs):
+    """Which tokens of encoded prompts count."""
+
+    attention_mask: torch.Tensor | None = argument(
+        None, "1 for the tokens of prompt_embeds that count, (batch, tokens); needed with these."
+    )
+    negative_attention_mask: torch.Tensor | None = argument(
+        None, "1 for the tokens of negative_prompt_embeds that count, (batch, tokens); needed with these."
+    )
+
+    def check(self, prompt: Prompt) -> None:
+        """Refuse embeddings without their mask, or with one that does not fit."""
+        for name, mask, embeds in (
+            ("", self.attention_mask, prompt.prompt_embeds),
+            ("negative_", self.negative_attention_mask, prompt.negative_prompt_embeds),
+        ):
+            if embeds is not None and (mask is None or mask.shape != embeds.shape[:2]):
+                found = "is not given" if mask is None else f"has the shape {tuple(mask.shape)}"
+                raise InputError(
+                    f"{name}prompt_embeds needs {name}attention_mask in the shape {tuple(embeds.shape[:2])}, which "
+                    f"{found}."
+                )
 
 
 def joined(parts: Any) -> torch.Tensor:
