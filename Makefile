@@ -26,7 +26,7 @@ help:
 	@echo "make clean   remove $(VENV), $(OUT) and what the tools left behind"
 
 demo: $(VENV)/.installed
-	@$(BIN)/calotype generate $(DEMO_PROMPTS) --model pocket --seed 7 --output $(OUT)/demo/ \
+	@$(BIN)/calotype generate $(DEMO_PROMPTS) --model pocket --guidance 5 --seed 7 --output $(OUT)/demo/ \
 		--sheet $(OUT)/demo/sheet.png --overwrite
 
 test: lint
