@@ -17,7 +17,12 @@ from tests.parity.pipeline_runs import quiet, seeded
 from tests.parity.test_adapter_pipelines import ADAPTERS, THREE_STAGES
 from tests.parity.test_editing_pipelines import PARTS
 from tests.parity.test_image_pipelines import mask, photo
-from tests.tiny import randomise, stable_diffusion_folder, stable_diffusion_xl_folder
+from tests.tiny import (
+    randomise,
+    stable_diffusion_folder,
+    stable_diffusion_parts,
+    stable_diffusion_xl_folder,
+)
 
 FAMILIES = ("StableDiffusion", "StableDiffusionXL")
 DEPTH, UPSCALE = "StableDiffusionDepth2ImgPipeline", "StableDiffusionUpscalePipeline"
@@ -377,6 +382,22 @@ def test_what_has_no_meaning_is_refused_in_words(
     name, given, error, words = REFUSED[case]
     with pytest.raises(error, match=words):
         run(pipes[name], **given(models["StableDiffusion"]))
+
+
+def test_a_model_of_few_steps(tmp_path: Path) -> None:
+    """Its two tasks, and a control, which no public class of it takes."""
+    parts = stable_diffusion_parts(calotype, tmp_path / "parts", unet={"time_cond_proj_dim": 8})
+    parts["scheduler"] = calotype.LCMScheduler.from_config(calotype.DDIMScheduler().config)
+    calotype.LatentConsistencyModelPipeline(**parts, requires_safety_checker=False).save_pretrained(
+        tmp_path / "lcm"
+    )
+    pipe = quiet(calotype.load(tmp_path / "lcm", device="cpu"))
+    assert pipe.tasks == ("text-to-image", "image-to-image")
+    public = quiet(calotype.LatentConsistencyModelImg2ImgPipeline.from_pipe(pipe))
+    assert torch.equal(run(pipe, image=photo()), run(public, image=photo()))
+    net = calotype.ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(8, 8, 16, 16))
+    control = calotype.control(randomise(net, 20), photo(seed=3))
+    assert (run(pipe, control=control) - run(pipe)).abs().mean() > 1e-3
 
 
 def test_none_is_as_if_not_given(pipes: dict[str, Any]) -> None:
