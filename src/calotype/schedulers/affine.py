@@ -116,7 +116,7 @@ def deferred(x: Tensor) -> bool:
 
 @cache
 def kernels() -> ModuleType | None:
-    """`fused`, if Triton is there and new enough (3.3: its kernels take tuples)."""
+    """`fused`, if Triton is there, new enough (3.3: its kernels take tuples) and proven on this machine."""
     try:
         import triton
     except ImportError:
@@ -125,4 +125,4 @@ def kernels() -> ModuleType | None:
         return None
     from calotype.schedulers import fused
 
-    return fused
+    return fused if fused.proven() else None

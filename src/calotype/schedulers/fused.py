@@ -8,6 +8,7 @@ the weights are arguments. Everything between loading and storing is float32. Im
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
@@ -18,6 +19,8 @@ import triton.language as tl
 from torch import Tensor
 
 from calotype.schedulers.affine import Sum, Value, one_by_one
+
+logger = logging.getLogger(__name__)
 
 BLOCK = 1024
 LIMIT = 12
@@ -151,6 +154,21 @@ def run(made: Program, dtypes: Sequence[torch.dtype]) -> list[Tensor]:
     with torch.cuda.device(first.device) if elsewhere else nullcontext():
         sums[grid](tensors, results, made.numbers, size, *made.shape, BLOCK)
     return list(results)
+
+
+def proven() -> bool:
+    """Whether the kernel can be compiled and run here (that needs a C compiler) and computes what PyTorch does."""
+    try:
+        x, y = torch.linspace(-2, 2, 2 * 1500, device="cuda").view(2, 1, 1500)
+        inner = Sum(((0.5, x), (-1.5, y)), 0.25, 1.0, None)
+        outer = Sum(((2.0, inner), (3.0, x)), 1.0, None, None)
+        right = torch.allclose(run(program([outer]), [outer.dtype])[0], one_by_one([outer])[0], atol=1e-5)
+        why = "its results differ from PyTorch's"
+    except Exception as error:  # whatever is wrong with the toolchain, PyTorch's own kernels serve
+        right, why = False, f"{type(error).__name__}: {error}"
+    if not right:
+        logger.warning("Scheduler steps are not fused into one kernel on this machine: %s", why[:500])
+    return right
 
 
 def _order(x: Tensor) -> list[int]:
