@@ -14,7 +14,8 @@ from calotype.cli import console
 from calotype.cli.model import local_folder
 from calotype.core.config import read_json
 from calotype.core.errors import ModelFilesError
-from calotype.core.tensor_files import human_size, read_header
+from calotype.core.safetensors_header import read_header
+from calotype.core.tensor_files import human_size
 
 
 @dataclass(frozen=True)

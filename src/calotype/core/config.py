@@ -257,12 +257,45 @@ def _parameters_of(class_names: Iterable[str]) -> Iterable[str]:
             yield from init_parameters(cls)
 
 
+MAX_JSON = 64 * 2**20
+"""The largest JSON file that is read, in bytes."""
+
+MAX_DEPTH = 32
+"""How deep the lists and objects of a JSON file may be nested."""
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; ``ModelFilesError`` says what is wrong with it otherwise."""
+    size = path.stat().st_size
+    if size > MAX_JSON:
+        raise ModelFilesError(f"{path} has {size:,} bytes; a configuration takes at most {MAX_JSON:,}.")
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key, entry in pairs:
+            if key in result:
+                raise ValueError(f"it has the key {key!r} twice")
+            result[key] = entry
+        return result
+
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=once)
+    except RecursionError:
+        raise ModelFilesError(f"{path} is nested deeper than {MAX_DEPTH} levels.") from None
+    except ValueError as error:  # of the text, of the encoding, of the length of a number
         raise ModelFilesError(f"{path} is not valid JSON: {error}.") from error
     if not isinstance(value, dict):
         raise ModelFilesError(f"{path} holds a JSON {type(value).__name__} where an object is expected.")
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        level = [item for outer in level for item in _items(outer)]
+    if level:
+        raise ModelFilesError(f"{path} is nested deeper than {MAX_DEPTH} levels.")
     return value
+
+
+def _items(value: Any) -> Iterable[Any]:
+    """What stands inside of a list or an object."""
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()

@@ -8,6 +8,34 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from calotype.core.errors import ModelFilesError
+
+
+def check_inside(path: Path, folder: Path) -> None:
+    """Refuse a file of a model's ``folder`` that is a link to somewhere else, which its author may not have meant.
+
+    The folder may itself be a link, a component may link into its pipeline, and the Hub's cache links to its own store.
+    """
+    target, root = path.resolve(), folder.resolve()
+    if target.is_relative_to(root):
+        return
+    if (root.parent / "model_index.json").is_file() and target.is_relative_to(root.parent):
+        return
+    if any(part.name == "blobs" and part.parent.name.startswith("models--") for part in target.parents):
+        return
+    raise ModelFilesError(
+        f"{path} is a link out of its folder, to {target}, and is not followed: put the file itself in its place, or "
+        f"load from the folder that it is in."
+    )
+
+
+def check_links(part: Path, folder: Path) -> None:
+    """:func:`check_inside` for ``part``, a folder in ``folder``, and for the files in it."""
+    check_inside(part, folder)
+    for path in part.iterdir():
+        if path.is_symlink():
+            check_inside(path, folder)
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:

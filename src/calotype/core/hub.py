@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from calotype.core.errors import InputError, ModelFilesError
+from calotype.core.files import check_inside
 from calotype.core.selection import Selection, needed_files, select_files
 
 __all__ = [
@@ -149,6 +150,7 @@ def find_file(
         path = Path(name_or_path, inside)
         if not path.is_file():
             raise _Absent(f"The folder {os.fspath(name_or_path)!r} has no {inside}{_instead(path)}.")
+        check_inside(path, Path(name_or_path))
         return path
 
     from huggingface_hub import hf_hub_download

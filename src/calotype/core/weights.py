@@ -6,18 +6,22 @@ A module is made on the meta device, where it costs nothing, and filled by assig
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from calotype.core.errors import ModelFilesError, WeightsError
 from calotype.core.hub import HubOptions, Location, find_file, try_find_file
-from calotype.core.tensor_files import TensorInfo, read_tensors, tensor_infos
+from calotype.core.safetensors_header import TensorInfo
+from calotype.core.tensor_files import human_size, read_tensors, tensor_infos
 
 WEIGHTS_STEM = "diffusion_pytorch_model"
 
@@ -34,6 +38,13 @@ class WeightFiles:
 
     paths: tuple[Path, ...]
     origin: str
+
+    @cached_property
+    def contents(self) -> dict[Path, dict[str, TensorInfo]]:
+        """The tensors of each file; ``ModelFilesError`` if one is damaged or a tensor is in two of them."""
+        contents = {path: tensor_infos(path) for path in self.paths}
+        _refuse_twice(contents)
+        return contents
 
     @property
     def nbytes(self) -> int:
@@ -91,11 +102,45 @@ def read_index(path: Path) -> tuple[str, ...]:
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelFilesError(f"{path} is not an index of shards: it has no `weight_map`.")
-    names = sorted({str(name) for name in weight_map.values()})
+    for name in weight_map.values():
+        if not isinstance(name, str) or not name:
+            raise ModelFilesError(f"{path} names {name!r} where the name of a shard is expected.")
+    names = set(weight_map.values())
     for name in names:
-        if "/" in name or "\\" in name or name.startswith("."):
-            raise ModelFilesError(f"{path} names a shard {name!r} outside its own folder.")
-    return tuple(names)
+        if "/" in name or "\\" in name or "\0" in name or name.startswith("."):
+            raise ModelFilesError(
+                f"{path} names a shard {name!r} outside its own folder, which is not followed: download it again from "
+                f"where it was published."
+            )
+    return tuple(sorted(names))
+
+
+@contextmanager
+def no_larger_than(files: WeightFiles) -> Iterator[None]:
+    """Within this, making a module stops with ``ModelFilesError`` once it has more parameters than ``files`` can hold.
+
+    So a configuration with absurd sizes costs neither memory nor time.
+    """
+    if not any(files.contents.values()):
+        raise ModelFilesError(f"The weights at {files.origin} hold no tensors; download them again.")
+    thread, elements, limit = threading.get_ident(), 0, files.nbytes
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal elements
+        if parameter is None or threading.get_ident() != thread:
+            return
+        elements += parameter.numel()
+        if elements > 2 * limit:  # a byte is the least that an element takes, and tensors may be shared
+            raise ModelFilesError(
+                f"The configuration at {files.origin} describes a model of {elements:,} parameters or more "
+                f"({human_size(4 * elements)} in float32), and its weights have {human_size(limit)}: it is not theirs."
+            )
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def on_meta() -> AbstractContextManager[Any]:
@@ -137,7 +182,7 @@ def fill(
     Raises ``WeightsError`` before anything is assigned if a key is missing, left over or has another shape. With
     ``lenient`` the missing and misshapen ones keep what the module has, which therefore must not be on meta.
     """
-    infos = {path: tensor_infos(path) for path in files.paths}
+    infos = files.contents
     expected = dict(_named_tensors(module))
     names = {key: key for contents in infos.values() for key in contents}
     if rename is not None:
@@ -170,6 +215,19 @@ def fill(
                 table[name] = new
     _refuse_meta(module)
     return report
+
+
+def _refuse_twice(infos: Mapping[Path, Mapping[str, TensorInfo]]) -> None:
+    """Of a tensor that two files hold nobody knows which is meant."""
+    seen: dict[str, Path] = {}
+    for path, contents in infos.items():
+        for key in contents:
+            if key in seen:
+                raise WeightsError(
+                    f"{key} is in two files, {seen[key]} and {path}, so it is not known which holds: they are shards "
+                    f"of different saves; download them again."
+                )
+            seen[key] = path
 
 
 def compare(

@@ -7,6 +7,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Container, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ import torch
 
 from calotype.core import hub, saving, weights
 from calotype.core.config import ConfigMixin
-from calotype.core.errors import InputError, ModelFilesError, UnknownClassError
+from calotype.core.errors import CalotypeError, InputError, ModelFilesError, UnknownClassError
 from calotype.core.sharing import PushToHubMixin
 from calotype.models.network import Network
 
@@ -102,11 +103,7 @@ class ModelMixin(ConfigMixin, PushToHubMixin, Network):
             use_safetensors=use_safetensors,
             options=options.at(commit),
         )
-        if lenient:
-            model, unknown = cls.from_config(config, return_unused_kwargs=True, **kwargs)
-        else:
-            with weights.on_meta():
-                model, unknown = cls.from_config(config, return_unused_kwargs=True, **kwargs)
+        model, unknown = cls._empty(config, kwargs, files, on_meta=not lenient)
         if mistaken := [name for name in kwargs if name in unknown]:
             raise InputError(
                 f"{cls.__name__}.from_pretrained has no argument {', '.join(mistaken)}, and it is no entry of the "
@@ -128,6 +125,33 @@ class ModelMixin(ConfigMixin, PushToHubMixin, Network):
         model.register_to_config(_name_or_path=os.fspath(pretrained_model_name_or_path))
         model.eval()
         return (model, report.as_dict()) if with_info else model
+
+    @classmethod
+    def _empty(
+        cls, config: Mapping[str, Any], overrides: dict[str, Any], files: weights.WeightFiles, on_meta: bool
+    ) -> tuple[Any, dict[str, Any]]:
+        """A model to fill from ``files``, and what of the overrides it does not know.
+
+        Raises ``ModelFilesError`` for a configuration that describes no such model, or one that the files cannot fill.
+        """
+        try:
+            with weights.no_larger_than(files), weights.on_meta() if on_meta else nullcontext():
+                return cls.from_config(config, return_unused_kwargs=True, **overrides)
+        except CalotypeError:
+            raise
+        except (
+            TypeError,
+            ValueError,
+            KeyError,
+            IndexError,
+            AttributeError,
+            ArithmeticError,
+            RuntimeError,
+        ) as error:
+            raise ModelFilesError(
+                f"The {cls.config_name} at {files.origin} does not describe a {cls.__name__}: "
+                f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            ) from error
 
     def save_pretrained(
         self,
@@ -159,8 +183,6 @@ class ModelMixin(ConfigMixin, PushToHubMixin, Network):
             )
         saving.parse_size(max_shard_size)
         folder.mkdir(parents=True, exist_ok=True)
-        if is_main_process:
-            self.save_config(folder)
         saving.save_state(
             self.state_dict(),
             folder,
@@ -169,6 +191,8 @@ class ModelMixin(ConfigMixin, PushToHubMixin, Network):
             max_shard_size=max_shard_size,
             save_function=save_function,
         )
+        if is_main_process:
+            self.save_config(folder)  # after the weights, for which the disk may be too small
         if push_to_hub:
             hub.upload_folder(folder, **kwargs)
 

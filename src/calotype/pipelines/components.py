@@ -18,10 +18,12 @@ from typing import Any
 import torch
 
 from calotype.core.errors import InputError, ModelFilesError, UnknownClassError
+from calotype.core.files import check_links
 from calotype.core.tensor_files import tensor_infos
 from calotype.core.weights import find_weights
 from calotype.models.model_group import ModelGroup
 from calotype.models.modeling import ModelMixin
+from calotype.pipelines.transformers_classes import transformers_class
 
 logger = logging.getLogger(__name__)
 
@@ -36,16 +38,6 @@ _GROUPS = {
     "T2IAdapter": "MultiAdapter",
 }
 """Class of a model -> class of several of them as one."""
-
-_RENAMED_IN_TRANSFORMERS = {"CLIPFeatureExtractor": "CLIPImageProcessor"}
-
-_TRANSFORMERS_BASES = (
-    "PreTrainedModel",
-    "PreTrainedTokenizerBase",
-    "FeatureExtractionMixin",
-    "ImageProcessingMixin",
-    "ProcessorMixin",
-)
 
 _IN_A_PIPELINE_FOLDER = {
     "MultilingualCLIP": "kandinsky",
@@ -68,36 +60,15 @@ def public_class(name: str) -> type:
     return found
 
 
-def transformers_class(name: str) -> type:
-    """The class of transformers called ``name``, if it is a model, tokenizer or processor."""
-    import transformers
-
-    found = getattr(transformers, _RENAMED_IN_TRANSFORMERS.get(name, name), None)
-    if not isinstance(found, type):
-        raise UnknownClassError(
-            f"The installed transformers {transformers.__version__} has no class {name!r}; another version may."
-        )
-    bases = tuple(getattr(transformers, base, None) or _mixin(base) for base in _TRANSFORMERS_BASES)
-    if not issubclass(found, bases):
-        raise UnknownClassError(
-            f"transformers.{name} is not a model, tokenizer or processor, so it is refused."
-        )
-    return found
-
-
-def _mixin(name: str) -> type:
-    """Bases that transformers does not export at its top."""
-    homes = {
-        "ImageProcessingMixin": "transformers.image_processing_base",
-        "PreTrainedTokenizerBase": "transformers.tokenization_utils_base",
-    }
-    return getattr(importlib.import_module(homes.get(name, "transformers")), name)
-
-
 def component_class(library: str, class_name: str) -> type:
-    """The class that an entry of ``model_index.json`` names."""
+    """The class that an entry of ``model_index.json`` names; ``UnknownClassError`` for other libraries' and code."""
     if library == "transformers":
         return transformers_class(class_name)
+    if library not in (LIBRARY, "calotype") and _IN_A_PIPELINE_FOLDER.get(class_name) is None:
+        raise UnknownClassError(
+            f"{library}.{class_name} is neither calotype's nor transformers', and code that comes with a checkpoint is "
+            f"never run; if you trust it, load it yourself and pass it as the component."
+        )
     return public_class(class_name)
 
 
@@ -155,6 +126,7 @@ def load_component(folder: Path, name: str, library: str, class_name: str, loadi
             f"{folder / INDEX} names the component {name!r}, but there is no folder {folder / name}; download it, or "
             f"pass {name}=…."
         )
+    check_links(folder / name, folder)
     if not issubclass(cls, torch.nn.Module):
         return cls.from_pretrained(folder / name)  # type: ignore[attr-defined]
     if not issubclass(cls, ModelMixin | ModelGroup):
