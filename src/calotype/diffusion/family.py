@@ -163,6 +163,10 @@ class Family(Components, ABC):
     def decode(self, latents: torch.Tensor, generator: Any) -> torch.Tensor:
         """Pictures in [-1, 1], shape (batch, channels, height, width), from latents."""
 
+    def precise(self) -> Self | None:
+        """The family with its decoder in float32; None where it decodes in that already, or cannot."""
+        return None
+
     def screen(self, images: torch.Tensor) -> tuple[torch.Tensor, list[bool] | None]:
         """Pictures in [0, 1] after the safety check, and which of them it blanked; None where there is no check."""
         return images, None

@@ -17,13 +17,18 @@ class NonFiniteError(CalotypeError, ArithmeticError):
     """A computation that gave NaN or infinity, which would show as a black picture."""
 
 
+def not_finite(what: str, dtype: torch.dtype, since: str = "") -> NonFiniteError:
+    """The error for results that are NaN or infinite, with what to try."""
+    return NonFiniteError(
+        f"{what} hold NaN or infinite values{since} in {str(dtype).removeprefix('torch.')}: load the model with "
+        f"torch_dtype=torch.float32 or torch.bfloat16, and check the weights and the guidance scale."
+    )
+
+
 def check_finite(tensor: torch.Tensor, what: str) -> torch.Tensor:
     """``tensor``, if all its values are finite; otherwise ``NonFiniteError`` says what to try."""
     if not torch.isfinite(tensor).all():
-        raise NonFiniteError(
-            f"{what} hold NaN or infinite values in {str(tensor.dtype).removeprefix('torch.')}: load the model with "
-            f"torch_dtype=torch.float32 or torch.bfloat16, and check the weights and the guidance scale."
-        )
+        raise not_finite(what, tensor.dtype)
     return tensor
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 
@@ -77,6 +78,11 @@ class LatentFamily(Family):
     def decode(self, latents: torch.Tensor, generator: Any) -> torch.Tensor:
         coder = self.coder
         return codec.decode(coder, latents.to(coder.dtype), generator)
+
+    def precise(self) -> Self | None:
+        if self.coder.dtype == torch.float32:
+            return None
+        return replace(self, vae=copy.deepcopy(self.vae).to(torch.float32))
 
     def to_latents(self, pixels: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         coder = self.coder

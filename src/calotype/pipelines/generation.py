@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,8 +19,11 @@ from calotype.diffusion.loop import State, denoise
 from calotype.diffusion.parts import Parts
 from calotype.diffusion.tasks.task import Start, Task
 from calotype.diffusion.timesteps import check_seeded, set_timesteps, step_arguments, until_end
+from calotype.diffusion.watch import Watch
 from calotype.nn.perturbation import Perturbation, self_attention
 from calotype.pipelines.running import Running, observer
+
+logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -31,8 +35,8 @@ def generate(pipe: Any, parts: Parts, arguments: Mapping[str, Any], output_class
         mine = {k: v for k, v in arguments.items() if k != "guidance" or one is parts.guided}
         call = checked(one, one.arguments(mine), pipe._execution_device)
         arguments = {**arguments, "generator": call.noise.generator}
+        Callbacks.of(call.arguments).check_names(one.tensor_names)
         chain.append((one, call))
-    Callbacks.of(arguments).check_names(parts.tensor_names)
 
     found: dict[str, torch.Tensor] = {}
     stopped = False
@@ -65,16 +69,21 @@ def sampled(pipe: Any, parts: Parts, call: Call, stopped: bool = False) -> State
         pipe.progress_bar(total=path.steps) as bar,
     ):
         running._interrupt = stopped
-        return denoise(
+        watch = Watch()
+        state = denoise(
             State(start.latents, conditions.replaced(start.conditions), call.guidance, tensors),
             path.timesteps,
             scheduler=call.scheduler,
             predict=predictor(call, start, together(steerings)),
             step_arguments=step_arguments(call.scheduler, call.steps, call.noise),
-            observe=observer(
-                running, callbacks, earlier, path.steps, call.scheduler.order, bar.update, start.reimpose
+            observe=watch.over(
+                observer(
+                    running, callbacks, earlier, path.steps, call.scheduler.order, bar.update, start.reimpose
+                )
             ),
         )
+    watch.check(state.latents)
+    return state
 
 
 def checked(parts: Parts, arguments: Mapping[str, Any], device: torch.device) -> Call:
@@ -136,11 +145,23 @@ def perturbed(conditions: Any, perturbation: Perturbation) -> Any:
     return conditions.replaced({"cross_attention_kwargs": more})
 
 
+def pictures(call: Call, latents: torch.Tensor) -> torch.Tensor:
+    """Pictures in [-1, 1]; a decoder that overflows in half precision decodes once more in float32."""
+    pixels = call.family.decode(latents, call.noise.generator)
+    if not torch.isfinite(pixels).all() and (precise := call.family.precise()) is not None:
+        logger.warning(
+            "The decoded pictures overflowed in %s and are decoded again in float32; to save that, load the "
+            "autoencoder in float32 or bfloat16.",
+            str(pixels.dtype).removeprefix("torch."),
+        )
+        pixels = precise.decode(latents, call.noise.generator)
+    return check_finite(pixels, "The decoded pictures")
+
+
 def decoded(call: Call, latents: torch.Tensor, output_type: str) -> tuple[Any, list[bool] | None]:
     """Pictures in the form asked for, and which of them the safety check blanked."""
-    check_finite(latents, "The denoised latents")
     if output_type == "latent":
         return latents, None
-    pixels = check_finite(call.family.decode(latents, call.noise.generator), "The decoded pictures")
+    pixels = pictures(call, latents)
     images, flags = call.family.screen(to_unit(pixels))
     return present(images, output_type), flags

@@ -6,7 +6,6 @@ import math
 import os
 import textwrap
 from collections.abc import Callable, Sequence
-from io import BytesIO
 
 import PIL.Image
 import PIL.ImageDraw
@@ -14,6 +13,7 @@ import PIL.ImageFont
 import PIL.ImageOps
 
 from calotype.core.errors import InputError
+from calotype.utils.reading import eight_bits, open_picture
 
 PIL_INTERPOLATION = {
     "nearest": PIL.Image.Resampling.NEAREST,
@@ -24,57 +24,30 @@ PIL_INTERPOLATION = {
 }
 """Names of resampling filters, as configurations spell them."""
 
-DOWNLOAD_SECONDS = 60
-DOWNLOAD_BYTES = 512 * 2**20
-
 
 def load_image(
     image: str | os.PathLike[str] | PIL.Image.Image,
     convert_method: Callable[[PIL.Image.Image], PIL.Image.Image] | None = None,
+    *,
+    untrusted: bool = False,
 ) -> PIL.Image.Image:
-    """A picture from a path, an ``http(s)://`` address or a PIL image: upright, and RGB.
+    """A picture from a path, an ``http(s)://`` address or a PIL image: upright, and RGB in 8 bits.
 
-    ``convert_method`` takes the place of the conversion to RGB. Raises ``InputError`` if there is no such file,
-    the address does not answer, or it holds no picture that can be read.
+    PNG, JPEG, WebP, GIF, BMP and TIFF are read. ``convert_method`` takes the place of the conversion to RGB. With
+    ``untrusted``, for names that come from others, only addresses of the public internet are read, no files, within
+    limits of time, size and pixels. Raises ``InputError`` if there is no such file, the address does not answer or is
+    refused, or it holds no picture that can be read.
     """
     if isinstance(image, PIL.Image.Image):
         picture = image
     elif isinstance(image, str | os.PathLike):
-        picture = _open(os.fspath(image))
+        picture = open_picture(os.fspath(image), untrusted)
     else:
         raise InputError(
             f"load_image takes a path, an http(s) address or a PIL image, not {type(image).__name__}."
         )
     picture = PIL.ImageOps.exif_transpose(picture)
-    return convert_method(picture) if convert_method is not None else picture.convert("RGB")
-
-
-def _open(name: str) -> PIL.Image.Image:
-    """The picture at a path or address, fully read, so that no file stays open."""
-    remote = name.startswith(("http://", "https://"))
-    if not remote and not os.path.isfile(name):
-        raise InputError(
-            f"{name!r} is neither an existing file nor an address that begins with http:// or https://."
-        )
-    try:
-        with PIL.Image.open(BytesIO(_download(name)) if remote else name) as picture:
-            picture.load()
-            return picture
-    except PIL.UnidentifiedImageError:
-        raise InputError(f"{name!r} is not a picture in a format that Pillow reads.") from None
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-        raise InputError(f"The picture {name!r} could not be read: {error}.") from error
-
-
-def _download(address: str) -> bytes:
-    import urllib.request
-
-    request = urllib.request.Request(address, headers={"User-Agent": "calotype"})
-    with urllib.request.urlopen(request, timeout=DOWNLOAD_SECONDS) as answer:
-        data: bytes = answer.read(DOWNLOAD_BYTES + 1)
-    if len(data) > DOWNLOAD_BYTES:
-        raise InputError(f"it is larger than {DOWNLOAD_BYTES // 2**20} MiB")
-    return data
+    return convert_method(picture) if convert_method is not None else eight_bits(picture).convert("RGB")
 
 
 def make_image_grid(

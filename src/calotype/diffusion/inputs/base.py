@@ -50,4 +50,18 @@ def text_list(name: str, value: str | Sequence[str]) -> tuple[str, ...]:
         raise InputError(f"{name} must be a text or a list of texts, not {value!r}.")
     if not texts:
         raise InputError(f"{name} is an empty list; give at least one text.")
+    for text in texts:
+        _whole(name, text)
     return tuple(texts)
+
+
+def _whole(name: str, text: str) -> None:
+    """Refuse a text that no tokenizer can read: one with half of a character."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        raise InputError(
+            f"{name} holds a lone surrogate, U+{ord(half):04X} at position {error.start}, which is half of a "
+            f"character: it was cut or decoded wrongly before it came here."
+        ) from None
