@@ -47,6 +47,14 @@ _HOME = {
         "KandinskyV22Pipeline",
     ),
     "calotype.pipelines.kandinsky_3": ("Kandinsky3Img2ImgPipeline", "Kandinsky3Pipeline"),
+    "calotype.pipelines.kandinsky_combined": (
+        "KandinskyCombinedPipeline",
+        "KandinskyImg2ImgCombinedPipeline",
+        "KandinskyInpaintCombinedPipeline",
+        "KandinskyV22CombinedPipeline",
+        "KandinskyV22Img2ImgCombinedPipeline",
+        "KandinskyV22InpaintCombinedPipeline",
+    ),
     "calotype.pipelines.kandinsky_prior": (
         "KandinskyPriorPipeline",
         "KandinskyV22PriorEmb2EmbPipeline",

@@ -22,13 +22,16 @@ class Stage:
     """A sampling that comes before the one whose pictures a pipeline gives, such as that of a prior.
 
     Its components and arguments are those of the pipeline and the call; one that begins with ``prefix`` is taken in
-    place of the one of the plain name. What is sampled becomes the argument ``gives`` of what comes after.
+    place of the one of the plain name. What is sampled becomes the argument ``gives`` of what comes after. Arguments
+    that are ``alone`` its own are nothing to what comes after, and those that it ``ignores`` nothing to it.
     """
 
     prefix: str
     family: type[Family]
     task: Task
     gives: str
+    alone: tuple[str, ...] = ()
+    ignores: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class Parts:
     prefix: str = ""
     gives: str = ""
     before: tuple[Parts, ...] = ()
+    alone: tuple[str, ...] = ()
+    ignores: tuple[str, ...] = ()
 
     def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """A call's arguments as this sampling reads them: ``prefix_x`` in place of ``x``."""
@@ -49,7 +54,8 @@ class Parts:
             for name, value in given.items()
             if self.prefix and name.startswith(f"{self.prefix}_")
         }
-        return {**given, **own}
+        others = {*self.ignores, *(name for one in self.before for name in one.alone)}
+        return {**{name: value for name, value in given.items() if name not in others}, **own}
 
     @property
     def guided(self) -> Parts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -44,28 +45,18 @@ class TextImageConditions(Conditions):
     image_embeds: torch.Tensor
 
 
-@dataclass(frozen=True)
-class Kandinsky21(MoVQFamily):
-    """The family bound to its components."""
+class Kandinsky21Family(MoVQFamily):
+    """A UNet told texts and embeddings; abstract: a family states its components and where the embeddings come from."""
 
-    text_encoder: MultilingualCLIP = component()
-    tokenizer: XLMRobertaTokenizer = component()
-    unet: UNet2DConditionModel = component()
-    scheduler: DDIMScheduler = component()
-    movq: VQModel = component()
+    text_encoder: MultilingualCLIP
+    tokenizer: XLMRobertaTokenizer
 
-    def subject(self, arguments: Mapping[str, Any]) -> Prompt:
-        """The prompts, of which each has its embedding."""
-        subject, embedded = prompts(arguments), Embedded.of(arguments)
-        check_negative(embedded, "uncond" in self.guidance(arguments).branches)
-        if embedded.embeddings != subject.prompts:
-            raise InputError(
-                f"There are {embedded.embeddings} image_embeds for {subject.prompts} prompts; give one for each."
-            )
-        return subject
+    @abstractmethod
+    def embedded(self, call: Call) -> Embedded:
+        """The embeddings of what to show, and of what to steer away from, one for each prompt."""
 
     def encode(self, call: Call) -> TextImageConditions:
-        embeds, _ = stacked_embeds(call, Embedded.of(call.arguments), self.dtype)
+        embeds, _ = stacked_embeds(call, self.embedded(call), self.dtype)
         texts, states = self.read(call, call.subject)
         return TextImageConditions(texts, states, embeds)
 
@@ -96,6 +87,30 @@ class Kandinsky21(MoVQFamily):
                 "image_embeds": conditions.image_embeds,
             },
         }
+
+
+@dataclass(frozen=True)
+class Kandinsky21(Kandinsky21Family):
+    """The family bound to its components."""
+
+    text_encoder: MultilingualCLIP = component()
+    tokenizer: XLMRobertaTokenizer = component()
+    unet: UNet2DConditionModel = component()
+    scheduler: DDIMScheduler = component()
+    movq: VQModel = component()
+
+    def subject(self, arguments: Mapping[str, Any]) -> Prompt:
+        """The prompts, of which each has its embedding."""
+        subject, embedded = prompts(arguments), Embedded.of(arguments)
+        check_negative(embedded, "uncond" in self.guidance(arguments).branches)
+        if embedded.embeddings != subject.prompts:
+            raise InputError(
+                f"There are {embedded.embeddings} image_embeds for {subject.prompts} prompts; give one for each."
+            )
+        return subject
+
+    def embedded(self, call: Call) -> Embedded:
+        return Embedded.of(call.arguments)
 
 
 def noised_by_strength(call: Call, path: Path, latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:

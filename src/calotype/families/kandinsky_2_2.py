@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -32,15 +33,48 @@ class EmbeddedConditions(Conditions):
     hint: torch.Tensor | None = None
 
 
+class Kandinsky22Family(MoVQFamily):
+    """A UNet told embeddings; abstract: a family states its components and where the embeddings come from."""
+
+    tensor_names: ClassVar[tuple[str, ...]] = ("latents", "image_embeds", "negative_image_embeds")
+
+    @abstractmethod
+    def embedded(self, call: Call) -> Embedded:
+        """The embeddings of what to show, and of what to steer away from."""
+
+    @property
+    def input_channels(self) -> int:
+        # the UNet puts what it makes of a hint beside the latents by itself
+        return super().input_channels - (self.latent_channels if self.reads_hint else 0)
+
+    @property
+    def reads_hint(self) -> bool:
+        """Whether the UNet reads a control picture."""
+        return self.unet.config.addition_embed_type == "image_hint"
+
+    def encode(self, call: Call) -> EmbeddedConditions:
+        embedded = self.embedded(call)
+        embeds, negative = stacked_embeds(call, embedded, self.dtype)
+        hint = None
+        if "hint" in call.arguments:
+            hint = Hinted.of(call.arguments).checked(embedded.embeddings).to(call.device, self.dtype)
+            hint = repeated(hint, call.pictures // len(hint)).repeat(len(call.guidance.branches), 1, 1, 1)
+        return EmbeddedConditions(embeds, negative, hint)
+
+    def reads(self, conditions: Conditions) -> dict[str, Any]:
+        assert isinstance(conditions, EmbeddedConditions)
+        told = {"image_embeds": conditions.image_embeds, "hint": conditions.hint}
+        told = {name: value for name, value in told.items() if value is not None}
+        return {"encoder_hidden_states": None, "added_cond_kwargs": told}
+
+
 @dataclass(frozen=True)
-class Kandinsky22(MoVQFamily):
+class Kandinsky22(Kandinsky22Family):
     """The family bound to its components."""
 
     unet: UNet2DConditionModel = component()
     scheduler: DDPMScheduler = component()
     movq: VQModel = component()
-
-    tensor_names: ClassVar[tuple[str, ...]] = ("latents", "image_embeds", "negative_image_embeds")
 
     def subject(self, arguments: Mapping[str, Any]) -> Embedded:
         subject = Embedded.of(arguments)
@@ -55,30 +89,8 @@ class Kandinsky22(MoVQFamily):
             Hinted.of(arguments).checked(subject.embeddings)
         return subject
 
-    @property
-    def input_channels(self) -> int:
-        # the UNet puts what it makes of a hint beside the latents by itself
-        return super().input_channels - (self.latent_channels if self.reads_hint else 0)
-
-    @property
-    def reads_hint(self) -> bool:
-        """Whether the UNet reads a control picture."""
-        return self.unet.config.addition_embed_type == "image_hint"
-
-    def encode(self, call: Call) -> EmbeddedConditions:
-        subject: Embedded = call.subject
-        embeds, negative = stacked_embeds(call, subject, self.dtype)
-        hint = None
-        if "hint" in call.arguments:
-            hint = Hinted.of(call.arguments).checked(subject.embeddings).to(call.device, self.dtype)
-            hint = repeated(hint, call.pictures // len(hint)).repeat(len(call.guidance.branches), 1, 1, 1)
-        return EmbeddedConditions(embeds, negative, hint)
-
-    def reads(self, conditions: Conditions) -> dict[str, Any]:
-        assert isinstance(conditions, EmbeddedConditions)
-        told = {"image_embeds": conditions.image_embeds, "hint": conditions.hint}
-        told = {name: value for name, value in told.items() if value is not None}
-        return {"encoder_hidden_states": None, "added_cond_kwargs": told}
+    def embedded(self, call: Call) -> Embedded:
+        return call.subject
 
 
 def check_negative(subject: Embedded, guided: bool) -> None:

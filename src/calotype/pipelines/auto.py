@@ -9,6 +9,7 @@ from calotype.core import hub
 from calotype.core.config import init_parameters, read_json
 from calotype.core.errors import InputError, UnknownClassError
 from calotype.pipelines.components import INDEX, library_of, public_class
+from calotype.pipelines.connected import COMBINED
 from calotype.pipelines.pipeline import DiffusionPipeline
 
 
@@ -29,23 +30,31 @@ UNIONS = ("ControlNetUnionModel", "MultiControlNetUnionModel")
 """The classes of ControlNets that have pipelines of their own."""
 
 
+TASKS = {"text-to-image": "", "image-to-image": "Img2Img", "inpainting": "Inpaint"}
+"""Task -> what stands for it in the names of classes."""
+
+
+def _combined(prefix: str) -> dict[Kind, str]:
+    """The classes of a family that sample a prior, too."""
+    return {Kind(task): COMBINED[f"{prefix}{end}Pipeline"] for task, end in TASKS.items()}
+
+
 def _family(prefix: str, *more: str, perturbed: tuple[str, ...]) -> dict[Kind, str]:
     """The classes of a family by the names that they have had from the start; ``more`` are controls of some alone.
 
     Attention is perturbed in every task, and with a ControlNet in the tasks ``perturbed``.
     """
-    tasks = {"text-to-image": "", "image-to-image": "Img2Img", "inpainting": "Inpaint"}
     controls = {None: "", "controlnet": "ControlNet"} | {
         f"controlnet-{name.lower()}": f"ControlNet{name}" for name in more
     }
     found = {
         Kind(task, control): f"{prefix}{middle}{end}Pipeline"
-        for task, end in tasks.items()
+        for task, end in TASKS.items()
         for control, middle in controls.items()
     }
-    found |= {Kind(task, None, True): f"{prefix}PAG{end}Pipeline" for task, end in tasks.items()}
+    found |= {Kind(task, None, True): f"{prefix}PAG{end}Pipeline" for task, end in TASKS.items()}
     nets = {
-        Kind(task, "controlnet", True): f"{prefix}ControlNetPAG{tasks[task]}Pipeline" for task in perturbed
+        Kind(task, "controlnet", True): f"{prefix}ControlNetPAG{TASKS[task]}Pipeline" for task in perturbed
     }
     return found | nets
 
@@ -59,6 +68,12 @@ FAMILIES: dict[str, dict[Kind, str]] = {
         Kind("text-to-image"): "LatentConsistencyModelPipeline",
         Kind("image-to-image"): "LatentConsistencyModelImg2ImgPipeline",
     },
+    "kandinsky-2.1": _combined("Kandinsky"),
+    "kandinsky-2.2": _combined("KandinskyV22"),
+    "kandinsky-3": {
+        Kind("text-to-image"): "Kandinsky3Pipeline",
+        Kind("image-to-image"): "Kandinsky3Img2ImgPipeline",
+    },
 }
 """Family -> kind -> the name of the public class."""
 
@@ -68,8 +83,10 @@ def class_for(
 ) -> type[DiffusionPipeline]:
     """The pipeline for ``task`` with ``control`` in the family of the pipeline class ``class_name``.
 
-    Whether it perturbs attention is as ``perturbed`` says, or by default as in that class.
+    Whether it perturbs attention is as ``perturbed`` says, or by default as in that class. For a decoder it is the one
+    that samples the prior, too.
     """
+    class_name = COMBINED.get(class_name, class_name)
     for classes in FAMILIES.values():
         if class_name in classes.values():
             own = next(kind for kind, name in classes.items() if name == class_name)

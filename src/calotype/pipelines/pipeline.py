@@ -28,6 +28,7 @@ from calotype.pipelines.components import (
     public_class,
     save_component,
 )
+from calotype.pipelines.connected import COMBINED, connected_components
 from calotype.pipelines.download import fetch
 from calotype.pipelines.efficiency import Efficiency
 
@@ -42,7 +43,6 @@ _REFUSED = {
     "custom_pipeline": "code from a repository is never run; write the pipeline as a class of your own",
     "trust_remote_code": "code from a repository is never run",
     "quantization_config": "quantised loading is not supported",
-    "load_connected_pipeline": "load the prior pipeline by itself",
     "use_onnx": "ONNX files are not supported",
     "use_flashpack": "only safetensors files are supported",
 }
@@ -59,8 +59,9 @@ class DiffusionPipeline(Efficiency, ConfigFile):
     """Components by name, and what is done with all of them: loading, saving, moving.
 
     A pipeline of the library is a declaration: ``family`` (how a model family works), ``task`` (what is made) and the
-    two signatures; where it samples several times, the ``stages`` that come before and the ``prefix`` of the last. A
-    user's own subclass may instead define ``__init__``, which calls ``register_modules``, and ``__call__``.
+    two signatures; where it samples several times, the ``stages`` that come before and the ``prefix`` of the last.
+    Components whose names begin with ``connected`` may be in another checkpoint, which the model card names. A user's
+    own subclass may instead define ``__init__``, which calls ``register_modules``, and ``__call__``.
     """
 
     config_name = INDEX
@@ -69,6 +70,7 @@ class DiffusionPipeline(Efficiency, ConfigFile):
     controls: ClassVar[tuple[Control, ...]] = ()
     stages: ClassVar[tuple[Stage, ...]] = ()
     prefix: ClassVar[str] = ""
+    connected: ClassVar[str] = ""
     _optional_components: ClassVar[tuple[str, ...]] = ()
 
     # -- components --------------------------------------------------------------------------------------------
@@ -151,7 +153,8 @@ class DiffusionPipeline(Efficiency, ConfigFile):
 
         Keyword arguments: components by name, in place of the files' (``None`` leaves an optional one out);
         ``torch_dtype`` (or ``dtype``; one type, or a mapping from component to type; float32 if not given);
-        ``variant``; ``use_safetensors`` (``False`` allows pickles); ``device_map``, one device; and the Hub's
+        ``variant``; ``use_safetensors`` (``False`` allows pickles); ``device_map``, one device;
+        ``load_connected_pipeline``, for a decoder together with the prior that its model card names; and the Hub's
         ``revision``, ``token``, ``cache_dir``, ``local_files_only``, ``force_download``.
 
         Raises ``ModelFilesError`` for files that are missing or damaged, ``UnknownClassError`` for a class that
@@ -162,6 +165,7 @@ class DiffusionPipeline(Efficiency, ConfigFile):
                 raise InputError(f"from_pretrained does not take {name}: {why}.")
         for name in _NO_EFFECT:
             kwargs.pop(name, None)
+        together = kwargs.pop("load_connected_pipeline", False)
         options = hub.HubOptions.take(kwargs)
         dtype = kwargs.pop("dtype", None)
         loading = Loading(
@@ -178,14 +182,28 @@ class DiffusionPipeline(Efficiency, ConfigFile):
             **vars(options),
         )
         index = read_json(Path(folder) / INDEX)
-        chosen = cls._class_for(index, folder)
+        chosen = cls._class_for(index, folder, together)
+        if chosen.connected:
+            kwargs |= connected_components(
+                chosen,
+                chosen.connected,
+                pretrained_model_name_or_path,
+                {*index, *kwargs},
+                options,
+                torch_dtype=loading.dtype,
+                variant=loading.variant,
+                use_safetensors=loading.use_safetensors,
+                device_map=loading.device,
+            )
         values = chosen._load(Path(folder), index, kwargs, loading)
         pipe = chosen(**values)
         pipe.register_to_config(_name_or_path=os.fspath(pretrained_model_name_or_path))
         return pipe
 
     @classmethod
-    def _class_for(cls, index: dict[str, Any], folder: str | os.PathLike[str]) -> type[DiffusionPipeline]:
+    def _class_for(
+        cls, index: dict[str, Any], folder: str | os.PathLike[str], together: bool = False
+    ) -> type[DiffusionPipeline]:
         if cls is not DiffusionPipeline:
             return cls
         name = index.get("_class_name")
@@ -195,7 +213,7 @@ class DiffusionPipeline(Efficiency, ConfigFile):
                 f"it with the from_pretrained of the pipeline class that you want."
             )
         try:
-            found = public_class(name)
+            found = public_class(COMBINED.get(name, name) if together else name)
         except UnknownClassError as error:
             raise UnknownClassError(
                 f"{Path(folder) / INDEX} asks for a pipeline that is not here: {error}"
@@ -382,7 +400,14 @@ class DiffusionPipeline(Efficiency, ConfigFile):
 def parts_of(declared: type[DiffusionPipeline], values: Mapping[str, Any]) -> Parts:
     """What a pipeline class declares a call to be the sum of, bound to components and options."""
     before = (
-        Parts(stage.family.bound(values, stage.prefix), stage.task, (), stage.prefix, stage.gives)
+        Parts(
+            stage.family.bound(values, stage.prefix),
+            stage.task,
+            prefix=stage.prefix,
+            gives=stage.gives,
+            alone=stage.alone,
+            ignores=stage.ignores,
+        )
         for stage in declared.stages
     )
     family = declared.family.bound(values, declared.prefix)

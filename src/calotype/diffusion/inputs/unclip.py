@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from calotype.core.errors import InputError
 from calotype.diffusion.inputs.base import Inputs, argument
+from calotype.diffusion.inputs.exchange import StepCallback
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,12 @@ class PriorWay(Inputs):
     prior_guidance_scale: float = argument(4.0, "How strongly the prior follows the prompt.")
     prior_latents: torch.Tensor | None = argument(
         None, "Standard normal noise (batch, channels) for the prior to start from."
+    )
+    prior_callback_on_step_end: StepCallback | None = argument(
+        None, "As callback_on_step_end, between the steps of the prior."
+    )
+    prior_callback_on_step_end_tensor_inputs: Sequence[str] | None = argument(
+        ("latents",), "The names of the prior's tensors that its callback wants to see."
     )
 
 
