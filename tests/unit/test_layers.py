@@ -15,7 +15,8 @@ MAY_IMPORT = {
     "core": set(),
     "schedulers": {"core"},
     "nn": {"core"},
-    "models": {"core", "nn"},
+    "adapters": {"core", "nn"},
+    "models": {"adapters", "core", "nn"},
     "diffusion": {"core", "nn", "image_processor"},
     "families": {"core", "nn", "models", "diffusion", "image_processor"},
 }

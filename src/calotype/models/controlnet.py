@@ -9,6 +9,7 @@ import torch
 
 from calotype.core.errors import InputError
 from calotype.core.outputs import BaseOutput
+from calotype.models.adapter_access import AdapterAccess
 from calotype.models.attention_access import AttentionAccess
 from calotype.models.control_encoder import (
     add_control_encoder,
@@ -42,7 +43,7 @@ class ControlNetOutput(BaseOutput):
     mid_block_res_sample: torch.Tensor | None
 
 
-class ControlNetModel(AttentionAccess, ModelMixin):
+class ControlNetModel(AdapterAccess, AttentionAccess, ModelMixin):
     """A copy of a U-Net's encoder that reads a control picture and gives residuals for the U-Net.
 
     The entries are those of :class:`UNet2DConditionModel`. The picture has ``conditioning_channels`` channels in the
@@ -52,6 +53,7 @@ class ControlNetModel(AttentionAccess, ModelMixin):
     """
 
     _supports_gradient_checkpointing = True
+    _adapted_as = "controlnet"
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from calotype.core.errors import InputError
+from calotype.models.adapter_access import AdapterAccess
 from calotype.models.attention_access import AttentionAccess
 from calotype.models.control_encoder import (
     add_control_encoder,
@@ -60,7 +61,7 @@ class _FusionBlock(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
-class ControlNetUnionModel(AttentionAccess, ModelMixin):
+class ControlNetUnionModel(AdapterAccess, AttentionAccess, ModelMixin):
     """A ControlNet that takes several pictures, each of one of ``num_control_type`` kinds.
 
     A small transformer of ``num_trans_layer`` layers weighs the pictures against each other and the sample. The other
@@ -68,6 +69,7 @@ class ControlNetUnionModel(AttentionAccess, ModelMixin):
     """
 
     _supports_gradient_checkpointing = True
+    _adapted_as = "controlnet"
 
     def __init__(
         self,

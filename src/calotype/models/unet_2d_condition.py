@@ -11,6 +11,7 @@ from torch import nn
 
 from calotype.core.errors import InputError
 from calotype.core.outputs import BaseOutput
+from calotype.models.adapter_access import AdapterAccess
 from calotype.models.attention_access import AttentionAccess
 from calotype.models.modeling import ModelMixin
 from calotype.models.unet_conditioning import (
@@ -34,7 +35,7 @@ class UNet2DConditionOutput(BaseOutput):
     sample: torch.Tensor | None = None
 
 
-class UNet2DConditionModel(AttentionAccess, ModelMixin):
+class UNet2DConditionModel(AdapterAccess, AttentionAccess, ModelMixin):
     """A U-Net over pictures or latents that attends to a context (https://arxiv.org/abs/2112.10752).
 
     Entries that may differ between stages are one value or one for each of ``down_block_types``.

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
+from calotype.adapters.strength import at_strength
 from calotype.core.errors import InputError
 from calotype.diffusion.call import Call
 from calotype.diffusion.controls.control import Residuals, Steer, together
 from calotype.diffusion.family import Family
 from calotype.diffusion.guidance import PERTURBED, Guidance
 from calotype.diffusion.images import check_finite, present, to_unit
-from calotype.diffusion.inputs import EARLIER_CALLBACK, Callbacks, Noise, Output, Span
+from calotype.diffusion.inputs import EARLIER_CALLBACK, Attention, Callbacks, Noise, Output, Span
 from calotype.diffusion.loop import State, denoise
 from calotype.diffusion.parts import Parts
 from calotype.diffusion.tasks.task import Start, Task
@@ -57,7 +58,8 @@ def sampled(pipe: Any, parts: Parts, call: Call, stopped: bool = False) -> State
     """The state that the call's denoising ends in; after one step if what comes before was ``stopped``."""
     arguments, task = call.arguments, parts.task
     callbacks = Callbacks.of(arguments)
-    conditions = call.family.encode(call)
+    with at_strength(Attention.of(arguments).lora_scale):
+        conditions = call.family.encode(call)
     path = task.path(call, set_timesteps(call.scheduler, call.steps, call.device, task.schedule(call)))
     start = task.start(call, path)
     path = until_end(call.scheduler, path, Span.of(arguments))

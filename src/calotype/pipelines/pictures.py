@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from calotype.diffusion.controls.network import picture_processor
 from calotype.image_processor import VaeImageProcessor
+from calotype.pipelines.adapters import Adapters
 from calotype.pipelines.pipeline import DiffusionPipeline
 
 
-class PicturePipeline(DiffusionPipeline):
+class PicturePipeline(Adapters, DiffusionPipeline):
     """Base of the pipelines that make pictures from latents; abstract."""
 
     @property

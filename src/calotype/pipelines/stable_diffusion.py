@@ -6,17 +6,19 @@ from typing import Any, ClassVar
 
 import torch
 
+from calotype.adapters.strength import at_strength
 from calotype.diffusion.inputs import Prompt
 from calotype.diffusion.tasks.from_image import FromImage
 from calotype.diffusion.tasks.from_noise import FromNoise
 from calotype.diffusion.tasks.inpaint import Inpaint
 from calotype.families.stable_diffusion import StableDiffusion, StableDiffusionFamily
+from calotype.pipelines.adapters import SavesLora
 from calotype.pipelines.outputs import StableDiffusionPipelineOutput
 from calotype.pipelines.pictures import PicturePipeline
 from calotype.pipelines.signature import call, constructor
 
 
-class StableDiffusionBase(PicturePipeline):
+class StableDiffusionBase(SavesLora, PicturePipeline):
     """What the pipelines of Stable Diffusion 1.x and 2.x share; abstract."""
 
     family: ClassVar[type[StableDiffusionFamily]] = StableDiffusion
@@ -40,15 +42,15 @@ class StableDiffusionBase(PicturePipeline):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Prompt and negative prompt as embeddings (pictures, tokens, channels), for use as ``prompt_embeds``.
 
-        ``lora_scale`` has a meaning only where LoRA weights are loaded.
+        ``lora_scale`` is how strongly LoRA weights of the text encoder act.
         """
         subject = Prompt(
             prompt, negative_prompt, num_images_per_prompt, prompt_embeds, negative_prompt_embeds, clip_skip
         )
         family: Any = self.bound_family()
-        return family.embed(
-            subject, do_classifier_free_guidance, torch.device(device or self._execution_device)
-        )
+        place = torch.device(device or self._execution_device)
+        with at_strength(lora_scale):
+            return family.embed(subject, do_classifier_free_guidance, place)
 
 
 class StableDiffusionPipeline(StableDiffusionBase):

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from calotype.adapters.strength import at_strength
 from calotype.diffusion.inputs import TwoPrompts
 from calotype.diffusion.tasks.edit import Edit
 from calotype.diffusion.tasks.from_image import FromImage
@@ -16,6 +17,7 @@ from calotype.families.stable_diffusion_xl import (
     StableDiffusionXLEditing,
     StableDiffusionXLFromImage,
 )
+from calotype.pipelines.adapters import SavesLoraOfTwo
 from calotype.pipelines.outputs import StableDiffusionXLPipelineOutput
 from calotype.pipelines.pictures import PicturePipeline
 from calotype.pipelines.signature import call, constructor
@@ -30,7 +32,7 @@ _SIZES += "negative_target_size "
 _LAST = "clip_skip callback_on_step_end callback_on_step_end_tensor_inputs"
 
 
-class StableDiffusionXLBase(PicturePipeline):
+class StableDiffusionXLBase(SavesLoraOfTwo, PicturePipeline):
     """What the pipelines of Stable Diffusion XL share; abstract."""
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->image_encoder->unet->vae"
@@ -61,7 +63,7 @@ class StableDiffusionXLBase(PicturePipeline):
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor | None]:
         """Prompt, negative prompt and the pooled form of each, as embeddings for use in a call.
 
-        ``lora_scale`` has a meaning only where LoRA weights are loaded.
+        ``lora_scale`` is how strongly LoRA weights of the text encoders act.
         """
         subject = TwoPrompts(
             prompt=prompt,
@@ -77,7 +79,8 @@ class StableDiffusionXLBase(PicturePipeline):
         )
         family: Any = self.bound_family()
         place = torch.device(device or self._execution_device)
-        return tuple(family.embed(subject, do_classifier_free_guidance, place))
+        with at_strength(lora_scale):
+            return tuple(family.embed(subject, do_classifier_free_guidance, place))
 
 
 class StableDiffusionXLPipeline(StableDiffusionXLBase):

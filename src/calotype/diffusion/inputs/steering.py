@@ -122,6 +122,11 @@ class Attention(Inputs):
         None, "Encoded pictures for each IP-Adapter, negatives first when guidance is on."
     )
 
+    @property
+    def lora_scale(self) -> Any:
+        """How strongly LoRA weights act in this call; None where it is not said."""
+        return (self.cross_attention_kwargs or {}).get("scale")
+
 
 @dataclass(frozen=True)
 class Controlled(Inputs):
