@@ -14,7 +14,7 @@ from calotype.core.config import Config
 from calotype.core.errors import InputError
 from calotype.nn.stage import DownStage, MidStage, UpStage
 from calotype.nn.stage_parts import StageSettings
-from calotype.nn.stage_table import down_stage, mid_stage, up_stage
+from calotype.nn.stage_table import DOWN, UP, down_stage, lookup, mid_stage, up_stage
 
 
 def per_stage(config: Config, name: str, default: Any = None) -> tuple[Any, ...]:
@@ -31,11 +31,21 @@ def per_stage(config: Config, name: str, default: Any = None) -> tuple[Any, ...]
     return tuple(value)
 
 
-def check_layout(config: Config) -> None:
-    """Refuse a configuration whose parts do not fit each other, before anything is made from it."""
+def check_layout(config: Config, along_time: str | None = None) -> None:
+    """Refuse a configuration whose parts do not fit each other, before anything is made from it.
+
+    ``along_time`` is what the model's blocks have for videos, as the rows of the table of blocks say it.
+    """
     count = len(config.down_block_types)
     if not count:
         raise InputError("down_block_types is empty: a U-Net needs at least one block.")
+    for entry, table in (("down_block_types", DOWN), ("up_block_types", UP)):
+        for name in config.get(entry, ()):
+            if lookup(name, table, entry).time != along_time:
+                what = "is for videos" if along_time is None else "is not for videos as this model makes them"
+                raise InputError(
+                    f"{entry} has the block {name!r}, which {what}; choose another one or another model."
+                )
     for name in ("up_block_types", "block_out_channels"):
         if name in config and len(config[name]) != count:
             raise InputError(

@@ -1,7 +1,8 @@
 """The stages of a U-Net: layers of one resolution, then a change of resolution.
 
-A stage is a zip of lanes, ``resnets`` and ``attentions``, followed by the lane that resamples. The lanes' names
-are the keys of checkpoints. Which modules stand in the lanes is decided in :mod:`calotype.nn.stage_table`.
+A stage is a zip of lanes, ``resnets`` and ``attentions`` and those that work along time, followed by the lane that
+resamples. The lanes' names are the keys of checkpoints. Which modules stand in the lanes is decided in
+:mod:`calotype.nn.stage_table`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Conditioning(NamedTuple):
 
     ``temb`` (batch, temb_channels) embeds the time and what was added to it; ``context`` (batch, tokens,
     channels) is attended to; the masks (batch, 1, n) are added to the scores of attention to the pixels
-    and to the context; ``kwargs`` reach the attention processors.
+    and to the context; ``kwargs`` reach the attention processors. Of the batch so many ``frames`` in a row are a video.
     """
 
     temb: torch.Tensor | None = None
@@ -32,6 +33,19 @@ class Conditioning(NamedTuple):
     self_mask: torch.Tensor | None = None
     context_mask: torch.Tensor | None = None
     kwargs: dict[str, Any] | None = None
+    frames: int = 1
+
+
+class AlongTime(NamedTuple):
+    """The lanes that work along time, empty in U-Nets for pictures.
+
+    ``temp_convs`` come after the residual blocks, ``temp_attentions`` and ``motion_modules`` after the attentions. The
+    modules take the features with frames in the batch, the number of frames, and what reaches attention processors.
+    """
+
+    temp_convs: Sequence[nn.Module] = ()
+    temp_attentions: Sequence[nn.Module] = ()
+    motion_modules: Sequence[nn.Module] = ()
 
 
 Attend = Callable[[nn.Module, torch.Tensor, Conditioning], torch.Tensor]
@@ -64,11 +78,24 @@ def attend_k(module: nn.Module, h: torch.Tensor, given: Conditioning) -> torch.T
 class _Stage(nn.Module):
     """The lanes, and how one layer runs; the subclasses say in which order."""
 
-    def __init__(self, resnets: Sequence[nn.Module], attentions: Sequence[nn.Module], attend: Attend) -> None:
+    temp_convs: nn.ModuleList
+
+    def __init__(
+        self,
+        resnets: Sequence[nn.Module],
+        attentions: Sequence[nn.Module],
+        attend: Attend,
+        along_time: AlongTime = AlongTime(),  # noqa: B008 (immutable)
+    ) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(resnets)
         if attentions:
             self.attentions = nn.ModuleList(attentions)
+        for lane, modules in along_time._asdict().items():
+            if modules:
+                self.add_module(lane, nn.ModuleList(modules))
+        self._mixing = tuple(lane for lane in AlongTime._fields[1:] if getattr(along_time, lane))
+        self.has_temp_convs = bool(along_time.temp_convs)
         self.has_attention = bool(attentions)
         self.has_cross_attention = bool(attentions) and attend is not attend_pixels
         self._attend = attend
@@ -77,12 +104,20 @@ class _Stage(nn.Module):
 
     def layer(self, index: int, h: torch.Tensor, given: Conditioning) -> torch.Tensor:
         """One residual block and the attention after it."""
+        return self.run(lambda h: self.mixed(index, self.refined(index, h, given), given), h)
 
-        def run(h: torch.Tensor) -> torch.Tensor:
-            h = self.resnets[index](h, given.temb)
-            return self._attend(self.attentions[index], h, given) if self.has_attention else h
+    def refined(self, index: int, h: torch.Tensor, given: Conditioning) -> torch.Tensor:
+        """The residual block and the convolutions along time."""
+        h = self.resnets[index](h, given.temb)
+        return self.temp_convs[index](h, given.frames) if self.has_temp_convs else h
 
-        return self.run(run, h)
+    def mixed(self, index: int, h: torch.Tensor, given: Conditioning) -> torch.Tensor:
+        """Attention within the pictures, then along time."""
+        if self.has_attention:
+            h = self._attend(self.attentions[index], h, given)
+        for lane in self._mixing:
+            h = getattr(self, lane)[index](h, given.frames, given.kwargs)
+        return h
 
     def run(self, function: Callable[[torch.Tensor], torch.Tensor], h: torch.Tensor) -> torch.Tensor:
         """``function(h)``, forgetting what is inside until the gradient needs it if checkpointing is on."""
@@ -101,8 +136,9 @@ class DownStage(_Stage):
         attend: Attend = attend_pixels,
         downsampler: nn.Module | None = None,
         keep_downsampled: bool = True,
+        along_time: AlongTime = AlongTime(),  # noqa: B008 (immutable)
     ) -> None:
-        super().__init__(resnets, attentions, attend)
+        super().__init__(resnets, attentions, attend, along_time)
         self.downsamplers = None if downsampler is None else nn.ModuleList([downsampler])
         self.keep_downsampled = keep_downsampled
 
@@ -144,8 +180,9 @@ class UpStage(_Stage):
         upsampler: nn.Module | None = None,
         joins: Literal["each", "once", "never"] = "each",
         takes_freeu: bool = False,
+        along_time: AlongTime = AlongTime(),  # noqa: B008 (immutable)
     ) -> None:
-        super().__init__(resnets, attentions, attend)
+        super().__init__(resnets, attentions, attend, along_time)
         self.upsamplers = None if upsampler is None else nn.ModuleList([upsampler])
         self.joins = joins
         self.takes_freeu = takes_freeu
@@ -192,18 +229,13 @@ class MidStage(_Stage):
         given: Conditioning = Conditioning(),  # noqa: B008 (immutable)
     ) -> torch.Tensor:
         """(batch, channels, height, width) -> the same shape."""
-        h = self.resnets[0](h, given.temb)
+        h = self.refined(0, h, given)
         for index in range(1, len(self.resnets)):
             h = self._pair(index, h, given)
         return h
 
     def _pair(self, index: int, h: torch.Tensor, given: Conditioning) -> torch.Tensor:
-        def run(h: torch.Tensor) -> torch.Tensor:
-            if self.has_attention:
-                h = self._attend(self.attentions[index - 1], h, given)
-            return self.resnets[index](h, given.temb)
-
-        return self.run(run, h)
+        return self.run(lambda h: self.refined(index, self.mixed(index - 1, h, given), given), h)
 
 
 def resample(

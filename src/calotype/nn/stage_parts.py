@@ -14,14 +14,23 @@ from calotype.nn.attention import Attention
 from calotype.nn.k_attention import KAttentionBlock
 from calotype.nn.resampling import Downsample2D, FirDownsample, Upsample2D
 from calotype.nn.resnet import ResnetBlock2D
+from calotype.nn.spatio_temporal import SpatioTemporalResnet, SpatioTemporalTransformer
+from calotype.nn.stage import AlongTime
+from calotype.nn.temporal import TemporalConvolution, TemporalTransformer
 from calotype.nn.transformer import DualTransformer, SpatialTransformer
 
 
 class Row(NamedTuple):
-    """``attention``: None, pixels, transformer, added_kv or k; ``resampler``: conv, resnet, k or skip."""
+    """``attention``: None, pixels, transformer, spatio_temporal, added_kv or k; ``resampler``: conv, resnet, k or skip.
+
+    ``time`` says what works along time: nothing, or convolutions and the attention after them (layers), or residual
+    blocks that work on frames and along time (mixed). ``eps`` is the norms' own, in place of the settings'.
+    """
 
     attention: str | None
     resampler: str
+    time: str | None = None
+    eps: float | None = None
 
 
 _K_GROUP_SIZE = 32  # channels in a norm's group, in k-diffusion's blocks
@@ -74,8 +83,12 @@ def make_resnet(
     final_channels: int | None = None,
     groups: int | None = None,
     groups_out: int | None = None,
-) -> ResnetBlock2D:
+) -> nn.Module:
     """A residual block; ``final_channels`` narrows its output, the norms' groups follow from the row if not given."""
+    if row.time == "mixed":
+        return SpatioTemporalResnet(
+            in_channels, out_channels, settings.temb_channels, settings.groups, row.eps or settings.eps
+        )
     common = {
         "in_channels": in_channels,
         "out_channels": out_channels,
@@ -123,8 +136,8 @@ def make_attention(
     head_dim = settings.head_dim or width
     if row.attention is None:
         return None
-    if row.attention == "transformer":
-        return _transformer(settings, width, depth)
+    if row.attention in ("transformer", "spatio_temporal"):
+        return _transformer(row, settings, width, depth)
     if row.attention == "added_kv":
         return Attention(
             query_dim=width,
@@ -168,7 +181,7 @@ def make_attention(
     )
 
 
-def _transformer(settings: StageSettings, width: int, depth: int) -> nn.Module:
+def _transformer(row: Row, settings: StageSettings, width: int, depth: int) -> nn.Module:
     if not settings.heads or settings.heads < 1 or width % settings.heads:
         raise InputError(
             f"A block of {width} channels cannot be split into {settings.heads} attention heads."
@@ -180,6 +193,8 @@ def _transformer(settings: StageSettings, width: int, depth: int) -> nn.Module:
         "norm_num_groups": settings.groups,
         "cross_attention_dim": settings.cross_attention_dim,
     }
+    if row.attention == "spatio_temporal":
+        return SpatioTemporalTransformer(**common, num_layers=depth)  # type: ignore[arg-type]
     if settings.dual_cross_attention:
         return DualTransformer(**common, num_layers=1)
     return SpatialTransformer(
@@ -189,6 +204,23 @@ def _transformer(settings: StageSettings, width: int, depth: int) -> nn.Module:
         only_cross_attention=settings.only_cross_attention,
         upcast_attention=settings.upcast_attention,
         attention_type=settings.attention_type,
+    )
+
+
+def make_along_time(
+    row: Row, settings: StageSettings, width: int, resnets: int, attentions: int
+) -> AlongTime:
+    """The lanes along time beside so many residual blocks and attentions."""
+    if row.time != "layers":
+        return AlongTime()
+    return AlongTime(
+        temp_convs=[TemporalConvolution(width, groups=settings.groups) for _ in range(resnets)],
+        temp_attentions=[
+            TemporalTransformer(
+                settings.heads, width // settings.heads, width, norm_num_groups=settings.groups
+            )
+            for _ in range(attentions)
+        ],
     )
 
 

@@ -16,11 +16,13 @@ from calotype.core.errors import InputError
 from calotype.nn import stage
 from calotype.nn.resampling import FirUpsample
 from calotype.nn.skip_stage import SkipDownStage, SkipUpStage
+from calotype.nn.spatio_temporal import attend_spatio_temporal
 from calotype.nn.stage import DownStage, MidStage, UpStage
 from calotype.nn.stage_parts import (
     Row,
     StageSettings,
     k_groups,
+    make_along_time,
     make_attention,
     make_downsampler,
     make_resnet,
@@ -37,11 +39,17 @@ DOWN = {
     "KCrossAttnDownBlock2D": Row("k", "k"),
     "SkipDownBlock2D": Row(None, "skip"),
     "AttnSkipDownBlock2D": Row("pixels", "skip"),
+    "DownBlock3D": Row(None, "conv", "layers"),
+    "CrossAttnDownBlock3D": Row("transformer", "conv", "layers"),
+    "DownBlockSpatioTemporal": Row(None, "conv", "mixed", eps=1e-5),
+    "CrossAttnDownBlockSpatioTemporal": Row("spatio_temporal", "conv", "mixed", eps=1e-6),
 }
 MID = {
-    "UNetMidBlock2D": "pixels",
-    "UNetMidBlock2DCrossAttn": "transformer",
-    "UNetMidBlock2DSimpleCrossAttn": "added_kv",
+    "UNetMidBlock2D": Row("pixels", "resnet"),
+    "UNetMidBlock2DCrossAttn": Row("transformer", "resnet"),
+    "UNetMidBlock2DSimpleCrossAttn": Row("added_kv", "resnet"),
+    "UNetMidBlock3DCrossAttn": Row("transformer", "resnet", "layers"),
+    "UNetMidBlockSpatioTemporal": Row("spatio_temporal", "resnet", "mixed", eps=1e-5),
 }
 UP = {
     "UpBlock2D": Row(None, "conv"),
@@ -53,12 +61,17 @@ UP = {
     "KCrossAttnUpBlock2D": Row("k", "k"),
     "SkipUpBlock2D": Row(None, "skip"),
     "AttnSkipUpBlock2D": Row("pixels", "skip"),
+    "UpBlock3D": Row(None, "conv", "layers"),
+    "CrossAttnUpBlock3D": Row("transformer", "conv", "layers"),
+    "UpBlockSpatioTemporal": Row(None, "conv", "mixed", eps=1e-6),
+    "CrossAttnUpBlockSpatioTemporal": Row("spatio_temporal", "conv", "mixed", eps=1e-6),
 }
 
 _ATTEND: dict[str | None, stage.Attend] = {
     None: stage.attend_pixels,
     "pixels": stage.attend_pixels,
     "transformer": stage.attend_transformer,
+    "spatio_temporal": attend_spatio_temporal,
     "added_kv": stage.attend_added_kv,
     "k": stage.attend_k,
 }
@@ -95,6 +108,7 @@ def down_stage(
         _ATTEND[row.attention],
         make_downsampler(row, settings, width) if resamples else None,
         keep_downsampled=row.resampler != "k",
+        along_time=make_along_time(row, settings, width, num_layers, len(lane)),
     )
 
 
@@ -114,12 +128,14 @@ def up_stage(
     skips = [width] * (num_layers - 1) + [above]
     if row.resampler == "skip":
         return _skip_up_stage(row, settings, width, incoming, skips, resamples)
+    lane = _lane(make_attention(row, settings, width, depth) for depth in _depths(settings, num_layers))
     return UpStage(
         [make_resnet(row, settings, n + skip, width) for n, skip in zip(incoming, skips, strict=True)],
-        _lane(make_attention(row, settings, width, depth) for depth in _depths(settings, num_layers)),
+        lane,
         _ATTEND[row.attention],
         make_upsampler(row, settings, width) if resamples else None,
         takes_freeu=row.attention in (None, "transformer") and row.resampler == "conv",
+        along_time=make_along_time(row, settings, width, num_layers, len(lane)),
     )
 
 
@@ -128,16 +144,17 @@ def mid_stage(
 ) -> MidStage:
     """The block ``name`` at the lowest resolution: one residual block and ``num_layers`` pairs."""
     if name not in MID:
-        near = difflib.get_close_matches(str(name), MID, n=1, cutoff=0.0)
+        near = difflib.get_close_matches(str(name), MID, n=2, cutoff=0.0)
         raise InputError(f"mid_block_type has no block {name!r}; did you mean {' or '.join(near)}?")
-    kind = MID[name]
-    row = Row(kind if add_attention else None, "resnet")
-    if kind != "added_kv":
+    row = MID[name] if add_attention else MID[name]._replace(attention=None)
+    if MID[name].attention != "added_kv":
         settings = replace(settings, skip_time_act=False)
+    lane = _lane(make_attention(row, settings, channels, depth) for depth in _depths(settings, num_layers))
     return MidStage(
         [make_resnet(row, settings, channels, channels) for _ in range(num_layers + 1)],
-        _lane(make_attention(row, settings, channels, depth) for depth in _depths(settings, num_layers)),
+        lane,
         _ATTEND[row.attention],
+        make_along_time(row, settings, channels, num_layers + 1, len(lane)),
     )
 
 
