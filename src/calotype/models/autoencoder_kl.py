@@ -12,7 +12,7 @@ from calotype.core.random import Generators
 from calotype.models.attention_access import AttentionAccess
 from calotype.models.gaussian import AutoencoderKLOutput, DiagonalGaussianDistribution
 from calotype.models.modeling import ModelMixin
-from calotype.models.tiling import AutoencoderMixin, faded_tiles
+from calotype.models.tiling import AutoencoderMixin, overlapping_tiles
 from calotype.models.vae import Decoder, DecoderOutput, Encoder
 
 
@@ -140,14 +140,7 @@ class AutoencoderKL(ModelMixin, AutoencoderMixin, AttentionAccess):
     def _tiles(
         self, function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, tile: int, out_tile: int
     ) -> torch.Tensor:
-        step = int(tile * (1 - self.tile_overlap_factor))
-        extent = int(out_tile * self.tile_overlap_factor)
-        if step < 1:
-            raise InputError(
-                f"Tiles of {tile} pixels that overlap by a factor of {self.tile_overlap_factor} do not advance: "
-                f"set a larger tile_sample_min_size and tile_latent_min_size."
-            )
-        return faded_tiles(function, x, tile=tile, step=step, extent=extent, keep=out_tile - extent)
+        return overlapping_tiles(function, x, tile, out_tile, self.tile_overlap_factor)
 
     def _check(self, x: torch.Tensor, channels: int, method: str) -> None:
         if x.ndim != 4 or x.shape[1] != channels:

@@ -12,6 +12,8 @@ from fractions import Fraction
 
 import torch
 
+from calotype.core.errors import InputError
+
 TileFunction = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -79,6 +81,20 @@ def faded_tiles(
         rows.append(torch.cat([out[:, :, :keep, :keep] for out in row], dim=3))
         above = row
     return torch.cat(rows, dim=2)
+
+
+def overlapping_tiles(
+    function: TileFunction, x: torch.Tensor, tile: int, out_tile: int, overlap: float
+) -> torch.Tensor:
+    """``function`` over tiles of ``tile`` pixels, which become ``out_tile``; neighbours share a fraction ``overlap``."""
+    step = int(tile * (1 - overlap))
+    extent = int(out_tile * overlap)
+    if step < 1:
+        raise InputError(
+            f"Tiles of {tile} pixels that overlap by a factor of {overlap} do not advance: set a larger "
+            f"tile_sample_min_size and tile_latent_min_size."
+        )
+    return faded_tiles(function, x, tile=tile, step=step, extent=extent, keep=out_tile - extent)
 
 
 def painted_tiles(

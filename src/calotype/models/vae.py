@@ -17,7 +17,7 @@ from calotype.nn.norms import SpatialNorm
 from calotype.nn.resampling import Downsample2D, Upsample2D
 from calotype.nn.resnet import ResnetBlock2D
 
-_EPS = 1e-6
+EPS = 1e-6
 
 _DOWN = {"DownEncoderBlock2D": False, "AttnDownEncoderBlock2D": True}
 _UP = {"UpDecoderBlock2D": False, "AttnUpDecoderBlock2D": True}
@@ -60,7 +60,7 @@ class Stage(nn.Module):
 
 
 @dataclass(frozen=True)
-class _Blocks:
+class Blocks:
     """Makes the parts of a stage: what all stages of one network have in common."""
 
     groups: int
@@ -73,7 +73,7 @@ class _Blocks:
             out_channels=out_channels,
             temb_channels=self.zq_channels,
             groups=self.groups,
-            eps=_EPS,
+            eps=EPS,
             non_linearity=self.act_fn,
             time_embedding_norm="default" if self.zq_channels is None else "spatial",
         )
@@ -83,7 +83,7 @@ class _Blocks:
             channels,
             heads=1,
             dim_head=channels,
-            eps=_EPS,
+            eps=EPS,
             norm_num_groups=self.groups if self.zq_channels is None else None,
             spatial_norm_dim=self.zq_channels,
             residual_connection=True,
@@ -94,7 +94,7 @@ class _Blocks:
     def norm(self, channels: int) -> nn.Module:
         if self.zq_channels is not None:
             return SpatialNorm(channels, self.zq_channels)
-        return nn.GroupNorm(self.groups, channels, eps=_EPS)
+        return nn.GroupNorm(self.groups, channels, eps=EPS)
 
     def middle(self, channels: int, add_attention: bool) -> Stage:
         attentions = [self.attention(channels)] if add_attention else []
@@ -107,7 +107,7 @@ class _Blocks:
         return [self.attention(channels) for _ in range(count)]
 
 
-class _Checkpointed(nn.Module):
+class Checkpointed(nn.Module):
     """A chain of stages whose activations may be recomputed in training."""
 
     def __init__(self) -> None:
@@ -115,13 +115,13 @@ class _Checkpointed(nn.Module):
         self.gradient_checkpointing = False
         self._gradient_checkpointing_func: Callable[..., torch.Tensor] | None = None
 
-    def _run(self, stage: nn.Module, *args: torch.Tensor | None) -> torch.Tensor:
+    def _run(self, stage: nn.Module, *args: torch.Tensor | int | None) -> torch.Tensor:
         if self.gradient_checkpointing and self._gradient_checkpointing_func and torch.is_grad_enabled():
             return self._gradient_checkpointing_func(stage, *args)
         return stage(*args)
 
 
-class Encoder(_Checkpointed):
+class Encoder(Checkpointed):
     """Pictures (batch, in_channels, height, width) to features, halved once for each block but the last.
 
     The result has ``2 * out_channels`` channels with ``double_z`` (means and log-variances), else ``out_channels``.
@@ -141,7 +141,7 @@ class Encoder(_Checkpointed):
     ) -> None:
         super().__init__()
         _check("down_block_types", down_block_types, _DOWN, block_out_channels, norm_num_groups)
-        blocks = _Blocks(norm_num_groups, act_fn)
+        blocks = Blocks(norm_num_groups, act_fn)
         self.conv_in = nn.Conv2d(in_channels, block_out_channels[0], kernel_size=3, padding=1)
         self.down_blocks = nn.ModuleList()
         before = block_out_channels[0]
@@ -166,7 +166,7 @@ class Encoder(_Checkpointed):
         return self.conv_out(self.conv_act(self.conv_norm_out(x)))
 
 
-class Decoder(_Checkpointed):
+class Decoder(Checkpointed):
     """Latents (batch, in_channels, height, width) to pictures, doubled once for each block but the last.
 
     With ``norm_type="spatial"`` every norm also reads ``latent_embeds``, the quantised latents.
@@ -188,7 +188,7 @@ class Decoder(_Checkpointed):
         _check("up_block_types", up_block_types, _UP, block_out_channels, norm_num_groups)
         if norm_type not in ("group", "spatial"):
             raise InputError(f"norm_type={norm_type!r} is not one of 'group', 'spatial'.")
-        blocks = _Blocks(norm_num_groups, act_fn, in_channels if norm_type == "spatial" else None)
+        blocks = Blocks(norm_num_groups, act_fn, in_channels if norm_type == "spatial" else None)
         before = block_out_channels[-1]
         self.conv_in = nn.Conv2d(in_channels, before, kernel_size=3, padding=1)
         self.mid_block = blocks.middle(before, mid_block_add_attention)

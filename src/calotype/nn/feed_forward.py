@@ -19,7 +19,10 @@ _FIRST_LAYER: dict[str, Callable[[int, int, bool], nn.Module]] = {
 
 
 class FeedForward(nn.Module):
-    """(…, dim) -> (…, dim_out) through ``mult * dim`` channels."""
+    """(…, dim) -> (…, dim_out) through ``mult * dim`` channels.
+
+    With a ``chunk_size`` so many items of the dimension ``chunk_dim`` are computed at a time, in less memory.
+    """
 
     def __init__(
         self,
@@ -33,6 +36,8 @@ class FeedForward(nn.Module):
         bias: bool = True,
     ) -> None:
         super().__init__()
+        self.chunk_size: int | None = None
+        self.chunk_dim = 0
         if activation_fn not in _FIRST_LAYER:
             raise InputError(
                 f"There is no feed-forward activation {activation_fn!r}; the known ones are "
@@ -50,6 +55,12 @@ class FeedForward(nn.Module):
             self.net.append(nn.Dropout(dropout))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.chunk_size is None:
+            return self._through(x)
+        parts = x.split(self.chunk_size, dim=self.chunk_dim)
+        return torch.cat([self._through(part) for part in parts], dim=self.chunk_dim)
+
+    def _through(self, x: torch.Tensor) -> torch.Tensor:
         for layer in self.net:
             x = layer(x)
         return x
