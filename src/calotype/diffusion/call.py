@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from calotype.diffusion.guidance import Guidance
-from calotype.diffusion.inputs import Noise, Steps
+from calotype.diffusion.inputs import Frames, Noise, Steps
 
 if TYPE_CHECKING:
     from calotype.diffusion.family import Family
@@ -57,4 +57,6 @@ class Call:
     @property
     def latent_shape(self) -> tuple[int, ...]:
         """The shape of all latents of the call."""
-        return self.family.latent_shape(self.pictures, self.height, self.width)
+        shape = self.family.latent_shape(self.pictures, self.height, self.width)
+        frames = Frames.of(self.arguments).num_frames
+        return shape if frames is None else self.family.video_shape(shape, frames)

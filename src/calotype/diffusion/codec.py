@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from calotype.core.frames import together
+
 
 def _per_channel(vae: Any, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Mean and standard deviation of each latent channel, where the autoencoder states them."""
@@ -35,7 +37,12 @@ def encode(vae: Any, pixels: torch.Tensor, generator: torch.Generator | None) ->
 
 
 def decode(vae: Any, latents: torch.Tensor, generator: Any = None) -> torch.Tensor:
-    """Pictures in [-1, 1] from latents."""
+    """Pictures in [-1, 1] from latents.
+
+    Latents of videos (videos, channels, frames, height, width) give their frames (videos, frames, channels, …).
+    """
+    if latents.ndim == 5:
+        return decode(vae, together(latents), generator).unflatten(0, (-1, latents.shape[2]))
     statistics = _per_channel(vae, latents)
     if statistics is not None:
         mean, std = statistics

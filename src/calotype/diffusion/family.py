@@ -16,6 +16,7 @@ import torch
 from calotype.diffusion.conditions import Conditions
 from calotype.diffusion.guidance import COND, UNCOND, Guidance
 from calotype.image_processor import VaeImageProcessor
+from calotype.video_processor import VideoProcessor
 
 if TYPE_CHECKING:
     from calotype.diffusion.call import Call
@@ -130,6 +131,22 @@ class Family(Components, ABC):
     @property
     def image_processor(self) -> VaeImageProcessor:
         """Prepares pictures: RGB in [-1, 1], in a size that the latents divide."""
+    def video_shape(self, shape: tuple[int, ...], frames: int) -> tuple[int, ...]:
+        """The shape of the latents of videos whose frames have latents of this ``shape``."""
+        return *shape[:2], frames, *shape[2:]
+
+    @property
+    def solver(self) -> Any:
+        """What steps the latents in the loop: the scheduler, or the scheduler at work on each part of them."""
+        return self.scheduler
+
+    @property
+    def video_processor(self) -> VideoProcessor:
+        """Prepares videos: RGB in [-1, 1], in a size that the latents divide."""
+        return VideoProcessor(
+            vae_scale_factor=self.scale_factor, vae_latent_channels=self.latent_channels, do_convert_rgb=True
+        )
+
         return VaeImageProcessor(
             vae_scale_factor=self.scale_factor, vae_latent_channels=self.latent_channels, do_convert_rgb=True
         )

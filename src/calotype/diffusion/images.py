@@ -67,8 +67,24 @@ def pt_to_pil(images: torch.Tensor) -> list[Image.Image]:
     return numpy_to_pil(to_numpy(to_unit(images)))
 
 
+def stacked(clips: list[Any], output_type: str) -> Any:
+    """Videos of one length, each as ``output_type`` says, as one tensor or array; those of PIL images stay a list."""
+    if output_type == "pt":
+        return torch.stack(clips)
+    if output_type == "pil":
+        return clips
+    import numpy as np
+
+    return np.stack(clips)
+
+
 def present(images: torch.Tensor, output_type: str) -> Any:
-    """Pictures in [0, 1], shape (batch, channels, height, width), as ``"pt"``, ``"np"`` or ``"pil"``."""
+    """Pictures in [0, 1], shape (batch, channels, height, width), as ``"pt"``, ``"np"`` or ``"pil"``.
+
+    Videos (videos, frames, channels, height, width) become as much of each.
+    """
+    if images.ndim == 5:
+        return stacked([present(clip, output_type) for clip in images], output_type)
     if output_type == "pt":
         return images
     arrays = to_numpy(images)

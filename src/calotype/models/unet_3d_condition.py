@@ -10,6 +10,7 @@ from torch import nn
 
 from calotype.core.config import Config
 from calotype.core.errors import InputError
+from calotype.core.frames import apart, together
 from calotype.core.outputs import BaseOutput
 from calotype.models.attention_access import AttentionAccess
 from calotype.models.freeu_access import FreeUAccess
@@ -19,7 +20,7 @@ from calotype.models.unet_layout import check_layout, down_stages, mid_stage_of,
 from calotype.models.unet_paths import add_residuals, down_path, up_path
 from calotype.nn.activations import activation
 from calotype.nn.stage import Conditioning
-from calotype.nn.temporal import TemporalTransformer, apart, together
+from calotype.nn.temporal import TemporalTransformer
 
 HEADS_AT_FIRST = 8
 """The heads of the attention along time that comes before all stages."""

@@ -7,17 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from calotype.core.frames import apart, together
 from calotype.nn.transformer import BasicTransformerBlock
-
-
-def apart(h: torch.Tensor, frames: int) -> torch.Tensor:
-    """Frames in the batch, (videos·frames, channels, height, width), as (videos, channels, frames, height, width)."""
-    return h.unflatten(0, (-1, frames)).transpose(1, 2)
-
-
-def together(h: torch.Tensor) -> torch.Tensor:
-    """Videos (videos, channels, frames, height, width) as frames in the batch."""
-    return h.transpose(1, 2).flatten(0, 1)
 
 
 class TemporalConvolution(nn.Module):

@@ -15,7 +15,7 @@ from calotype.diffusion.controls.control import Residuals, Steer, together
 from calotype.diffusion.family import Family
 from calotype.diffusion.guidance import PERTURBED, Guidance
 from calotype.diffusion.images import check_finite, present, to_unit
-from calotype.diffusion.inputs import EARLIER_CALLBACK, Attention, Callbacks, Noise, Output, Span
+from calotype.diffusion.inputs import EARLIER_CALLBACK, Attention, Callbacks, Frames, Noise, Output, Span
 from calotype.diffusion.loop import State, denoise
 from calotype.diffusion.parts import Parts
 from calotype.diffusion.tasks.task import Start, Task
@@ -75,7 +75,7 @@ def sampled(pipe: Any, parts: Parts, call: Call, stopped: bool = False) -> State
         state = denoise(
             State(start.latents, conditions.replaced(start.conditions), call.guidance, tensors),
             path.timesteps,
-            scheduler=call.scheduler,
+            scheduler=call.family.solver,
             predict=predictor(call, start, together(steerings)),
             step_arguments=step_arguments(call.scheduler, call.steps, call.noise),
             observe=watch.over(
@@ -98,7 +98,7 @@ def checked(parts: Parts, arguments: Mapping[str, Any], device: torch.device) ->
     task.check(family, arguments)
     for control in parts.controls:
         control.check(family, arguments)
-    height, width = task.size(family, arguments, subject.pictures)
+    height, width = task.size(family, arguments, subject.pictures * Frames.of(arguments).pictures)
     arguments = Noise.settled(arguments, subject.pictures)
     guidance = parts.guidance(arguments)
     perturbed = perturbed_layers(family, guidance)

@@ -23,6 +23,7 @@ from calotype.diffusion.inputs.steering import (
 )
 from calotype.diffusion.inputs.unclip import DecoderWay, PriorWay, ReadText, Seen, SuperResolutionWay
 from calotype.diffusion.inputs.way import Distilled, Noise, Span, Steps
+from calotype.diffusion.inputs.video import Frames, Moving
 
 GROUPS: tuple[type[Inputs], ...] = (
     PriorWay,
@@ -37,6 +38,8 @@ GROUPS: tuple[type[Inputs], ...] = (
     Hinted,
     TextMasks,
     Original,
+    Frames,
+    Moving,
     Distilled,
     EarlierCallback,
     Adapted,
@@ -78,6 +81,7 @@ __all__ = [
     "Embedded",
     "Guide",
     "Guided",
+    "Frames",
     "Hinted",
     "ImageGuide",
     "Inputs",
@@ -86,6 +90,7 @@ __all__ = [
     "Noise",
     "Original",
     "Output",
+    "Moving",
     "Perturbed",
     "Picture",
     "PriorWay",
