@@ -13,19 +13,20 @@ from calotype.core.errors import InputError
 from calotype.core.outputs import BaseOutput
 from calotype.models.adapter_access import AdapterAccess
 from calotype.models.attention_access import AttentionAccess
+from calotype.models.freeu_access import FreeUAccess
 from calotype.models.modeling import ModelMixin
 from calotype.models.unet_conditioning import (
     add_conditioning,
     additive_mask,
     embed_conditions,
     hidden_type,
+    image_prompts,
     project_context,
 )
 from calotype.models.unet_layout import check_layout, down_stages, mid_stage_of, up_stages
 from calotype.models.unet_paths import add_residuals, down_path, up_path
 from calotype.nn.activations import activation
-from calotype.nn.freeu import FreeU
-from calotype.nn.stage import Conditioning, UpStage
+from calotype.nn.stage import Conditioning
 
 
 @dataclass
@@ -35,7 +36,7 @@ class UNet2DConditionOutput(BaseOutput):
     sample: torch.Tensor | None = None
 
 
-class UNet2DConditionModel(AdapterAccess, AttentionAccess, ModelMixin):
+class UNet2DConditionModel(AdapterAccess, AttentionAccess, FreeUAccess, ModelMixin):
     """A U-Net over pictures or latents that attends to a context (https://arxiv.org/abs/2112.10752).
 
     Entries that may differ between stages are one value or one for each of ``down_block_types``.
@@ -167,7 +168,7 @@ class UNet2DConditionModel(AdapterAccess, AttentionAccess, ModelMixin):
             context=project_context(self, encoder_hidden_states, added),
             self_mask=additive_mask(attention_mask, sample.dtype),
             context_mask=additive_mask(encoder_attention_mask, sample.dtype),
-            kwargs=self._attention_arguments(cross_attention_kwargs),
+            kwargs=self._attention_arguments(cross_attention_kwargs, added),
         )
         inside: tuple[torch.Tensor, ...] = tuple(down_intrablock_additional_residuals or ())
         across = down_block_additional_residuals
@@ -191,11 +192,12 @@ class UNet2DConditionModel(AdapterAccess, AttentionAccess, ModelMixin):
         h = self.conv_out(h)
         return UNet2DConditionOutput(sample=h) if return_dict else (h,)
 
-    def _attention_arguments(self, given: Mapping[str, Any] | None) -> dict[str, Any] | None:
-        """The arguments of the attention processors; the grounding tokens are made here, once for all blocks."""
-        if not given:
-            return None
-        arguments = {key: value for key, value in given.items() if key != "scale"}
+    def _attention_arguments(
+        self, given: Mapping[str, Any] | None, added: Mapping[str, Any]
+    ) -> dict[str, Any] | None:
+        """The arguments of the attention layers; grounding and picture tokens are made here, once for all blocks."""
+        arguments = {key: value for key, value in (given or {}).items() if key != "scale"}
+        arguments = image_prompts(self, arguments, added)
         if arguments.get("gligen") is not None:
             if self.config.attention_type == "default":
                 raise InputError(
@@ -204,16 +206,3 @@ class UNet2DConditionModel(AdapterAccess, AttentionAccess, ModelMixin):
                 )
             arguments["gligen"] = {"objs": self.position_net(**arguments["gligen"])}
         return arguments or None
-
-    def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
-        """Scale skips (``s``) and backbone (``b``) of the first and second up stage (https://arxiv.org/abs/2309.11497)."""
-        factors = FreeU(s1=s1, s2=s2, b1=b1, b2=b2)
-        for index, stage in enumerate(self.up_blocks):
-            if isinstance(stage, UpStage) and stage.takes_freeu:
-                stage.freeu = factors.of_stage(index)
-
-    def disable_freeu(self) -> None:
-        """Undo :meth:`enable_freeu`."""
-        for stage in self.up_blocks:
-            if isinstance(stage, UpStage):
-                stage.freeu = None
