@@ -15,6 +15,7 @@ _HOME = {
         "make_image_grid",
     ),
     "calotype.utils.logging": ("get_logger",),
+    "calotype.utils.videos": ("export_to_gif", "export_to_video", "load_video"),
     "calotype.utils.versions": ("check_min_version",),
 }
 """Module -> the names that it defines."""

@@ -32,7 +32,7 @@ def open_picture(name: str, untrusted: bool) -> PIL.Image.Image:
     if untrusted:
         data: Data = BytesIO(fetch(name))
     elif remote:
-        data = BytesIO(_download(name))
+        data = BytesIO(download(name))
     elif os.path.isfile(name):
         data = name
     else:
@@ -82,7 +82,8 @@ def eight_bits(picture: PIL.Image.Image) -> PIL.Image.Image:
     return picture
 
 
-def _download(address: str) -> bytes:
+def download(address: str, what: str = "picture") -> bytes:
+    """What an address answers; ``InputError`` says which kind of thing could not be read."""
     import urllib.request
 
     request = urllib.request.Request(address, headers={"User-Agent": "calotype"})
@@ -90,9 +91,9 @@ def _download(address: str) -> bytes:
         with urllib.request.urlopen(request, timeout=DOWNLOAD_SECONDS) as answer:
             data: bytes = answer.read(DOWNLOAD_BYTES + 1)
     except (OSError, ValueError) as error:
-        raise InputError(f"The picture {address!r} could not be read: {error}.") from error
+        raise InputError(f"The {what} {address!r} could not be read: {error}.") from error
     if len(data) > DOWNLOAD_BYTES:
         raise InputError(
-            f"The picture {address!r} could not be read: it is larger than {DOWNLOAD_BYTES // 2**20} MiB."
+            f"The {what} {address!r} could not be read: it is larger than {DOWNLOAD_BYTES // 2**20} MiB."
         )
     return data
