@@ -159,6 +159,13 @@ def _with_channel(image: Any) -> Any:
     return image[None] if image.shape[-1] == 1 else image[..., None]
 
 
+def _finite(pixels: torch.Tensor) -> torch.Tensor:
+    """``pixels``; refused when some are NaN or infinite, which would spread over all of the result."""
+    if pixels.is_floating_point() and not torch.isfinite(pixels).all():
+        raise InputError("The picture holds NaN or infinite values; pass one with values in [0, 1].")
+    return pixels
+
+
 class VaeImageProcessor(ConfigMixin):
     """Pictures for an autoencoder whose latents are ``vae_scale_factor`` times smaller, and pictures out of it.
 
@@ -270,7 +277,8 @@ class VaeImageProcessor(ConfigMixin):
                 if config.do_convert_grayscale and pixels.ndim == 3:
                     pixels = pixels[:, None]
                 if pixels.shape[1] == config.vae_latent_channels:
-                    return pixels
+                    return _finite(pixels)
+            pixels = _finite(pixels)
             if config.do_resize:
                 pixels = self.resize(pixels, *self.get_default_height_width(pixels, height, width))
         if config.do_normalize:

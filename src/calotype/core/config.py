@@ -92,15 +92,31 @@ class ConfigFile:
     @property
     def config(self) -> Config:
         """The configuration, frozen."""
+        return self.__dict__.get("_config_for_now") or self.config_of_files
+
+    @property
+    def config_of_files(self) -> Config:
+        """The configuration as it is saved: without what :meth:`overlay_config` shows."""
         return self.__dict__.get("_config") or Config()
 
     def register_to_config(self, **entries: Any) -> None:
         """Add or replace entries of the configuration."""
-        defaults = tuple(k for k in self.config.get("_use_default_values", ()) if k not in entries)
-        merged = {**self.config, **{k: v for k, v in entries.items() if k not in self.ignore_for_config}}
-        if "_use_default_values" in self.config:
+        saved = self.config_of_files
+        defaults = tuple(k for k in saved.get("_use_default_values", ()) if k not in entries)
+        merged = {**saved, **{k: v for k, v in entries.items() if k not in self.ignore_for_config}}
+        if "_use_default_values" in saved:
             merged["_use_default_values"] = defaults
         self.__dict__["_config"] = Config(merged)
+        self.overlay_config(**self.__dict__.get("_overlay", {}))
+
+    def overlay_config(self, **entries: Any) -> None:
+        """Show these entries in the configuration in place of its own, and save those; without any, its own again."""
+        own = self.__dict__
+        own.pop("_config_for_now", None)
+        own.pop("_overlay", None)
+        if entries:
+            own["_overlay"] = entries
+            own["_config_for_now"] = Config({**self.config_of_files, **entries})
 
     @classmethod
     def load_config(
@@ -134,7 +150,8 @@ class ConfigFile:
 
     def to_json_string(self) -> str:
         """The configuration as the reference writes it: sorted keys, two spaces, class name and format version."""
-        entries = {k: v for k, v in self.config.items() if k not in ("_use_default_values", "_ignore_files")}
+        hidden = ("_use_default_values", "_ignore_files")
+        entries = {k: v for k, v in self.config_of_files.items() if k not in hidden}
         entries |= {"_class_name": type(self).__name__, "_diffusers_version": FORMAT_VERSION}
         return json.dumps(entries, indent=2, sort_keys=True, default=_as_json) + "\n"
 

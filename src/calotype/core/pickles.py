@@ -22,8 +22,10 @@ MAX_PROGRAM = 256 * 2**20
 """The most that the pickle inside of an archive, which only names tensors, may take, in bytes."""
 
 
-def read_pickle(path: Path) -> dict[str, torch.Tensor]:
+def read_pickle(path: Path, *, nested: bool = False) -> dict[str, torch.Tensor]:
     """The state dictionary in a PyTorch pickle, also where it stands under ``state_dict``.
+
+    With ``nested`` it may be one of state dictionaries, whose names then stand before those inside, as ``outer.inner``.
 
     Raises ``ModelFilesError`` if the file is none, if reading it would run code, or with a PyTorch that is too old to
     be sure of that.
@@ -55,9 +57,21 @@ def read_pickle(path: Path) -> dict[str, torch.Tensor]:
         ) from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
+    if nested and isinstance(state, Mapping):
+        state = flattened(state)
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ModelFilesError(f"{path} does not hold a mapping from names to tensors.")
     return dict(state)
+
+
+def flattened(state: Mapping[Any, Any]) -> dict[Any, Any]:
+    """A mapping of mappings as one: the names outside stand before those inside, as ``outer.inner``."""
+    flat: dict[Any, Any] = {}
+    for name, value in state.items():
+        flat |= (
+            {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, Mapping) else {name: value}
+        )
+    return flat
 
 
 def _version(text: str) -> tuple[int, ...]:

@@ -146,8 +146,9 @@ def refuse_impostors(path: Path, start: bytes, size: int) -> None:
         raise ModelFilesError(
             f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` in its folder, or download the file."
         )
-    # the length of a safetensors header may begin with pickle's first byte, but the header itself with a brace
-    if start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[8:9] != b"{"):
+    if start[8:9] == b"{":  # a header; the length before it may begin with any bytes
+        return
+    if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
         raise ModelFilesError(
             f"{path} is a PyTorch pickle with the name of a safetensors file; rename or convert it."
         )

@@ -115,6 +115,18 @@ def read_index(path: Path) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
+def check_layers(config: Mapping[str, Any], files: WeightFiles) -> None:
+    """Refuse a configuration that names more layers than ``files`` hold tensors, before any list of them is made."""
+    tensors = sum(len(contents) for contents in files.contents.values())
+    for name, value in config.items():
+        numbers = value if isinstance(value, list | tuple) else (value,)
+        if "layers" in name and any(isinstance(number, int) and number > tensors for number in numbers):
+            raise ModelFilesError(
+                f"The configuration at {files.origin} asks for {name}={value!r}, and its weights hold only {tensors} "
+                f"tensors: it is not theirs."
+            )
+
+
 @contextmanager
 def no_larger_than(files: WeightFiles) -> Iterator[None]:
     """Within this, making a module stops with ``ModelFilesError`` once it has more parameters than ``files`` can hold.

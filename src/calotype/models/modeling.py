@@ -134,11 +134,16 @@ class ModelMixin(ConfigMixin, PushToHubMixin, Network):
 
         Raises ``ModelFilesError`` for a configuration that describes no such model, or one that the files cannot fill.
         """
+        weights.check_layers(config, files)
         try:
             with weights.no_larger_than(files), weights.on_meta() if on_meta else nullcontext():
                 return cls.from_config(config, return_unused_kwargs=True, **overrides)
-        except CalotypeError:
-            raise
+        except CalotypeError as error:
+            if overrides or not isinstance(error, InputError):
+                raise
+            raise ModelFilesError(
+                f"The {cls.config_name} at {files.origin} does not describe a {cls.__name__}: {error}"
+            ) from error
         except (
             TypeError,
             ValueError,

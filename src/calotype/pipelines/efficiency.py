@@ -7,6 +7,7 @@ are accepted and have nothing left to do.
 from __future__ import annotations
 
 import functools
+import gc
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -132,6 +133,28 @@ class Efficiency:
                 for name, model in models.items():
                     accelerator.host(name, model)
 
+    # -- giving back -------------------------------------------------------------------------------------------
+
+    def unload(self) -> None:
+        """Give back the memory of all models; afterwards the pipeline cannot be called any more.
+
+        Models that another pipeline or variable holds stay with that. Raises ``InputError`` during a call.
+        """
+        if len(self.__dict__.get("_calls", ())):
+            raise InputError(
+                "The pipeline is running and cannot be unloaded; wait, or end it with `_interrupt`."
+            )
+        models = self._modules_by_name
+        devices = {tensor.device for model in models.values() for tensor in model.parameters()}
+        devices |= {accelerator.device for accelerator in accelerators_of(models.values())}
+        self.maybe_free_model_hooks()
+        for name in models:
+            self.__dict__[name] = Unloaded(name)
+        models.clear()
+        gc.collect()
+        for device in devices:
+            empty_cache(device)
+
     # -- attention ---------------------------------------------------------------------------------------------
 
     def enable_xformers_memory_efficient_attention(
@@ -213,6 +236,21 @@ class Efficiency:
             )
             raise InputError(f"{method} concerns the {name}, and this {type(self).__name__} has {what}.")
         return found
+
+
+class Unloaded:
+    """What stands in the place of a model that was given back: any use of it says so."""
+
+    def __init__(self, name: str) -> None:
+        self.__dict__["_name"] = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("__"):
+            raise AttributeError(attribute)
+        raise InputError(
+            f"The {self._name} of this pipeline was given back by unload(); load the pipeline again with "
+            f"from_pretrained."
+        )
 
 
 def _accelerator(gpu_id: int | None, device: torch.device | str | None) -> torch.device | None:

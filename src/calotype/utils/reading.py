@@ -72,8 +72,7 @@ def eight_bits(picture: PIL.Image.Image) -> PIL.Image.Image:
     Raises ``InputError`` for values of 32 bits.
     """
     if picture.mode.startswith("I;16"):
-        scaled = picture.convert("I").point(lambda value: value * (1 / 257) + 0.5)
-        return scaled.convert("L")
+        return picture.convert("I").point(lambda value: value * (1 / 256)).convert("L")
     if picture.mode in ("I", "F"):
         raise InputError(
             f"The picture has values of 32 bits (mode {picture.mode}), of which it is not known what is white: scale "
