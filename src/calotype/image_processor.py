@@ -15,6 +15,7 @@ import torch
 from calotype.core.config import ConfigMixin
 from calotype.core.errors import InputError
 from calotype.diffusion import images as presentation
+from calotype.nn.image_prompt import mask_of_queries
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -335,3 +336,41 @@ class VaeImageProcessor(ConfigMixin):
         result = image.convert("RGBA")
         result.alpha_composite(kept.convert("RGBA"))
         return result.convert("RGB")
+
+
+class IPAdapterMaskProcessor(ConfigMixin):
+    """Masks that say where the pictures of an IP-Adapter act; the options are those of :class:`VaeImageProcessor`."""
+
+    config_name = "config.json"
+
+    def __init__(
+        self,
+        do_resize: bool = True,
+        vae_scale_factor: int = 8,
+        resample: str = "lanczos",
+        do_normalize: bool = False,
+        do_binarize: bool = True,
+        do_convert_grayscale: bool = True,
+    ) -> None:
+        options = {name: value for name, value in self.config.items() if not name.startswith("_")}
+        self._processor = VaeImageProcessor(**options)
+
+    def preprocess(
+        self,
+        image: PipelineImageInput,
+        height: int | None = None,
+        width: int | None = None,
+        resize_mode: str = "default",
+        crops_coords: tuple[int, int, int, int] | None = None,
+    ) -> torch.Tensor:
+        """Masks (pictures, 1, height, width); for several pictures of one adapter exchange the first two."""
+        return self._processor.preprocess(image, height, width, resize_mode, crops_coords)
+
+    @staticmethod
+    def downsample(
+        mask: torch.Tensor, batch_size: int, num_queries: int, value_embed_dim: int
+    ) -> torch.Tensor:
+        """A mask (1 or batch, height, width) for attention's queries: (batch, num_queries, value_embed_dim)."""
+        small = mask_of_queries(mask, num_queries).to(mask.dtype)
+        rows = batch_size if len(small) < batch_size else len(small)
+        return small.expand(rows, -1, value_embed_dim)

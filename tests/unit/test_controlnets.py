@@ -18,6 +18,7 @@ from calotype import (
     T2IAdapter,
     UNet2DConditionModel,
 )
+from calotype.adapters import ip_adapter, ip_adapter_files
 from calotype.core.errors import InputError, ModelFilesError
 from calotype.models.control_encoder import zeroed
 from calotype.pipelines.components import Loading, load_component, save_component
@@ -254,10 +255,15 @@ def test_a_fresh_controlnet_changes_nothing_and_learns(changes: dict[str, Any]) 
 def test_a_unet_with_an_ip_adapter_gives_the_controlnet_of_the_unet_alone() -> None:
     model = unet(encoder_hid_dim=9)
     alone = ControlNetModel.from_unet(model)
-    # as loading an IP-Adapter leaves a U-Net that projects its text
-    model.text_encoder_hid_proj = model.encoder_hid_proj
-    model.encoder_hid_proj = nn.ModuleList([nn.Linear(3, 6)])
-    model.register_to_config(encoder_hid_dim_type="ip_image_proj")
+    context = model.config.cross_attention_dim
+    matrices = {}
+    for index, layer in enumerate(ip_adapter.readers(model).values()):
+        for kind in "kv":
+            matrices[f"{2 * index + 1}.to_{kind}_ip.weight"] = torch.zeros(layer.inner_dim, context)
+    projection = {"proj.weight": torch.zeros(4 * context, 3), "proj.bias": torch.zeros(4 * context)}
+    projection |= {"norm.weight": torch.ones(context), "norm.bias": torch.zeros(context)}
+    ip_adapter.install(model, [ip_adapter_files.read({"image_proj": projection, "ip_adapter": matrices})])
+    assert model.config.encoder_hid_dim_type == "ip_image_proj"
     beside = ControlNetModel.from_unet(model)
     assert beside.config.encoder_hid_dim_type == "text_proj"
     for key, value in alone.state_dict().items():

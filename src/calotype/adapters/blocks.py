@@ -13,11 +13,12 @@ from calotype.core.errors import InputError
 _PLACE = re.compile(r"(?P<side>down|up)_blocks\.(?P<block>\d+)\.(?P<kind>\w+)\.(?P<part>\d+)")
 
 
-def strengths(given: Any, layers: Iterable[str]) -> Strengths:
+def strengths(given: Any, layers: Iterable[str], default: float = 1.0) -> Strengths:
     """The strength for each layer of a model with these ``layers``, from a number, a mapping by block, or None (1).
 
     A mapping has ``"down"``, ``"mid"``, ``"up"``; for ``down`` and ``up`` a number or a mapping by ``"block_0"``,
-    ``"block_1"``, …, for each of which a number or a list with one for each of its transformers. What is left out is 1.
+    ``"block_1"``, …, for each of which a number or a list with one for each of its transformers. What is left out is
+    ``default``.
     Raises ``InputError`` for blocks that the model does not have and lists of another length.
     """
     if given is None:
@@ -28,13 +29,13 @@ def strengths(given: Any, layers: Iterable[str]) -> Strengths:
     transformers = _transformers(layers)
     if wrong := [key for key in given if key not in ("down", "mid", "up")]:
         raise InputError(f"An adapter's weights by block are for 'down', 'mid' and 'up', not {wrong[0]!r}.")
-    middle = _listed(given.get("mid", 1.0), 1, "mid")[0]
+    middle = _listed(given.get("mid", default), 1, "mid")[0]
     amounts: dict[tuple[str, int], list[float]] = {}
     for side in ("down", "up"):
         blocks = {block: count for (where, block), count in transformers.items() if where == side}
         if side in given and not blocks:
             raise InputError(f"The model has no {side} blocks, and weights are given for them.")
-        entry = given.get(side, 1.0)
+        entry = given.get(side, default)
         by_block = entry if isinstance(entry, Mapping) else {f"block_{block}": entry for block in blocks}
         for name, amount in by_block.items():
             number = int(name.removeprefix("block_")) if re.fullmatch(r"block_\d+", str(name)) else -1
@@ -50,10 +51,10 @@ def strengths(given: Any, layers: Iterable[str]) -> Strengths:
             return middle
         match = _PLACE.match(layer)
         if match is None:
-            return 1.0
-        values = amounts.get((match["side"], int(match["block"])), [1.0])
+            return default
+        values = amounts.get((match["side"], int(match["block"])), [default])
         part = int(match["part"])
-        return values[part] if part < len(values) else values[0] if len(set(values)) == 1 else 1.0
+        return values[part] if part < len(values) else values[0] if len(set(values)) == 1 else default
 
     return amount_for
 

@@ -49,7 +49,7 @@ def repeated(tensor: torch.Tensor, times: int) -> torch.Tensor:
 def only(value: Any, branches: Sequence[str], *, of: Sequence[str], pictures: int) -> Any:
     """``value`` with the rows of ``branches`` in every tensor that has a row for each picture of all branches ``of``.
 
-    Mappings, lists and tuples are gone through; whatever else there is stays as it is.
+    Mappings, lists and tuples, named ones too, are gone through; whatever else there is stays as it is.
     """
     if tuple(branches) == tuple(of):
         return value
@@ -63,5 +63,7 @@ def only(value: Any, branches: Sequence[str], *, of: Sequence[str], pictures: in
         return {name: only(part, branches, of=of, pictures=pictures) for name, part in value.items()}
     if isinstance(value, list | tuple):
         parts = [only(part, branches, of=of, pictures=pictures) for part in value]
-        return parts if isinstance(value, list) else tuple(parts)
+        if isinstance(value, list):
+            return parts
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
     return value

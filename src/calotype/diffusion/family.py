@@ -81,6 +81,9 @@ class Family(Components, ABC):
     def subject(self, arguments: Mapping[str, Any]) -> Any:
         """The input group that says what to make and, as ``pictures``, how many."""
 
+    def check(self, arguments: Mapping[str, Any]) -> None:
+        """Refuse what the components cannot work with, before anything is computed; most work with anything."""
+
     @property
     @abstractmethod
     def default_size(self) -> tuple[int, int]:

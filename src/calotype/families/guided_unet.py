@@ -10,7 +10,7 @@ import torch
 
 from calotype.core.errors import InputError
 from calotype.diffusion.guidance import COND, PERTURBED, UNCOND, Guidance, Unguided, classifier_free
-from calotype.diffusion.inputs import Attention, Guide
+from calotype.diffusion.inputs import Guide
 
 if TYPE_CHECKING:
     from calotype.diffusion.call import Call
@@ -57,10 +57,3 @@ def guidance_embedding(scale: float, width: int) -> torch.Tensor:
     frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * -(math.log(10_000.0) / (half - 1)))
     angles = torch.tensor([[(scale - 1) * 1000.0]]) * frequencies
     return torch.nn.functional.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, width % 2))
-
-
-def refuse_image_prompt(arguments: Mapping[str, Any]) -> None:
-    """Refuse pictures for an adapter that is not there."""
-    attention = Attention.of(arguments)
-    if attention.ip_adapter_image is not None or attention.ip_adapter_image_embeds is not None:
-        raise InputError("ip_adapter_image is given, but no IP-Adapter is loaded in this pipeline.")

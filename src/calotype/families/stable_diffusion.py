@@ -14,9 +14,9 @@ from calotype.diffusion.conditions import repeated
 from calotype.diffusion.family import component, option
 from calotype.diffusion.guidance import TOLD_THE_PROMPT
 from calotype.diffusion.images import present
-from calotype.diffusion.inputs import Attention, Prompt
-from calotype.families import clip_text
-from calotype.families.guided_unet import embedded_scale, refuse_image_prompt
+from calotype.diffusion.inputs import Prompt
+from calotype.families import clip_text, image_prompt
+from calotype.families.guided_unet import embedded_scale
 from calotype.families.latent_unet import LatentUNetFamily, UNetConditions
 
 if TYPE_CHECKING:
@@ -41,13 +41,17 @@ class StableDiffusionFamily(LatentUNetFamily):
     tokenizer: CLIPTokenizer
 
     tensor_names: ClassVar[tuple[str, ...]] = ("latents", "prompt_embeds", "negative_prompt_embeds")
-    beside: ClassVar[tuple[str, ...]] = (*LatentUNetFamily.beside, "prompt_chunks", "prompt_weighting")
+    beside: ClassVar[tuple[str, ...]] = (
+        *LatentUNetFamily.beside, "prompt_chunks", "prompt_weighting", "ip_adapter_scale",
+    )  # fmt: skip
 
     def subject(self, arguments: Mapping[str, Any]) -> Prompt:
         return Prompt.of(arguments)
 
+    def check(self, arguments: Mapping[str, Any]) -> None:
+        image_prompt.check(self, arguments)
+
     def encode(self, call: Call) -> UNetConditions:
-        refuse_image_prompt(call.arguments)
         cond, uncond = self.embed(call.subject, "uncond" in call.guidance.branches, call.device)
         other = cond if uncond is None else uncond
         return UNetConditions(
@@ -56,7 +60,7 @@ class StableDiffusionFamily(LatentUNetFamily):
             ),
             negative_prompt_embeds=uncond,
             w_embedding=embedded_scale(self.unet, call),
-            cross_attention_kwargs=Attention.of(call.arguments).cross_attention_kwargs,
+            cross_attention_kwargs=image_prompt.attention_arguments(self, call),
         )
 
     def embed(

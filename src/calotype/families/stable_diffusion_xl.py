@@ -13,9 +13,9 @@ from calotype.diffusion import codec
 from calotype.diffusion.conditions import Conditions, repeated
 from calotype.diffusion.family import component, option
 from calotype.diffusion.guidance import TOLD_THE_PROMPT, Guidance
-from calotype.diffusion.inputs import Attention, MicroConditions, TwoPrompts
-from calotype.families import clip_text, watermark
-from calotype.families.guided_unet import embedded_scale, refuse_image_prompt, unet_branches, unet_guidance
+from calotype.diffusion.inputs import MicroConditions, TwoPrompts
+from calotype.families import clip_text, image_prompt, watermark
+from calotype.families.guided_unet import embedded_scale, unet_branches, unet_guidance
 from calotype.families.latent_unet import LatentFamily
 
 if TYPE_CHECKING:
@@ -77,7 +77,9 @@ class StableDiffusionXL(LatentFamily):
     add_watermarker: bool | None = option(None)
 
     tensor_names: ClassVar[tuple[str, ...]] = ("latents", "prompt_embeds", "add_text_embeds", "add_time_ids")
-    beside: ClassVar[tuple[str, ...]] = (*LatentFamily.beside, "prompt_chunks", "prompt_weighting")
+    beside: ClassVar[tuple[str, ...]] = (
+        *LatentFamily.beside, "prompt_chunks", "prompt_weighting", "ip_adapter_scale",
+    )  # fmt: skip
     negative_sizes_as_pair: ClassVar[bool] = True
     """Whether the negative sizes count only if both are given, or each by itself."""
 
@@ -102,8 +104,10 @@ class StableDiffusionXL(LatentFamily):
     def guidance(self, arguments: Mapping[str, Any]) -> Guidance:
         return unet_guidance(self.unet, arguments)
 
+    def check(self, arguments: Mapping[str, Any]) -> None:
+        image_prompt.check(self, arguments)
+
     def encode(self, call: Call) -> XLConditions:
-        refuse_image_prompt(call.arguments)
         branches = call.guidance.branches
         guided = "uncond" in branches
         text = self.embed(call.subject, guided, call.device)
@@ -119,7 +123,7 @@ class StableDiffusionXL(LatentFamily):
             add_text_embeds=_stacked(branches, text.pooled_prompt_embeds, text.negative_pooled_prompt_embeds),
             add_time_ids=repeated(rows.to(call.device), call.pictures),
             timestep_cond=embedded_scale(self.unet, call),
-            cross_attention_kwargs=Attention.of(call.arguments).cross_attention_kwargs,
+            cross_attention_kwargs=image_prompt.attention_arguments(self, call),
         )
 
     def time_ids(

@@ -221,11 +221,10 @@ def is_zero(scale: Any) -> bool:
 def entries_of_unet(cls: type, unet: UNet2DConditionModel) -> dict[str, Any]:
     """The arguments of a ControlNet ``cls`` for the encoder of ``unet``; ``InputError`` if it cannot have the same."""
     known, ordinary = init_parameters(cls), init_parameters(UNet2DConditionModel)
-    entries = {name: unet.config[name] for name in known if name in unet.config}
-    if entries.get("encoder_hid_dim_type") == "ip_image_proj":
-        entries["encoder_hid_dim_type"] = None  # an IP-Adapter's, not the U-Net's own
+    config = unet.config_of_files  # without what an IP-Adapter shows in it
+    entries = {name: config[name] for name in known if name in config}
     for name, parameter in ordinary.items():
-        value = unet.config.get(name, parameter.default)
+        value = config.get(name, parameter.default)
         if name not in known and name not in _NOT_IN_A_CONTROLNET and value != parameter.default:
             raise InputError(
                 f"A {cls.__name__} cannot be made of this U-Net, which has {name}={value!r}: its encoder would not "
@@ -245,8 +244,6 @@ def copy_encoder(model: Any, unet: UNet2DConditionModel) -> None:
         "down_blocks.",
         "mid_block.",
     )
-    prefix = "text_encoder_hid_proj."  # where the projection of the text is while an IP-Adapter has its place
-    theirs |= {key.removeprefix("text_"): value for key, value in theirs.items() if key.startswith(prefix)}
     shared = {key: value for key, value in theirs.items() if key in own}
     if lacking := [
         key for key in own if key.startswith((*encoder, "encoder_hid_proj.")) and key not in shared

@@ -20,6 +20,7 @@ from calotype.models.unet_conditioning import (
     additive_mask,
     embed_conditions,
     hidden_type,
+    image_prompts,
     project_context,
 )
 from calotype.models.unet_layout import check_layout, down_stages, mid_stage_of, up_stages
@@ -167,7 +168,7 @@ class UNet2DConditionModel(AdapterAccess, AttentionAccess, FreeUAccess, ModelMix
             context=project_context(self, encoder_hidden_states, added),
             self_mask=additive_mask(attention_mask, sample.dtype),
             context_mask=additive_mask(encoder_attention_mask, sample.dtype),
-            kwargs=self._attention_arguments(cross_attention_kwargs),
+            kwargs=self._attention_arguments(cross_attention_kwargs, added),
         )
         inside: tuple[torch.Tensor, ...] = tuple(down_intrablock_additional_residuals or ())
         across = down_block_additional_residuals
@@ -191,11 +192,12 @@ class UNet2DConditionModel(AdapterAccess, AttentionAccess, FreeUAccess, ModelMix
         h = self.conv_out(h)
         return UNet2DConditionOutput(sample=h) if return_dict else (h,)
 
-    def _attention_arguments(self, given: Mapping[str, Any] | None) -> dict[str, Any] | None:
-        """The arguments of the attention processors; the grounding tokens are made here, once for all blocks."""
-        if not given:
-            return None
-        arguments = {key: value for key, value in given.items() if key != "scale"}
+    def _attention_arguments(
+        self, given: Mapping[str, Any] | None, added: Mapping[str, Any]
+    ) -> dict[str, Any] | None:
+        """The arguments of the attention layers; grounding and picture tokens are made here, once for all blocks."""
+        arguments = {key: value for key, value in (given or {}).items() if key != "scale"}
+        arguments = image_prompts(self, arguments, added)
         if arguments.get("gligen") is not None:
             if self.config.attention_type == "default":
                 raise InputError(

@@ -26,6 +26,9 @@ from calotype.nn.projections import (
     TokenProjection,
 )
 
+WITH_IMAGE_PROMPT = "ip_image_proj"
+"""What ``encoder_hid_dim_type`` shows while a UNet has an IP-Adapter."""
+
 _HID_TYPES = ("text_proj", "text_image_proj", "image_proj")
 _ADDITIONS = ("text", "text_image", "text_time", "image", "image_hint")
 _CLASS_TYPES = ("timestep", "identity", "projection", "simple_projection")
@@ -64,8 +67,12 @@ def add_conditioning(model: Any, config: Config) -> int:
 
 
 def hidden_type(config: Mapping[str, Any]) -> str | None:
-    """``encoder_hid_dim_type``; a configuration with ``encoder_hid_dim`` alone means a projection of text."""
+    """``encoder_hid_dim_type`` of a model by itself, without the IP-Adapter that its configuration may show.
+
+    A configuration with ``encoder_hid_dim`` alone means a projection of text.
+    """
     kind = config.get("encoder_hid_dim_type")
+    kind = None if kind == WITH_IMAGE_PROMPT else kind
     return "text_proj" if kind is None and config.get("encoder_hid_dim") is not None else kind
 
 
@@ -238,25 +245,36 @@ def added_condition(
 
 
 def project_context(model: Any, context: Any, added: Mapping[str, torch.Tensor]) -> Any:
-    """The tokens that attention reads, from ``encoder_hidden_states`` by the model's ``encoder_hid_dim_type``.
-
-    With an IP-Adapter a pair: the tokens and the adapter's picture tokens.
-    """
+    """The tokens that attention reads, from ``encoder_hidden_states`` by the model's ``encoder_hid_dim_type``."""
     kind = model.config.get("encoder_hid_dim_type")
     if model.encoder_hid_proj is None or kind is None:
         return context
+    if kind == WITH_IMAGE_PROMPT:
+        return model.encoder_hid_proj.of_text(context)
     if kind == "text_proj":
         return model.encoder_hid_proj(context)
     images = added_condition(model, added, "image_embeds", f"encoder_hid_dim_type={kind!r}")
     if kind == "text_image_proj":
         return model.encoder_hid_proj(context, images)
-    if kind == "image_proj":
-        return model.encoder_hid_proj(images)
-    # set by an IP-Adapter, which may bring its own projection of the text
-    text_projection = getattr(model, "text_encoder_hid_proj", None)
-    if text_projection is not None:
-        context = text_projection(context)
-    return context, model.encoder_hid_proj(images)
+    return model.encoder_hid_proj(images)
+
+
+def image_prompts(model: Any, arguments: dict[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
+    """Attention's ``arguments`` with the pictures for an IP-Adapter among them, where the model has one.
+
+    They are there as ``image_prompts`` or are made from ``added["image_embeds"]`` and the masks in ``arguments``.
+    """
+    masks = arguments.pop("ip_adapter_masks", None)
+    if model.config.get("encoder_hid_dim_type") != WITH_IMAGE_PROMPT:
+        if masks is not None or "image_prompts" in arguments:
+            raise InputError(
+                "There are masks or pictures for an IP-Adapter, but the model has none: load it first."
+            )
+        return arguments
+    if "image_prompts" in arguments:
+        return arguments
+    embeds = added_condition(model, added, "image_embeds", f"encoder_hid_dim_type={WITH_IMAGE_PROMPT!r}")
+    return {**arguments, "image_prompts": model.encoder_hid_proj.prompts(embeds, masks)}
 
 
 def additive_mask(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:

@@ -15,6 +15,7 @@ from calotype.core.errors import InputError
 from calotype.nn.norms import SpatialNorm
 
 if TYPE_CHECKING:
+    from calotype.nn.image_prompt import ImagePrompts, ImageSources
     from calotype.nn.perturbation import Perturbation
 
 logger = logging.getLogger(__name__)
@@ -106,6 +107,8 @@ class Attention(nn.Module):
         self.register_buffer("fused_weight", None, persistent=False)
         self.register_buffer("fused_bias", None, persistent=False)
         self.register_load_state_dict_post_hook(_fused_anew)
+        self.image_sources: ImageSources | None
+        self.register_module("image_sources", None)
         self.set_processor(processor or self.default_processor())
 
     def forward(
@@ -114,13 +117,15 @@ class Attention(nn.Module):
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         perturbation: Perturbation | None = None,
+        image_prompts: ImagePrompts | None = None,
         **cross_attention_kwargs: Any,
     ) -> torch.Tensor:
         """Attend from ``hidden_states`` (batch, n, channels) or (batch, channels, height, width) to a context.
 
         ``encoder_hidden_states`` (batch, m, channels) is the context, by default the input itself;
         ``attention_mask`` (batch, 1 or n, m) is added to the scores. A ``perturbation`` that concerns this layer puts
-        identity in place of self-attention for a part of the batch. The other arguments are the processor's.
+        identity in place of self-attention for a part of the batch. ``image_prompts`` concern layers with
+        ``image_sources``. The other arguments are the processor's.
         """
         if perturbation is not None and perturbation.concerns(self):
             kept, perturbed = perturbation.split(hidden_states)
@@ -129,6 +134,8 @@ class Attention(nn.Module):
                 mask, _ = perturbation.split(mask)
             seen = self(kept, attention_mask=mask, **cross_attention_kwargs)
             return torch.cat([seen, IdentityAttnProcessor()(self, perturbed)])
+        if image_prompts is not None and self.image_sources is not None:
+            cross_attention_kwargs = {**cross_attention_kwargs, "image_prompts": image_prompts}
         if cross_attention_kwargs:
             cross_attention_kwargs = self._understood(cross_attention_kwargs)
         return self.processor(
@@ -158,7 +165,7 @@ class Attention(nn.Module):
         parameters = inspect.signature(call).parameters
         if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
             return arguments
-        unknown = sorted(set(arguments) - set(parameters) - {"ip_adapter_masks", "ip_hidden_states"})
+        unknown = sorted(set(arguments) - set(parameters))
         if unknown:
             logger.warning(
                 "cross_attention_kwargs %s are not understood by %s and have no effect.",
@@ -262,7 +269,7 @@ class Attention(nn.Module):
 
 
 class AttnProcessor:
-    """Attention to the context, or to the input itself."""
+    """Attention to the context, or to the input itself; and to pictures, where the layer has ``image_sources``."""
 
     def __call__(
         self,
@@ -271,13 +278,18 @@ class AttnProcessor:
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         temb: torch.Tensor | None = None,
+        image_prompts: ImagePrompts | None = None,
     ) -> torch.Tensor:
         context = encoder_hidden_states
         if context is not None and attn.norm_cross is not None:
             context = attn.norm_encoder_hidden_states(context)
 
         def mix(sequence: torch.Tensor) -> torch.Tensor:
-            return attn.attend(*attn.project(sequence, context), attention_mask)
+            q, k, v = attn.project(sequence, context)
+            out = attn.attend(q, k, v, attention_mask)
+            if image_prompts is None or attn.image_sources is None:
+                return out
+            return attn.image_sources(attn, q, out, image_prompts)
 
         return _with_projections(attn, hidden_states, mix, temb)
 

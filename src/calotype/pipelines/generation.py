@@ -94,6 +94,7 @@ def checked(parts: Parts, arguments: Mapping[str, Any], device: torch.device) ->
     if device.type == "meta":
         raise InputError("The pipeline's models are on the meta device and hold no values; load them first.")
     subject = family.subject(arguments)
+    family.check(arguments)
     _check_channels(family, task)
     task.check(family, arguments)
     for control in parts.controls:

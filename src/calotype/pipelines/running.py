@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from calotype.adapters import ip_adapter
 from calotype.core.errors import InputError
 from calotype.diffusion.guidance import Guidance
 from calotype.diffusion.inputs import SCALES, Callbacks
@@ -34,6 +35,7 @@ class Running:
         own["_arguments"] = dict(arguments)
         own["num_timesteps"] = num_timesteps
         own["_interrupt"] = False
+        own["_image_scales"] = None
 
     def __getattr__(self, name: str) -> Any:
         key = name.removeprefix("_")
@@ -57,6 +59,10 @@ class Running:
         if name in SCALES and self._arguments.get("guidance") is not None:
             raise InputError(f"This call was given guidance as a value, not {name}; see pipe.guidance.")
 
+    def set_ip_adapter_scale(self, scale: Any) -> None:
+        """How strongly IP-Adapters act in the rest of this call; see the pipeline's own."""
+        self.__dict__["_image_scales"] = ip_adapter.scales(self._pipe.unet, scale)
+
     @property
     def interrupt(self) -> bool:
         """Whether the run is to end after the current step."""
@@ -71,6 +77,15 @@ class Running:
     def guidance(self) -> Guidance:
         """The guidance that the call's arguments, as they are now, ask for; a callback may set another one."""
         return self._parts.guidance(self._arguments)
+
+
+def rescaled(conditions: Any, scales: Any) -> Any:
+    """The conditions with these scales for the pictures of IP-Adapters; None leaves them as they are."""
+    if scales is None:
+        return conditions
+    arguments = conditions.cross_attention_kwargs
+    prompts = arguments["image_prompts"]._replace(scales=scales)
+    return conditions.replaced({"cross_attention_kwargs": {**arguments, "image_prompts": prompts}})
 
 
 def observer(
@@ -112,6 +127,7 @@ def observer(
                     denoised=returned.get("denoised", state.denoised),
                     tensors={name: returned.get(name, value) for name, value in state.tensors.items()},
                 )
+            state = replace(state, conditions=rescaled(state.conditions, running._image_scales))
         if index == total - 1 or (index + 1 > warm_up and (index + 1) % order == 0):
             advance()
             if plain is not None and index % every == 0:

@@ -13,12 +13,13 @@ from calotype.diffusion.tasks.from_noise import FromNoise
 from calotype.diffusion.tasks.inpaint import Inpaint
 from calotype.families.stable_diffusion import StableDiffusion, StableDiffusionFamily
 from calotype.pipelines.adapters import SavesLora
+from calotype.pipelines.ip_adapter import ImagePrompted
 from calotype.pipelines.outputs import StableDiffusionPipelineOutput
 from calotype.pipelines.pictures import PicturePipeline
 from calotype.pipelines.signature import call, constructor
 
 
-class StableDiffusionBase(SavesLora, PicturePipeline):
+class StableDiffusionBase(ImagePrompted, SavesLora, PicturePipeline):
     """What the pipelines of Stable Diffusion 1.x and 2.x share; abstract."""
 
     family: ClassVar[type[StableDiffusionFamily]] = StableDiffusion

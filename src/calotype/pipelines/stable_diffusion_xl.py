@@ -18,6 +18,7 @@ from calotype.families.stable_diffusion_xl import (
     StableDiffusionXLFromImage,
 )
 from calotype.pipelines.adapters import SavesLoraOfTwo
+from calotype.pipelines.ip_adapter import ImagePrompted
 from calotype.pipelines.outputs import StableDiffusionXLPipelineOutput
 from calotype.pipelines.pictures import PicturePipeline
 from calotype.pipelines.signature import call, constructor
@@ -32,7 +33,7 @@ _SIZES += "negative_target_size "
 _LAST = "clip_skip callback_on_step_end callback_on_step_end_tensor_inputs"
 
 
-class StableDiffusionXLBase(SavesLoraOfTwo, PicturePipeline):
+class StableDiffusionXLBase(ImagePrompted, SavesLoraOfTwo, PicturePipeline):
     """What the pipelines of Stable Diffusion XL share; abstract."""
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->image_encoder->unet->vae"

@@ -9,6 +9,8 @@ from __future__ import annotations
 from calotype.diffusion.inputs.base import ANY, Inputs, argument
 from calotype.diffusion.inputs.embeds import Embedded, Hinted, TextMasks
 from calotype.diffusion.inputs.exchange import EARLIER_CALLBACK, Callbacks, EarlierCallback, Output
+from calotype.diffusion.inputs.image_prompt import ImagePrompt
+from calotype.diffusion.inputs.image_to_video import Decoding, Motion, Still
 from calotype.diffusion.inputs.pictures import Degraded, Depth, Masked, Picture, Size
 from calotype.diffusion.inputs.prompts import Batch, MicroConditions, Original, Prompt, TwoPrompts
 from calotype.diffusion.inputs.steering import (
@@ -16,14 +18,15 @@ from calotype.diffusion.inputs.steering import (
     Adapted,
     Attention,
     Controlled,
+    FrameGuide,
     Guide,
     Guided,
     ImageGuide,
     Perturbed,
 )
 from calotype.diffusion.inputs.unclip import DecoderWay, PriorWay, ReadText, Seen, SuperResolutionWay
-from calotype.diffusion.inputs.way import Distilled, Noise, Span, Steps
 from calotype.diffusion.inputs.video import Frames, Moving
+from calotype.diffusion.inputs.way import Distilled, Noise, Span, Steps
 
 GROUPS: tuple[type[Inputs], ...] = (
     PriorWay,
@@ -37,9 +40,13 @@ GROUPS: tuple[type[Inputs], ...] = (
     Embedded,
     Hinted,
     TextMasks,
-    Original,
     Frames,
     Moving,
+    Still,
+    Motion,
+    Decoding,
+    FrameGuide,
+    Original,
     Distilled,
     EarlierCallback,
     Adapted,
@@ -56,6 +63,7 @@ GROUPS: tuple[type[Inputs], ...] = (
     Guide,
     Noise,
     Attention,
+    ImagePrompt,
     Callbacks,
     Output,
     Perturbed,
@@ -74,23 +82,27 @@ __all__ = [
     "Callbacks",
     "Controlled",
     "DecoderWay",
+    "Decoding",
     "Degraded",
     "Depth",
     "Distilled",
     "EarlierCallback",
     "Embedded",
+    "FrameGuide",
+    "Frames",
     "Guide",
     "Guided",
-    "Frames",
     "Hinted",
     "ImageGuide",
+    "ImagePrompt",
     "Inputs",
     "Masked",
     "MicroConditions",
+    "Motion",
+    "Moving",
     "Noise",
     "Original",
     "Output",
-    "Moving",
     "Perturbed",
     "Picture",
     "PriorWay",
@@ -100,6 +112,7 @@ __all__ = [
     "Size",
     "Span",
     "Steps",
+    "Still",
     "SuperResolutionWay",
     "TextMasks",
     "TwoPrompts",

@@ -7,8 +7,6 @@ from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any
 
-import torch
-
 from calotype.core.errors import InputError
 from calotype.diffusion.guidance import Guidance
 from calotype.diffusion.inputs.base import ANY, Inputs, argument, finite
@@ -61,7 +59,22 @@ class Perturbed(Inputs):
         finite("pag_adaptive_scale", self.pag_adaptive_scale)
 
 
-SCALES = tuple(f.name for group in (Guide, ImageGuide, Perturbed) for f in fields(group))
+@dataclass(frozen=True)
+class FrameGuide(Inputs):
+    """How strongly the given picture steers the frames of a video."""
+
+    min_guidance_scale: float = argument(1.0, "How strongly the first frame follows the picture.")
+    max_guidance_scale: float = argument(
+        3.0,
+        "How strongly the last frame does, with those between in even steps; 1 or less turns guidance off.",
+    )
+
+    def __post_init__(self) -> None:
+        finite("min_guidance_scale", self.min_guidance_scale)
+        finite("max_guidance_scale", self.max_guidance_scale)
+
+
+SCALES = tuple(f.name for group in (Guide, ImageGuide, FrameGuide, Perturbed) for f in fields(group))
 """The arguments in whose place ``guidance`` stands."""
 
 
@@ -112,14 +125,10 @@ class Guided(Inputs):
 
 @dataclass(frozen=True)
 class Attention(Inputs):
-    """What is handed through to attention layers and image adapters."""
+    """What is handed through to attention layers."""
 
     cross_attention_kwargs: dict[str, Any] | None = argument(
         None, "Keyword arguments for the attention layers, such as {'scale': 0.7} for LoRA weights."
-    )
-    ip_adapter_image: Any = argument(None, "Pictures for an IP-Adapter.")
-    ip_adapter_image_embeds: list[torch.Tensor] | None = argument(
-        None, "Encoded pictures for each IP-Adapter, negatives first when guidance is on."
     )
 
     @property
