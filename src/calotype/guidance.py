@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from calotype.diffusion.guidance import (
     ClassifierFree,
+    FrameRamp,
     Guidance,
     Interval,
     PerturbedAttention,
@@ -18,6 +19,7 @@ from calotype.diffusion.guidance import (
 
 __all__ = [
     "ClassifierFree",
+    "FrameRamp",
     "Guidance",
     "Interval",
     "PerturbedAttention",

@@ -96,6 +96,36 @@ class ClassifierFree(Guidance):
 
 
 @dataclass(frozen=True)
+class FrameRamp(Guidance):
+    """Classifier-free guidance of videos with a scale that goes evenly from the first frame's to the last's.
+
+    ``axis`` is where the latents have their frames. arXiv:2311.15127, appendix D.
+    """
+
+    first: float = 1.0
+    last: float = 3.0
+    axis: int = 1
+
+    branches: ClassVar[tuple[str, ...]] = (UNCOND, COND)
+
+    def __post_init__(self) -> None:
+        _finite("first", self.first)
+        _finite("last", self.last)
+
+    def combine(self, predictions: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Extrapolate each frame by its own scale; ``InputError`` for predictions that are no videos."""
+        uncond, cond = predictions
+        if cond.ndim != 5:
+            raise InputError(
+                f"FrameRamp guides videos; these latents have {cond.ndim} axes and no frames among them."
+            )
+        shape = [1] * cond.ndim
+        shape[self.axis] = cond.shape[self.axis]
+        scales = torch.linspace(self.first, self.last, cond.shape[self.axis], device=cond.device)
+        return uncond + scales.to(cond.dtype).view(shape) * (cond - uncond)
+
+
+@dataclass(frozen=True)
 class TextAndImage(Guidance):
     """ε = ε(∅,∅) + s_I·(ε(i,∅) − ε(∅,∅)) + s_T·(ε(i,t) − ε(i,∅)) for a text t and a picture i (arXiv:2211.09800)."""
 

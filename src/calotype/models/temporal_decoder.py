@@ -8,10 +8,10 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from calotype.core.frames import apart, together
 from calotype.models.vae import EPS, Blocks, Checkpointed
 from calotype.nn.resampling import Upsample2D
 from calotype.nn.spatio_temporal import SpatioTemporalResnet
-from calotype.nn.temporal import apart, together
 
 _GROUPS = 32
 _TEMPORAL_EPS = 1e-5

@@ -86,7 +86,7 @@ def faded_tiles(
 def overlapping_tiles(
     function: TileFunction, x: torch.Tensor, tile: int, out_tile: int, overlap: float
 ) -> torch.Tensor:
-    """``function`` over tiles of ``tile`` pixels, which become ``out_tile``; neighbours share a fraction ``overlap``."""
+    """``function`` over tiles of ``tile`` pixels, which become ``out_tile``, and share a fraction ``overlap``."""
     step = int(tile * (1 - overlap))
     extent = int(out_tile * overlap)
     if step < 1:

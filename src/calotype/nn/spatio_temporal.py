@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from calotype.core.errors import InputError
+from calotype.core.frames import apart, together
 from calotype.nn.attention import Attention
 from calotype.nn.embeddings import TimestepEmbedding, Timesteps
 from calotype.nn.feed_forward import FeedForward
 from calotype.nn.resnet import ResnetBlock2D
-from calotype.nn.temporal import apart, together
 from calotype.nn.transformer import BasicTransformerBlock
 
 if TYPE_CHECKING:

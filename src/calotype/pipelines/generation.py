@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ def generate(pipe: Any, parts: Parts, arguments: Mapping[str, Any], output_class
         stopped = state.stopped
     call = chain[-1][1].told(found)
     state = sampled(pipe, parts, call, stopped)
-    images, flags = decoded(call, parts.task.result(state), output.output_type or "pil")
+    images, flags = decoded(call, parts.task, parts.task.result(state), output.output_type or "pil")
     images = parts.task.finish(call, images, output.output_type or "pil")
     fields = output_class.__dataclass_fields__  # type: ignore[attr-defined]
     result = output_class(images, flags) if len(fields) > 1 else output_class(images)
@@ -148,23 +149,23 @@ def perturbed(conditions: Any, perturbation: Perturbation) -> Any:
     return conditions.replaced({"cross_attention_kwargs": more})
 
 
-def pictures(call: Call, latents: torch.Tensor) -> torch.Tensor:
+def pictures(call: Call, task: Task, latents: torch.Tensor) -> torch.Tensor:
     """Pictures in [-1, 1]; a decoder that overflows in half precision decodes once more in float32."""
-    pixels = call.family.decode(latents, call.noise.generator)
+    pixels = task.decode(call, latents)
     if not torch.isfinite(pixels).all() and (precise := call.family.precise()) is not None:
         logger.warning(
             "The decoded pictures overflowed in %s and are decoded again in float32; to save that, load the "
             "autoencoder in float32 or bfloat16.",
             str(pixels.dtype).removeprefix("torch."),
         )
-        pixels = precise.decode(latents, call.noise.generator)
+        pixels = task.decode(replace(call, family=precise), latents)
     return check_finite(pixels, "The decoded pictures")
 
 
-def decoded(call: Call, latents: torch.Tensor, output_type: str) -> tuple[Any, list[bool] | None]:
+def decoded(call: Call, task: Task, latents: torch.Tensor, output_type: str) -> tuple[Any, list[bool] | None]:
     """Pictures in the form asked for, and which of them the safety check blanked."""
     if output_type == "latent":
         return latents, None
-    pixels = pictures(call, latents)
+    pixels = pictures(call, task, latents)
     images, flags = call.family.screen(to_unit(pixels))
     return present(images, output_type), flags

@@ -47,6 +47,13 @@ class TextToVideoSDPipelineOutput(BaseOutput):
 
 
 @dataclass
+class StableVideoDiffusionPipelineOutput(BaseOutput):
+    """Videos: an array (videos, frames, height, width, channels), a tensor (videos, frames, channels, …) or lists."""
+
+    frames: list[list[Image]] | np.ndarray | torch.Tensor
+
+
+@dataclass
 class KandinskyPriorPipelineOutput(BaseOutput):
     """Embeddings of pictures to show and to steer away from, both (batch, channels)."""
 

@@ -104,6 +104,10 @@ class Task(ABC):
         """The latents that the pictures are decoded from: where the last step led."""
         return state.latents
 
+    def decode(self, call: Call, latents: torch.Tensor) -> torch.Tensor:
+        """Pictures in [-1, 1] of latents, all at once."""
+        return call.family.decode(latents, call.noise.generator)
+
     def finish(self, call: Call, images: Any, output_type: str) -> Any:
         """The pictures that the user gets."""
         return images
