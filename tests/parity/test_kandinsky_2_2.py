@@ -41,15 +41,26 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
-def pair(name: str, folder: Path, scheduler: str | None = None) -> tuple[Any, Any]:
-    pipes = []
-    for library in (diffusers, calotype):
-        pipe = quiet(getattr(library, name).from_pretrained(folder))
+@pytest.fixture(scope="module")
+def loaded(folders: dict[str, Path]) -> dict[str, tuple[Any, Any]]:
+    """The reference's pipelines and ours, of all classes."""
+    made: dict[str, tuple[Any, Any]] = {}
+    for name, folder in folders.items():
+        theirs, ours = (quiet(getattr(lib, name).from_pretrained(folder)) for lib in (diffusers, calotype))
+        made[name] = theirs, ours
+    return made
+
+
+def pair(name: str, loaded: dict[str, tuple[Any, Any]], scheduler: str | None = None) -> tuple[Any, Any]:
+    """Both pipelines as functions, with their own scheduler or with another that reads no variance."""
+    calls = []
+    for library, pipe in zip((diffusers, calotype), loaded[name], strict=True):
         if scheduler is not None:
             config = {k: v for k, v in pipe.scheduler.config.items() if k != "variance_type"}
-            pipe.scheduler = getattr(library, scheduler).from_config(config)
-        pipes.append(lambda prompt, pipe=pipe, **arguments: pipe(**arguments))
-    return pipes[0], pipes[1]
+            pipe = type(pipe)(pipe.unet, getattr(library, scheduler).from_config(config), pipe.movq)
+            quiet(pipe)
+        calls.append(lambda prompt, pipe=pipe, **arguments: pipe(**arguments))
+    return calls[0], calls[1]
 
 
 def call(name: str, make: Case) -> Case:
@@ -163,9 +174,9 @@ CASES = [(name, case) for name, own in CALLS.items() for case in {**COMMON, **ow
 
 
 @pytest.mark.parametrize(("name", "case"), CASES)
-def test_call(folders: dict[str, Path], name: str, case: str) -> None:
+def test_call(loaded: dict[str, tuple[Any, Any]], name: str, case: str) -> None:
     EARLIER.clear()
-    compare(*pair(name, folders[name]), call(name, {**COMMON, **CALLS[name]}[case]))
+    compare(*pair(name, loaded), call(name, {**COMMON, **CALLS[name]}[case]))
     half = len(EARLIER) // 2
     assert half or case != "earlier callback"
     np.testing.assert_allclose(EARLIER[half:], EARLIER[:half], rtol=1e-4)
@@ -173,8 +184,10 @@ def test_call(folders: dict[str, Path], name: str, case: str) -> None:
 
 @pytest.mark.parametrize("scheduler", ["DDIMScheduler", "DDPMScheduler"])
 @pytest.mark.parametrize("name", UNETS)
-def test_a_scheduler_that_reads_no_variance(folders: dict[str, Path], name: str, scheduler: str) -> None:
-    compare(*pair(name, folders[name], scheduler), call(name, lambda: {"num_inference_steps": 4}))
+def test_a_scheduler_that_reads_no_variance(
+    loaded: dict[str, tuple[Any, Any]], name: str, scheduler: str
+) -> None:
+    compare(*pair(name, loaded, scheduler), call(name, lambda: {"num_inference_steps": 4}))
 
 
 def test_what_clips_in_one_scheduler_is_nothing_to_one_that_does_not_clip(folders: dict[str, Path]) -> None:
@@ -208,27 +221,28 @@ DEVIATING: dict[str, tuple[str, str | None, Case]] = {
 
 
 @pytest.mark.parametrize("case", DEVIATING)
-def test_deviations(folders: dict[str, Path], case: str) -> None:
+def test_deviations(loaded: dict[str, tuple[Any, Any]], case: str) -> None:
     assert deviation(case)
     name, scheduler, make = DEVIATING[case]
     with pytest.raises(AssertionError):
-        compare(*pair(name, folders[name], scheduler), call(name, make))
+        compare(*pair(name, loaded, scheduler), call(name, make))
 
 
-def test_a_picture_that_is_not_square_has_the_size_that_is_asked_for(folders: dict[str, Path]) -> None:
+def test_a_picture_that_is_not_square_has_the_size_that_is_asked_for(
+    loaded: dict[str, tuple[Any, Any]],
+) -> None:
     assert deviation(f"pipelines/{IMAGE}/not square")
-    sizes = [
-        pipe(**call(IMAGE, lambda: {"prompt": "", "width": 128, "output_type": "np"})()).images.shape
-        for pipe in pair(IMAGE, folders[IMAGE])
-    ]
+    arguments = {"prompt": "", "width": 128, "output_type": "np"}
+    sizes = [pipe(**call(IMAGE, lambda: arguments)()).images.shape for pipe in pair(IMAGE, loaded)]
     assert sizes == [(1, 128, 64, 3), (1, 64, 128, 3)]
 
 
-def test_each_of_several_pictures_is_kept_around_its_own_mask(folders: dict[str, Path]) -> None:
-    theirs, ours = pair(INPAINT, folders[INPAINT])
+def test_each_of_several_pictures_is_kept_around_its_own_mask(loaded: dict[str, tuple[Any, Any]]) -> None:
+    theirs, ours = pair(INPAINT, loaded)
     pictures, masks = [photo(), photo(seed=1)], [mask(), mask(left=40)]
+    few = {"prompt": "", "num_inference_steps": 3, "output_type": "np"}
     both = {**two(), "image": pictures, "mask_image": masks, "generator": [seeded(3), seeded(4)]}
-    made = ours(**call(INPAINT, lambda: {"prompt": "", **both, "output_type": "np"})()).images
+    made = ours(**call(INPAINT, lambda: {**both, **few})()).images
     for index in range(2):
         one = {
             "image": pictures[index],
@@ -237,7 +251,7 @@ def test_each_of_several_pictures_is_kept_around_its_own_mask(folders: dict[str,
             "negative_image_embeds": both["negative_image_embeds"][index : index + 1],
             "generator": seeded(3 + index),
         }
-        alone = theirs(**call(INPAINT, lambda one=one: {"prompt": "", **one, "output_type": "np"})()).images
+        alone = theirs(**call(INPAINT, lambda one=one: {**one, **few})()).images
         np.testing.assert_allclose(made[index : index + 1], alone, atol=1e-4)
 
 
@@ -258,11 +272,10 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_bad_arguments_are_refused(folders: dict[str, Path], case: str) -> None:
+def test_bad_arguments_are_refused(loaded: dict[str, tuple[Any, Any]], case: str) -> None:
     name, arguments, words = REFUSED[case]
-    pipe = quiet(getattr(calotype, name).from_pretrained(folders[name]))
     with pytest.raises(InputError, match=words):
-        pipe(**{**call(name, dict)(), "num_inference_steps": 4, **arguments})
+        loaded[name][1](**{**call(name, dict)(), "num_inference_steps": 4, **arguments})
 
 
 def test_a_unet_of_another_kind_is_refused(folders: dict[str, Path]) -> None:
