@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from calotype.cli.check import check
 from calotype.cli.console import plainly
 from calotype.cli.generate import generate
 from calotype.cli.info import info
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(info)
+app.command()(check)
 app.command()(show)
 app.command()(schedulers)
 app.command()(plainly(train))

@@ -91,11 +91,6 @@ class ModelMixin(ConfigMixin, PushToHubMixin, Network):
             pretrained_model_name_or_path, return_commit_hash=True, subfolder=subfolder, **vars(options)
         )
         _check_class(cls, config, pretrained_model_name_or_path)
-        if config.get("quantization_config"):
-            raise ModelFilesError(
-                f"The weights at {os.fspath(pretrained_model_name_or_path)} are quantised, which is not supported; "
-                f"take a checkpoint in float16 or bfloat16."
-            )
         files = weights.find_weights(
             pretrained_model_name_or_path,
             subfolder=subfolder,
@@ -114,7 +109,7 @@ class ModelMixin(ConfigMixin, PushToHubMixin, Network):
             files,
             dtype=dtype,
             device=device,
-            rename=_modern_key,
+            rename=file_key,
             ignore=cls._keys_to_ignore_on_load_unexpected,
             keep_in_fp32=cls._keep_in_fp32_modules,
             lenient=lenient,
@@ -134,6 +129,11 @@ class ModelMixin(ConfigMixin, PushToHubMixin, Network):
 
         Raises ``ModelFilesError`` for a configuration that describes no such model, or one that the files cannot fill.
         """
+        if config.get("quantization_config"):
+            raise ModelFilesError(
+                f"The weights at {files.origin} are quantised, which is not supported; take a checkpoint in float16 or "
+                f"bfloat16."
+            )
         weights.check_layers(config, files)
         try:
             with weights.no_larger_than(files), weights.on_meta() if on_meta else nullcontext():
@@ -241,7 +241,7 @@ def _check_class(cls: type, config: Mapping[str, Any], origin: str | os.PathLike
         )
 
 
-def _modern_key(key: str, expected: Container[str]) -> str:
+def file_key(key: str, expected: Container[str]) -> str:
     """The name of today for a key of an old attention layer, if the model has that and not the old one."""
     match = re.fullmatch(r"(.*\.)(query|key|value|proj_attn)\.(weight|bias)", key)
     if match is None or key in expected:
