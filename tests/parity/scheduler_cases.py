@@ -13,8 +13,9 @@ from typing import Any
 from tests.parity import scheduler_cases_more as more
 
 STEPS = (1, 2, 5, 10, 25, 50, 61)
-MIXES = 24
+MIXES = 12
 SLOW = (
+    "SASolverScheduler",
     "DPMSolverSDEScheduler",
     "CosineDPMSolverMultistepScheduler",
     "LMSDiscreteScheduler",
