@@ -46,6 +46,11 @@ UNET: dict[str, Any] = {
     "attention_head_dim": 4,
     "norm_num_groups": 8,
 }
+THROUGH_TIME: dict[str, Any] = {
+    "down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"),
+    "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D"),
+    "attention_head_dim": 8,
+}
 XL_UNET: dict[str, Any] = {
     **UNET,
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -58,6 +63,26 @@ XL_UNET: dict[str, Any] = {
     "cross_attention_dim": 64,
     "projection_class_embeddings_input_dim": 8 * 6 + 32,
 }
+MOVQ: dict[str, Any] = {
+    **VAE,
+    "down_block_types": ("DownEncoderBlock2D",) * 3 + ("AttnDownEncoderBlock2D",),
+    "up_block_types": ("AttnUpDecoderBlock2D", *("UpDecoderBlock2D",) * 3),
+    "latent_channels": 4,
+    "norm_type": "spatial",
+    "num_vq_embeddings": 16,
+    "vq_embed_dim": 4,
+}
+KANDINSKY_UNET: dict[str, Any] = {
+    **UNET,
+    "out_channels": 8,
+    "down_block_types": ("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+    "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+    "up_block_types": ("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+    "resnet_time_scale_shift": "scale_shift",
+    "addition_embed_type": "image",
+    "encoder_hid_dim": 32,
+    "encoder_hid_dim_type": "image_proj",
+}
 
 
 def checkpoint(kind: str, argument: int = 1) -> str:
@@ -65,8 +90,10 @@ def checkpoint(kind: str, argument: int = 1) -> str:
 
     Tiny checkpoints are made once and kept in ``$CALOTYPE_TINY``, by default a folder for temporary files.
     """
-    if len(sys.argv) > argument:
-        return sys.argv[argument]
+    return sys.argv[argument] if len(sys.argv) > argument else str(_tiny(kind))
+
+
+def _tiny(kind: str) -> Path:
     root = Path(
         os.environ.get("CALOTYPE_TINY")
         or Path(tempfile.gettempdir()) / f"calotype-tiny-{calotype.__version__}"
@@ -82,7 +109,7 @@ def checkpoint(kind: str, argument: int = 1) -> str:
             except OSError:
                 if not folder.is_dir():  # otherwise another program was first
                     raise
-    return str(folder)
+    return folder
 
 
 def photo() -> PIL.Image.Image:
@@ -205,6 +232,26 @@ def _refiner(folder: Path) -> None:
     _stable_diffusion_xl(folder, "StableDiffusionXLImg2ImgPipeline", **options)
 
 
+def _text_to_video(folder: Path) -> None:
+    from transformers import CLIPTextModel
+
+    tokenizer, config = _texts(folder.parent)
+    unet = calotype.UNet3DConditionModel(**{**UNET, **THROUGH_TIME})
+    for name, parameter in unet.named_parameters():
+        if "conv4" in name:  # convolutions along time begin as zeros, which would leave the frames apart
+            torch.nn.init.normal_(parameter, std=0.1)
+    _saved(
+        calotype.TextToVideoSDPipeline(
+            vae=calotype.AutoencoderKL(**VAE),
+            text_encoder=CLIPTextModel(config).eval(),
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=calotype.DDIMScheduler(**SCHEDULE, clip_sample=False, set_alpha_to_one=False),
+        ),
+        folder,
+    )
+
+
 def _controlnet(folder: Path) -> None:
     config = {k: v for k, v in UNET.items() if k not in ("sample_size", "up_block_types")}
     model = calotype.ControlNetModel(**config, conditioning_embedding_out_channels=(8, 8, 16, 16))
@@ -217,6 +264,46 @@ def _controlnet(folder: Path) -> None:
 def _depth(folder: Path) -> None:
     for part in _depth_estimator().values():
         part.save_pretrained(folder)
+
+
+def _kandinsky_prior(folder: Path) -> None:
+    from transformers import (
+        CLIPImageProcessor,
+        CLIPTextModelWithProjection,
+        CLIPVisionConfig,
+        CLIPVisionModelWithProjection,
+    )
+
+    tokenizer, config = _texts(folder.parent)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    vision = CLIPVisionConfig(image_size=32, patch_size=8, projection_dim=32, **sizes)
+    calotype.KandinskyV22PriorPipeline(
+        prior=calotype.PriorTransformer(2, 16, 2, embedding_dim=32),
+        image_encoder=CLIPVisionModelWithProjection(vision).eval(),
+        text_encoder=CLIPTextModelWithProjection(config).eval(),
+        tokenizer=tokenizer,
+        scheduler=calotype.UnCLIPScheduler(
+            variance_type="fixed_small_log", prediction_type="sample", clip_sample_range=5.0
+        ),
+        image_processor=CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
+    ).save_pretrained(folder)
+
+
+def _kandinsky(folder: Path, pipeline: str = "KandinskyV22Pipeline", **options: Any) -> None:
+    """A decoder, whose model card names the prior."""
+    _tiny("kandinsky-prior")
+    getattr(calotype, pipeline)(
+        unet=calotype.UNet2DConditionModel(**KANDINSKY_UNET, **options),
+        scheduler=calotype.DDPMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            clip_sample=True,
+            clip_sample_range=2.0,
+            variance_type="learned_range",
+        ),
+        movq=calotype.VQModel(**{k: v for k, v in MOVQ.items() if k != "sample_size"}),
+    ).save_pretrained(folder)
+    (folder / "README.md").write_text("---\nprior: ../kandinsky-prior\n---\n")
 
 
 KINDS: dict[str, Callable[[Path], None]] = {
@@ -234,7 +321,11 @@ KINDS: dict[str, Callable[[Path], None]] = {
     ),
     "sdxl-turbo": _turbo,
     "playground": _stable_diffusion_xl,
+    "text-to-video": _text_to_video,
     "controlnet": _controlnet,
     "depth-estimator": _depth,
+    "kandinsky-prior": _kandinsky_prior,
+    "kandinsky": _kandinsky,
+    "kandinsky-inpainting": lambda folder: _kandinsky(folder, "KandinskyV22InpaintPipeline", in_channels=9),
 }
 """What each kind of checkpoint is made by."""

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from calotype.core.errors import InputError
+from calotype.core.frames import apart, together
 from calotype.diffusion import images as presentation
 from calotype.image_processor import VaeImageProcessor, is_pil
 
@@ -89,12 +90,14 @@ class VideoProcessor(VaeImageProcessor):
 
     @staticmethod
     def resize_and_crop_tensor(samples: torch.Tensor, new_width: int, new_height: int) -> torch.Tensor:
-        """Pictures (batch, channels, height, width) scaled to cover the new size, and cut to it about the middle."""
-        height, width = samples.shape[2:]
+        """Videos (videos, channels, frames, height, width) scaled to cover the size, and cut to it about the middle."""
+        frames, height, width = samples.shape[2:]
         if (height, width) == (new_height, new_width):
             return samples
         ratio = max(new_height / height, new_width / width)
         size = int(height * ratio), int(width * ratio)
-        scaled = torch.nn.functional.interpolate(samples, size=size, mode="bilinear", align_corners=False)
+        scaled = torch.nn.functional.interpolate(
+            together(samples), size=size, mode="bilinear", align_corners=False
+        )
         top, left = (size[0] - new_height) // 2, (size[1] - new_width) // 2
-        return scaled[:, :, top : top + new_height, left : left + new_width]
+        return apart(scaled[:, :, top : top + new_height, left : left + new_width], frames)

@@ -11,6 +11,7 @@ import PIL.Image
 import pytest
 
 import calotype.compat
+from calotype.utils import load_video
 from tests.tiny import stable_diffusion_folder
 
 FOLDER = Path(__file__).parents[2] / "examples"
@@ -47,9 +48,14 @@ def run(script: Path, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
     runpy.run_path(str(script), run_name="__main__")
 
 
-def check_picture(room: Path) -> None:
-    (picture,) = room.glob("*.png")
-    with PIL.Image.open(picture) as image:
+def check_result(room: Path) -> None:
+    """One picture, or videos, with something on them."""
+    videos = [load_video(video) for video in room.glob("*.mp4")]
+    pictures = [frame for video in videos for frame in video]
+    if not videos:
+        (path,) = room.glob("*.png")
+        pictures.append(PIL.Image.open(path))
+    for image in pictures:
         low, high = image.convert("L").getextrema()
         assert low < high
 
@@ -57,7 +63,7 @@ def check_picture(room: Path) -> None:
 @pytest.mark.parametrize("script", PROGRAMS, ids=lambda path: path.stem)
 def test_example(script: Path, room: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(script, *([str(tiny)] if script.stem in ON_POCKET else []), monkeypatch=monkeypatch)
-    check_picture(room)
+    check_result(room)
 
 
 @pytest.mark.parametrize("script", UNDER_ANOTHER_NAME, ids=lambda path: path.stem)
@@ -75,7 +81,7 @@ def test_example_as_written_for_the_reference(
         run(room / "program.py", monkeypatch=monkeypatch)
     finally:
         calotype.compat.uninstall()
-    check_picture(room)
+    check_result(room)
 
 
 def test_the_list_is_whole() -> None:

@@ -41,6 +41,29 @@ DEVIATIONS: dict[str, str] = {
     "pipelines/KandinskyV22PriorEmb2EmbPipeline/interpolate": "the reference fails: its own call needs a picture",
     "pipelines/KandinskyPriorPipeline/interpolate/num_images_per_prompt=2": "the reference adds up all embeddings of a "
     "text as if they were so many texts",
+    "pipelines/VideoToVideoSDPipeline/two videos": "the reference counts videos where it needs frames, and fails",
+    "pipelines/VideoToVideoSDPipeline/latents": "the reference takes latents and does not use them",
+    "unets/UNet3DConditionModel/class_labels": "the reference takes them and does not use them; here they are refused",
+    "unets/UNet3DConditionModel/attention_mask": "as the one before",
+    "lora/kohya/alphas that differ": "each layer has the alpha that the file gives it; with PEFT of today the "
+    "reference gives the most frequent one to all",
+    "lora/kohya/dora_scale": "the reference leaves the magnitudes of Kohya's files out and takes the rest for LoRA",
+    "lora/text_encoder/lora_magnitude_vector": "the reference puts the weights' own norms in the place of a text "
+    "encoder's magnitudes",
+    "lora/lora_magnitude_vector after another adapter": "the order of adapters does not matter; the reference's "
+    "magnitudes act on what adapters before have added, too",
+    "lora/kohya/text_encoder fc1": "the reference leaves attention layers out where a text encoder has others beside "
+    "them",
+    "lora/set_adapters/blocks without transformers": "a block's weight is that of all of its layers; the reference's "
+    "is that of transformers, and of what has the number of one in the same block",
+    "lora/load after a call with a scale": "weights act at full strength; in the reference a text encoder's at the "
+    "scale of the last call",
+    "pipelines/StableVideoDiffusionPipeline/chunks across videos": "frames of two videos are never decoded together; in "
+    "the reference a chunk that a video's end leaves unfilled goes on with the next, and the decoder mixes them",
+    "pipelines/StableVideoDiffusionPipeline/tensor of another size": "the reference resizes PIL images for CLIP, and "
+    "fails for tensors that are not as large as it reads",
+    "pipelines/StableVideoDiffusionPipeline/pictures of several sizes": "the reference fails; here each is resized by "
+    "itself, and in any mode",
     # schedulers: after the case's name stand facts that the test computes (`;trailing-extra-point`)
     "schedulers/*;trailing-extra-point*": "the reference's trailing grid has N+1 points for 62 values of N, the last "
     "at timestep -1; here it has N",

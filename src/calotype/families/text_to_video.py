@@ -1,4 +1,4 @@
-"""ModelScope's text-to-video (arXiv:2308.06571) and Zeroscope: CLIP text, a UNet on the latents of all frames at once."""
+"""ModelScope's text-to-video (arXiv:2308.06571) and Zeroscope: CLIP text, a UNet on the latents of all frames."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from calotype.diffusion.family import component
 from calotype.diffusion.frame_by_frame import FrameByFrame
 from calotype.families.stable_diffusion import StableDiffusionFamily
+from calotype.video_processor import VideoProcessor
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
@@ -30,3 +31,13 @@ class TextToVideo(StableDiffusionFamily):
     @property
     def solver(self) -> Any:
         return FrameByFrame(self.scheduler)
+
+    @property
+    def video_processor(self) -> VideoProcessor:
+        """Takes videos in the size that they have; what the latents do not divide the autoencoder cuts off."""
+        return VideoProcessor(
+            do_resize=False,
+            vae_scale_factor=self.scale_factor,
+            vae_latent_channels=self.latent_channels,
+            do_convert_rgb=True,
+        )

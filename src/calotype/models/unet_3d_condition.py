@@ -18,7 +18,6 @@ from calotype.models.modeling import ModelMixin
 from calotype.models.unet_conditioning import add_conditioning, embed_conditions
 from calotype.models.unet_layout import check_layout, down_stages, mid_stage_of, per_stage, up_stages
 from calotype.models.unet_paths import add_residuals, down_path, up_path
-from calotype.nn.activations import activation
 from calotype.nn.stage import Conditioning
 from calotype.nn.temporal import TemporalTransformer
 
@@ -98,7 +97,7 @@ class UNet3DConditionModel(AttentionAccess, FreeUAccess, ModelMixin):
         self.conv_act: nn.Module | None = None
         if norm_num_groups is not None:
             self.conv_norm_out = nn.GroupNorm(norm_num_groups, first, eps=norm_eps)
-            self.conv_act = activation(act_fn)
+            self.conv_act = nn.SiLU()  # whatever act_fn is, which is that of all else
         self.conv_out = nn.Conv2d(first, out_channels, 3, padding=1)
 
     def forward(
