@@ -19,17 +19,11 @@ from calotype.core import weights
 from calotype.core.errors import InputError, WeightsError
 from calotype.models.unet_conditioning import WITH_IMAGE_PROMPT
 from calotype.nn.attention import Attention
-from calotype.nn.image_projections import ImageProjections
+from calotype.nn.image_projections import ImageProjections, image_projections
 from calotype.nn.image_prompt import ImageSources, Scale
 
 _SIDES = ("down_blocks", "up_blocks", "mid_block")
 """The order in which published files count a UNet's layers."""
-
-
-def projections(unet: Any) -> ImageProjections | None:
-    """The projections of a UNet's adapters; None if it has none."""
-    found = getattr(unet, "encoder_hid_proj", None)
-    return found if isinstance(found, ImageProjections) else None
 
 
 def readers(unet: nn.Module) -> dict[str, Attention]:
@@ -48,7 +42,7 @@ def install(unet: Any, adapters: Sequence[Contents]) -> None:
     Raises ``WeightsError`` or ``InputError``, with the UNet as it was, for adapters of another architecture.
     """
     unet = getattr(unet, "_orig_mod", unet)
-    before = projections(unet)
+    before = image_projections(unet)
     text = unet.encoder_hid_proj if before is None else before.__dict__["text"]
     if text is not None and type(text) is not nn.Linear:
         raise InputError(
@@ -75,7 +69,7 @@ def install(unet: Any, adapters: Sequence[Contents]) -> None:
 def eject(unet: Any) -> None:
     """Take all adapters out; the UNet is as it was before the first came."""
     unet = getattr(unet, "_orig_mod", unet)
-    made = projections(unet)
+    made = image_projections(unet)
     if made is None:
         return
     for layer in readers(unet).values():
@@ -90,7 +84,7 @@ def scales(unet: nn.Module, given: Any) -> tuple[Mapping[str, Scale], ...]:
     In place of a number may stand a list of numbers, one for each picture of an adapter. What a mapping leaves out is
     0. Raises ``InputError`` for another count and for blocks that the UNet does not have.
     """
-    made = projections(unet)
+    made = image_projections(unet)
     count = 0 if made is None else len(made.image_projection_layers)
     each = list(given) if isinstance(given, list | tuple) else [given] * count
     if not count:

@@ -31,8 +31,10 @@ class Adapted(nn.Module):
         self._parameters = layer._parameters
         self.updates = nn.ModuleList()
         self.names: tuple[str, ...] = ()
+        self.turns: dict[str, int] = {}
+        """The place of each adapter among all of the model's, in the order in which they came."""
         self.strengths: dict[str, float] = {}
-        """The active updates, and how strongly each acts."""
+        """The model's active adapters, and how strongly each acts here if it has an update here."""
         self.enabled = True
         self.fused: tuple[str, ...] = ()
         """The updates that are in the weight."""
@@ -68,16 +70,15 @@ class Adapted(nn.Module):
                 return update
         return None
 
-    def put(self, name: str, update: Update) -> None:
-        """Add an update, or put it in the place of the one that an adapter has here."""
-        if name in self.names:
-            self.updates[self.names.index(name)] = update
-            return
+    def put(self, name: str, update: Update, turn: int) -> None:
+        """Add the update of an adapter that has none here."""
         self.updates.append(update)
         self.names = (*self.names, name)
+        self.turns[name] = turn
 
     def drop(self, name: str) -> None:
         """Take an adapter's update away; one that is fused is taken out of the weight first."""
+        self.strengths = {n: s for n, s in self.strengths.items() if n != name}
         if name not in self.names:
             return
         if name in self.fused:
@@ -85,7 +86,7 @@ class Adapted(nn.Module):
         kept = [(n, u) for n, u in zip(self.names, self.updates, strict=True) if n != name]
         self.names = tuple(n for n, _ in kept)
         self.updates = nn.ModuleList(u for _, u in kept)
-        self.strengths = {n: s for n, s in self.strengths.items() if n != name}
+        del self.turns[name]
 
     @torch.no_grad()
     def fuse(self, names: tuple[str, ...], scale: float) -> None:
@@ -95,13 +96,13 @@ class Adapted(nn.Module):
         """
         weight = self.layer.weight
         now = weight.float()
-        new = [name for name in names if name in self.strengths and name not in self.fused]
-        for name in new:
-            update = self.update_named(name)
-            if update is not None:
-                now = now + update.change(self.layer, self.strengths[name] * scale)
+        new = [name for name in names if name in self.names and name not in self.fused]
         if not new:
             return
+        for name in new:
+            update = self.update_named(name)
+            assert update is not None
+            now = now + update.change(self.layer, self.strengths.get(name, 1.0) * scale)
         result = now.to(weight.dtype)
         if not result.isfinite().all():
             raise InputError(f"Fusing {', '.join(new)} would make weights that are not finite.")

@@ -40,7 +40,7 @@ def adapted_layers(model: nn.Module) -> dict[str, Adapted]:
 
 def adapters(model: nn.Module) -> tuple[str, ...]:
     """The names of a model's adapters, in the order in which they came."""
-    return tuple(dict.fromkeys(name for layer in adapted_layers(model).values() for name in layer.names))
+    return tuple(sorted(turns := _turns(model), key=lambda name: turns[name]))
 
 
 def active(model: nn.Module) -> tuple[str, ...]:
@@ -55,14 +55,12 @@ def fused(model: nn.Module) -> tuple[str, ...]:
 
 def add(model: nn.Module, name: str, updates: Mapping[str, Update]) -> None:
     """Give the model an adapter: an update for each of the named layers; it is the one that acts."""
-    before = {path: layer.strengths for path, layer in adapted_layers(model).items()}
+    turn = 1 + max(_turns(model).values(), default=-1)
     for path, update in updates.items():
-        _wrapped(model, path).put(name, update)
-    for path, layer in adapted_layers(model).items():
-        layer.strengths = {name: 1.0} if name in layer.names else {}
+        _wrapped(model, path).put(name, update, turn)
+    for layer in adapted_layers(model).values():
+        layer.strengths = {name: 1.0}
         layer.enabled = True
-        if path not in before:
-            layer.training = layer.layer.training
     _listen(model)
 
 
@@ -117,7 +115,7 @@ def choose(model: nn.Module, chosen: Mapping[str, Strengths]) -> None:
     """Let these adapters act, and no others. Raises ``InputError`` for a name that the model does not have."""
     check_names(model, chosen)
     for path, layer in adapted_layers(model).items():
-        layer.strengths = {name: amount(path) for name, amount in chosen.items() if name in layer.names}
+        layer.strengths = {name: amount(path) for name, amount in chosen.items()}
 
 
 def switch(model: nn.Module, on: bool) -> None:
@@ -185,11 +183,17 @@ def check_names(model: nn.Module, names: Iterable[str]) -> None:
             )
 
 
+def _turns(model: nn.Module) -> dict[str, int]:
+    """The place of each adapter in the order in which they came."""
+    return {name: turn for layer in adapted_layers(model).values() for name, turn in layer.turns.items()}
+
+
 def _wrapped(model: nn.Module, path: str) -> Adapted:
     part = model.get_submodule(path)
     if isinstance(part, Adapted):
         return part
     layer = Adapted(part)
+    layer.train(part.training)
     _place(model, path, layer)
     return layer
 

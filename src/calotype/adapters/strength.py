@@ -9,14 +9,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from types import SimpleNamespace
 
 import torch
 
 from calotype.core.errors import InputError
 
 _STRENGTHS: ContextVar[tuple[float, ...]] = ContextVar("calotype_adapter_strengths", default=())
-_COMPILED = SimpleNamespace(strength=1.0)
+
+
+class _Compiled:
+    """What compiled code reads: the strength that was set last."""
+
+    def __init__(self) -> None:
+        self.strength = 1.0
+
+
+_COMPILED = _Compiled()
 
 
 def strength() -> float:
