@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from calotype.adapters import ip_adapter
 from calotype.core.errors import InputError
 from calotype.diffusion.guidance import TOLD_THE_PROMPT, UNCOND
 from calotype.diffusion.inputs import Attention, ImagePrompt
 from calotype.image_processor import is_pil
-from calotype.nn.image_projections import EMBEDS, FACE
+from calotype.nn.image_projections import EMBEDS, FACE, image_projections
 from calotype.nn.image_prompt import adapter_masks
 
 if TYPE_CHECKING:
     from calotype.diffusion.call import Call
     from calotype.nn.image_projections import ImageProjections
+    from calotype.nn.image_prompt import Scale
 
 MASKS = "ip_adapter_masks"
 """The entry of ``cross_attention_kwargs`` that says where adapters act."""
@@ -25,7 +25,7 @@ MASKS = "ip_adapter_masks"
 
 def check(family: Any, arguments: Mapping[str, Any]) -> None:
     """Refuse pictures without an adapter, an adapter without pictures, and counts and scales that do not fit."""
-    asked, made = ImagePrompt.of(arguments), ip_adapter.projections(family.unet)
+    asked, made = ImagePrompt.of(arguments), image_projections(family.unet)
     masks = (Attention.of(arguments).cross_attention_kwargs or {}).get(MASKS)
     if made is None:
         for name, value in (*vars(asked).items(), (MASKS, masks)):
@@ -38,11 +38,7 @@ def check(family: Any, arguments: Mapping[str, Any]) -> None:
         raise InputError(
             "An IP-Adapter is loaded, so give ip_adapter_image or ip_adapter_image_embeds, or call unload_ip_adapter."
         )
-    scales = (
-        made.scales
-        if asked.ip_adapter_scale is None
-        else ip_adapter.scales(family.unet, asked.ip_adapter_scale)
-    )
+    scales = _scales(family, asked, made)
     count = len(made.image_projection_layers)
     embeds = asked.ip_adapter_image_embeds
     entries: Sequence[Any] = asked.pictures if embeds is None else embeds
@@ -58,19 +54,18 @@ def check(family: Any, arguments: Mapping[str, Any]) -> None:
 def attention_arguments(family: Any, call: Call) -> dict[str, Any] | None:
     """The ``cross_attention_kwargs`` of a call, with what the adapters' pictures are to attention among them."""
     given = Attention.of(call.arguments).cross_attention_kwargs
-    made = ip_adapter.projections(family.unet)
+    made = image_projections(family.unet)
     if made is None:
         return given
     arguments = dict(given or {})
     asked, branches = ImagePrompt.of(call.arguments), call.guidance.branches
-    scale = asked.ip_adapter_scale
     prompts = made.prompts(
         prepared(family, asked, call.device, call.pictures, UNCOND in branches),
         [
             None if mask is None else mask.to(call.device)
             for mask in _listed(arguments.pop(MASKS, None), made)
         ],
-        None if scale is None else ip_adapter.scales(family.unet, scale),
+        _scales(family, asked, made),
     )
     tokens = tuple(_branched(one, branches) for one in prompts.tokens)
     return {**arguments, "image_prompts": prompts._replace(tokens=tokens)}
@@ -80,7 +75,7 @@ def prepared(
     family: Any, asked: ImagePrompt, device: torch.device, pictures: int, guided: bool
 ) -> list[torch.Tensor]:
     """What the projections read: (pictures, pictures of an adapter, …) for each, the negatives before it if guided."""
-    made = ip_adapter.projections(family.unet)
+    made = image_projections(family.unet)
     if made is None:
         raise InputError("No IP-Adapter is loaded in this pipeline; call load_ip_adapter first.")
     if asked.ip_adapter_image_embeds is not None:
@@ -120,6 +115,15 @@ def _pixels(extractor: Any, picture: Any) -> torch.Tensor:
     if isinstance(picture, torch.Tensor):
         return picture[None]
     return extractor(picture, return_tensors="pt").pixel_values
+
+
+def _scales(family: Any, asked: ImagePrompt, made: ImageProjections) -> tuple[Mapping[str, Scale], ...]:
+    """How strongly the adapters act in a call: as it says, or as is set now."""
+    if asked.ip_adapter_scale is None:
+        return made.scales
+    from calotype.adapters import ip_adapter  # only where a call has a scale of its own
+
+    return ip_adapter.scales(family.unet, asked.ip_adapter_scale)
 
 
 def _given(embeds: torch.Tensor, pictures: int, guided: bool) -> torch.Tensor:

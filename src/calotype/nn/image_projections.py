@@ -219,3 +219,9 @@ class ImageProjections(nn.Module):
         tokens = self(image_embeds)
         scales = self.scales if scales is None else tuple(scales)
         return ImagePrompts(tokens, scales, adapter_masks(masks, [one.shape[1] for one in tokens], scales))
+
+
+def image_projections(unet: Any) -> ImageProjections | None:
+    """The projections of a UNet's IP-Adapters; None if it has none."""
+    found = getattr(unet, "encoder_hid_proj", None)
+    return found if isinstance(found, ImageProjections) else None

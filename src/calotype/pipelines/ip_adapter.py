@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from calotype.adapters import ip_adapter, ip_adapter_files
 from calotype.core import hub
 from calotype.core.errors import InputError
 from calotype.diffusion.inputs import ImagePrompt
 from calotype.families import image_prompt
+from calotype.nn.image_projections import image_projections
 from calotype.pipelines.components import Loading, load_transformers_model
 
 _ENCODER = ("config.json", "model.safetensors")
@@ -41,6 +41,8 @@ class ImagePrompted:
         ``cache_dir``, ``local_files_only``, ``force_download`` as everywhere. Raises ``ModelFilesError`` or
         ``WeightsError``, with the pipeline as it was, for files that are missing, damaged, or of another architecture.
         """
+        from calotype.adapters import ip_adapter, ip_adapter_files
+
         pipe: Any = self
         options = hub.HubOptions.take(kwargs)
         use_safetensors = kwargs.pop("use_safetensors", None)
@@ -79,14 +81,18 @@ class ImagePrompted:
         out is 0 (style and layout), or a list with one for each picture of an adapter with masks. Raises ``InputError``
         for another count and for blocks that the UNet does not have.
         """
+        from calotype.adapters import ip_adapter
+
         pipe: Any = self
         scales = ip_adapter.scales(pipe.unet, scale)
-        made = ip_adapter.projections(pipe.unet)
+        made = image_projections(pipe.unet)
         assert made is not None
         made.scales = scales
 
     def unload_ip_adapter(self) -> None:
         """Take all IP-Adapters out of the UNet, and the image encoder that came with them out of the pipeline."""
+        from calotype.adapters import ip_adapter
+
         pipe: Any = self
         ip_adapter.eject(pipe.unet)
         for name in self.__dict__.pop("_brought_by_ip_adapters", ()):

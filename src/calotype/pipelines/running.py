@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from calotype.adapters import ip_adapter
 from calotype.core.errors import InputError
 from calotype.diffusion.guidance import Guidance
 from calotype.diffusion.inputs import SCALES, Callbacks
@@ -61,6 +60,8 @@ class Running:
 
     def set_ip_adapter_scale(self, scale: Any) -> None:
         """How strongly IP-Adapters act in the rest of this call; see the pipeline's own."""
+        from calotype.adapters import ip_adapter
+
         self.__dict__["_image_scales"] = ip_adapter.scales(self._pipe.unet, scale)
 
     @property
