@@ -64,10 +64,11 @@ XL_UNET: dict[str, Any] = {
     "projection_class_embeddings_input_dim": 8 * 6 + 32,
 }
 MOVQ: dict[str, Any] = {
-    **VAE,
+    "block_out_channels": (32, 32, 32, 32),
     "down_block_types": ("DownEncoderBlock2D",) * 3 + ("AttnDownEncoderBlock2D",),
     "up_block_types": ("AttnUpDecoderBlock2D", *("UpDecoderBlock2D",) * 3),
     "latent_channels": 4,
+    "norm_num_groups": 8,
     "norm_type": "spatial",
     "num_vq_embeddings": 16,
     "vq_embed_dim": 4,
@@ -110,6 +111,11 @@ def _tiny(kind: str) -> Path:
                 if not folder.is_dir():  # otherwise another program was first
                     raise
     return folder
+
+
+def side(pixels: int) -> int:
+    """So many pixels for a checkpoint that the command line names, and :data:`SIZE` for a tiny one."""
+    return pixels if len(sys.argv) > 1 else SIZE
 
 
 def photo() -> PIL.Image.Image:
@@ -301,7 +307,7 @@ def _kandinsky(folder: Path, pipeline: str = "KandinskyV22Pipeline", **options: 
             clip_sample_range=2.0,
             variance_type="learned_range",
         ),
-        movq=calotype.VQModel(**{k: v for k, v in MOVQ.items() if k != "sample_size"}),
+        movq=calotype.VQModel(**MOVQ),
     ).save_pretrained(folder)
     (folder / "README.md").write_text("---\nprior: ../kandinsky-prior\n---\n")
 
