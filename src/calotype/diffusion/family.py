@@ -131,9 +131,6 @@ class Family(Components, ABC):
         """The shape of the latents of so many pictures of this size in pixels."""
         return pictures, self.latent_channels, height // self.scale_factor, width // self.scale_factor
 
-    @property
-    def image_processor(self) -> VaeImageProcessor:
-        """Prepares pictures: RGB in [-1, 1], in a size that the latents divide."""
     def video_shape(self, shape: tuple[int, ...], frames: int) -> tuple[int, ...]:
         """The shape of the latents of videos whose frames have latents of this ``shape``."""
         return *shape[:2], frames, *shape[2:]
@@ -150,6 +147,9 @@ class Family(Components, ABC):
             vae_scale_factor=self.scale_factor, vae_latent_channels=self.latent_channels, do_convert_rgb=True
         )
 
+    @property
+    def image_processor(self) -> VaeImageProcessor:
+        """Prepares pictures: RGB in [-1, 1], in a size that the latents divide."""
         return VaeImageProcessor(
             vae_scale_factor=self.scale_factor, vae_latent_channels=self.latent_channels, do_convert_rgb=True
         )
