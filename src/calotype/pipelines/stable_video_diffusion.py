@@ -17,7 +17,8 @@ from calotype.pipelines.videos import WithVideos
 
 def animated(pipe: Any, parts: Parts, arguments: Mapping[str, Any], output: type) -> Any:
     """As many frames as the model was trained with, if not asked for; without ``return_dict`` the videos alone."""
-    frames = arguments["num_frames"] or pipe.unet.config.num_frames
+    asked = arguments["num_frames"]
+    frames = pipe.unet.config.num_frames if asked is None else asked
     result = generate(pipe, parts, {**arguments, "num_frames": frames}, output)
     return result[0] if isinstance(result, tuple) else result
 
