@@ -96,6 +96,12 @@ def adapter(unet: Any, kind: str, seed: int) -> dict[str, dict[str, torch.Tensor
             width = unet.get_submodule(name.removesuffix(".processor")).inner_dim
             for part in ("to_k_ip", "to_v_ip"):
                 matrices[f"{number}.{part}.weight"] = values("", (width, context)) * 3
+        if "face" in kind and kind != "full face":
+            layer = unet.get_submodule(name.removesuffix(".processor"))
+            for part in ("to_q", "to_k", "to_v", "to_out"):
+                linear = layer.to_out[0] if part == "to_out" else getattr(layer, part)
+                matrices[f"{number}.{part}_lora.down.weight"] = values("", (2, linear.in_features))
+                matrices[f"{number}.{part}_lora.up.weight"] = values("", (linear.out_features, 2)) * 0.3
     projection = {name: values(name, shape) for name, shape in shapes(kind, context).items()}
     return {"image_proj": projection, "ip_adapter": matrices}
 

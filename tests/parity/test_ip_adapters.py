@@ -77,6 +77,7 @@ def pair(folders: dict[str, Path], pipes: Pipes) -> Pair:
         name: str, *kinds: str, scale: Any = None, suffix: str = "safetensors"
     ) -> tuple[Any, Any]:
         both = pipes[name] if name in pipes else pipes.setdefault(name, made(name))
+        both[0].unload_lora_weights()  # which the reference keeps; see deviations.py
         for pipe in both:
             pipe.load_ip_adapter(
                 str(folders[f"{family_of(name)}-adapters"]),

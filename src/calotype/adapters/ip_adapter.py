@@ -7,12 +7,14 @@ their tensors are buffers that are not saved with the model.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
+from calotype.adapters import model as low_rank
 from calotype.adapters.blocks import strengths
 from calotype.adapters.ip_adapter_files import Contents, projection
 from calotype.core import weights
@@ -28,10 +30,15 @@ _SIDES = ("down_blocks", "up_blocks", "mid_block")
 
 def readers(unet: nn.Module) -> dict[str, Attention]:
     """The layers that read the context, by name, in the order in which files count them."""
+    return {name: layer for name, layer in _counted(unet).items() if name.endswith("attn2")}
+
+
+def _counted(unet: nn.Module) -> dict[str, Attention]:
+    """All attention layers of the transformers over pictures, in the order in which files count them."""
     found = {
         name: part
         for name, part in getattr(unet, "_orig_mod", unet).named_modules()
-        if isinstance(part, Attention) and name.endswith("attn2") and "motion_modules" not in name
+        if isinstance(part, Attention) and "motion_modules" not in name and name.split(".")[0] in _SIDES
     }
     return dict(sorted(found.items(), key=lambda item: _SIDES.index(item[0].split(".")[0])))
 
@@ -59,6 +66,7 @@ def install(unet: Any, adapters: Sequence[Contents]) -> None:
         name: ImageSources(name, *([_linear(pair[name][i], **place) for pair in pairs] for i in (0, 1)))
         for name in layers
     }
+    eject(unet)
     made = ImageProjections(projecting, [dict.fromkeys(layers, 1.0)] * len(adapters), text)
     for name, layer in layers.items():
         layer.image_sources = sources[name].train(layer.training)
@@ -76,6 +84,31 @@ def eject(unet: Any) -> None:
         layer.image_sources = None
     unet.encoder_hid_proj = made.__dict__["text"]
     unet.overlay_config()
+    if loras := [name for name in made.loras if name in low_rank.adapters(unet)]:
+        low_rank.remove(unet, loras)
+
+
+def low_rank_state(contents: Contents, unet: nn.Module) -> dict[str, torch.Tensor]:
+    """The low-rank updates that come with an adapter, under the names that LoRA files have for the UNet's layers."""
+    names = list(_counted(unet))
+    state = {}
+    for key, tensor in contents.lora.items():
+        number, _, rest = key.partition(".")
+        if not number.isdigit() or int(number) >= len(names):
+            raise WeightsError(
+                f"{contents.origin} has {key!r}, and the UNet has {len(names)} attention layers."
+            )
+        state[f"unet.{names[int(number)]}.processor.{rest}"] = tensor
+    return state
+
+
+@contextmanager
+def beside_others(unet: nn.Module) -> Iterator[None]:
+    """Low-rank updates that are loaded within this act beside those that act now, not in their place."""
+    before = {path: layer.strengths for path, layer in low_rank.adapted_layers(unet).items()}
+    yield
+    for path, layer in low_rank.adapted_layers(unet).items():
+        layer.strengths = {**before.get(path, {}), **layer.strengths}
 
 
 def scales(unet: nn.Module, given: Any) -> tuple[Mapping[str, Scale], ...]:

@@ -38,10 +38,14 @@ _SPOKEN = {"image_proj": "a projection of pictures", "ip_adapter": "keys and val
 
 @dataclass(frozen=True)
 class Contents:
-    """An IP-Adapter as its file has it, and where it is from: keys as in the published files, parts apart."""
+    """An IP-Adapter as its file has it, and where it is from: keys as in the published files, parts apart.
+
+    ``lora`` are low-rank updates of attention that FaceID's files have among ``ip_adapter``.
+    """
 
     image_proj: Tensors
     ip_adapter: Tensors
+    lora: Tensors
     origin: str
 
 
@@ -159,4 +163,6 @@ def _parts(state: Mapping[str, Any], origin: str) -> Contents:
     for part, what in _SPOKEN.items():
         if not parts[part]:
             raise WeightsError(f"{origin} is no IP-Adapter: it has no {part!r}, {what}.")
-    return Contents(parts["image_proj"], parts["ip_adapter"], origin)
+    lora = {key: tensor for key, tensor in parts["ip_adapter"].items() if "_lora." in key}
+    matrices = {key: tensor for key, tensor in parts["ip_adapter"].items() if key not in lora}
+    return Contents(parts["image_proj"], matrices, lora, origin)

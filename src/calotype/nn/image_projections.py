@@ -188,6 +188,8 @@ class ImageProjections(nn.Module):
         super().__init__()
         self.image_projection_layers = nn.ModuleList(layers)
         self.scales = tuple(scales)
+        self.loras: tuple[str, ...] = ()
+        """The LoRA adapters that came with these."""
         self.__dict__["text"] = text
         if text is not None:
             self._parameters = text._parameters

@@ -40,6 +40,7 @@ class ImagePrompted:
         top); None goes without. ``use_safetensors=False`` allows pickles; the Hub's ``revision``, ``token``,
         ``cache_dir``, ``local_files_only``, ``force_download`` as everywhere. Raises ``ModelFilesError`` or
         ``WeightsError``, with the pipeline as it was, for files that are missing, damaged, or of another architecture.
+        The LoRA in files of FaceID is loaded as ``faceid_0``, to act beside those that act already.
         """
         from calotype.adapters import ip_adapter, ip_adapter_files
 
@@ -69,10 +70,19 @@ class ImagePrompted:
         encoder = found.get("image_encoder", getattr(pipe, "image_encoder", None))
         if encoder is not None and getattr(pipe, "feature_extractor", None) is None:
             found["feature_extractor"] = _feature_extractor(encoder)
-        ip_adapter.install(pipe.unet, contents)
+        loras = [ip_adapter.low_rank_state(one, pipe.unet) for one in contents]
+        with pipe._at_home(None):
+            ip_adapter.install(pipe.unet, contents)
         pipe.register_modules(**found)
         brought = self.__dict__.get("_brought_by_ip_adapters", ())
         self.__dict__["_brought_by_ip_adapters"] = (*brought, *found)
+        made = image_projections(pipe.unet)
+        assert made is not None
+        for index, lora in enumerate(loras):
+            if lora:
+                with ip_adapter.beside_others(pipe.unet):
+                    pipe.load_lora_weights(lora, adapter_name=f"faceid_{index}")
+                made.loras = (*made.loras, f"faceid_{index}")
 
     def set_ip_adapter_scale(self, scale: Any) -> None:
         """How strongly IP-Adapters act in the calls that begin from now on: a number for all, or a list of one each.
@@ -94,7 +104,8 @@ class ImagePrompted:
         from calotype.adapters import ip_adapter
 
         pipe: Any = self
-        ip_adapter.eject(pipe.unet)
+        with pipe._at_home(None):
+            ip_adapter.eject(pipe.unet)
         for name in self.__dict__.pop("_brought_by_ip_adapters", ()):
             setattr(pipe, name, None)
 
