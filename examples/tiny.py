@@ -258,6 +258,52 @@ def _text_to_video(folder: Path) -> None:
     )
 
 
+def _image_to_video(folder: Path) -> None:
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    vision = CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        patch_size=32,
+        projection_dim=32,
+    )
+    _saved(
+        calotype.StableVideoDiffusionPipeline(
+            vae=calotype.AutoencoderKLTemporalDecoder(
+                block_out_channels=(32, 32, 32, 32),
+                down_block_types=VAE["down_block_types"],
+                sample_size=SIZE,
+            ),
+            image_encoder=CLIPVisionModelWithProjection(vision).eval(),
+            unet=calotype.UNetSpatioTemporalConditionModel(
+                sample_size=SIZE // 8,
+                layers_per_block=1,
+                block_out_channels=(32, 64),
+                down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+                up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+                cross_attention_dim=32,
+                num_attention_heads=(2, 4),
+                addition_time_embed_dim=8,
+                projection_class_embeddings_input_dim=8 * 3,
+                num_frames=5,
+            ),
+            scheduler=calotype.EulerDiscreteScheduler(
+                **SCHEDULE,
+                prediction_type="v_prediction",
+                timestep_type="continuous",
+                timestep_spacing="leading",
+                use_karras_sigmas=True,
+                sigma_min=0.002,
+                sigma_max=700.0,
+            ),
+            feature_extractor=CLIPImageProcessor(),
+        ),
+        folder,
+    )
+
+
 def _controlnet(folder: Path) -> None:
     config = {k: v for k, v in UNET.items() if k not in ("sample_size", "up_block_types")}
     model = calotype.ControlNetModel(**config, conditioning_embedding_out_channels=(8, 8, 16, 16))
@@ -328,6 +374,7 @@ KINDS: dict[str, Callable[[Path], None]] = {
     "sdxl-turbo": _turbo,
     "playground": _stable_diffusion_xl,
     "text-to-video": _text_to_video,
+    "image-to-video": _image_to_video,
     "controlnet": _controlnet,
     "depth-estimator": _depth,
     "kandinsky-prior": _kandinsky_prior,

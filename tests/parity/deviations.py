@@ -58,8 +58,8 @@ DEVIATIONS: dict[str, str] = {
     "is that of transformers, and of what has the number of one in the same block",
     "lora/load after a call with a scale": "weights act at full strength; in the reference a text encoder's at the "
     "scale of the last call",
-    "pipelines/StableVideoDiffusionPipeline/chunks across videos": "frames of two videos are never decoded together; in "
-    "the reference a chunk that a video's end leaves unfilled goes on with the next, and the decoder mixes them",
+    "pipelines/StableVideoDiffusionPipeline/chunks across videos": "frames of two videos are never decoded together; "
+    "in the reference a chunk that a video's end leaves unfilled goes on with the next, and the decoder mixes them",
     "pipelines/StableVideoDiffusionPipeline/tensor of another size": "the reference resizes PIL images for CLIP, and "
     "fails for tensors that are not as large as it reads",
     "pipelines/StableVideoDiffusionPipeline/several videos of several pictures": "the reference tells the denoiser one "
