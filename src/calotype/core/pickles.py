@@ -32,6 +32,20 @@ def read_pickle(path: Path, *, nested: bool = False) -> dict[str, torch.Tensor]:
     """
     import torch
 
+    state = read_values(path)
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    if nested and isinstance(state, Mapping):
+        state = flattened(state)
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ModelFilesError(f"{path} does not hold a mapping from names to tensors.")
+    return dict(state)
+
+
+def read_values(path: Path) -> Any:
+    """What a pickle holds: tensors, numbers, texts and collections of them; refused as by :func:`read_pickle`."""
+    import torch
+
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(64)
@@ -46,7 +60,7 @@ def read_pickle(path: Path, *, nested: bool = False) -> dict[str, torch.Tensor]:
     if archive:
         _check_archive(path, size)
     try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
     except (
         pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError,
         AssertionError, OSError, MemoryError, OverflowError, NotImplementedError,
@@ -55,13 +69,6 @@ def read_pickle(path: Path, *, nested: bool = False) -> dict[str, torch.Tensor]:
         raise ModelFilesError(
             f"{path} is not a PyTorch state dictionary that can be read safely: {reason}"
         ) from error
-    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]
-    if nested and isinstance(state, Mapping):
-        state = flattened(state)
-    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ModelFilesError(f"{path} does not hold a mapping from names to tensors.")
-    return dict(state)
 
 
 def flattened(state: Mapping[Any, Any]) -> dict[Any, Any]:

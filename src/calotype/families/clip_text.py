@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import torch
 
 from calotype.core.errors import InputError
+from calotype.core.tokenizing import TOKENIZING, written_out
 from calotype.diffusion.inputs import Prompt
 from calotype.diffusion.limits import limits
-from calotype.families.prompts.chunks import TOKENIZING, spans
+from calotype.families.prompts.chunks import spans
 from calotype.families.prompts.emphasis import Read, States, encoded
 from calotype.families.prompts.weighting import SYNTAXES
 
@@ -69,15 +70,16 @@ def layout(subject: Prompt, *readings: Reading) -> Layout | None:
 def tokenize(tokenizer: Any, texts: Sequence[str], length: int) -> Any:
     """Token ids and attention mask (batch, length), padded and cut."""
     with TOKENIZING:
+        written = [written_out(tokenizer, text) for text in texts]
         return tokenizer(
-            list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+            written, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         )
 
 
 def warn_of_cut(tokenizer: Any, texts: Sequence[str], length: int, remedy: str = "") -> None:
     """Log the words of each text that lie past the ``length`` tokens which the encoder reads, and a ``remedy``."""
     with TOKENIZING:
-        whole = tokenizer(list(texts), verbose=False).input_ids
+        whole = tokenizer([written_out(tokenizer, text) for text in texts], verbose=False).input_ids
     for text, ids in zip(texts, whole, strict=True):
         if len(ids) > length:
             # the last token that is read is the end mark, so the text is cut one token earlier

@@ -6,9 +6,10 @@ from calotype.diffusion.controls.network import picture_processor
 from calotype.image_processor import VaeImageProcessor
 from calotype.pipelines.adapters import Adapters
 from calotype.pipelines.pipeline import DiffusionPipeline
+from calotype.pipelines.textual_inversion import LearnedWords
 
 
-class PicturePipeline(Adapters, DiffusionPipeline):
+class PicturePipeline(Adapters, LearnedWords, DiffusionPipeline):
     """Base of the pipelines that make pictures from latents; abstract."""
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,7 @@ def find(
     subfolder: str | None,
     use_safetensors: bool | None,
     options: hub.HubOptions,
+    stems: Sequence[str] = (WEIGHTS, PEFT_WEIGHTS),
 ) -> Path:
     """The weight file that is meant: of the usual name, or else the only one."""
     if os.path.isfile(source):
@@ -75,7 +76,7 @@ def find(
     if weight_name is not None:
         return hub.find_file(source, weight_name, subfolder=subfolder, options=options)
     endings = (".bin", ".pt", ".ckpt") if use_safetensors is False else (".safetensors",)
-    for stem in (WEIGHTS, PEFT_WEIGHTS):
+    for stem in stems:
         found = hub.try_find_file(source, f"{stem}{endings[0]}", subfolder=subfolder, options=options)
         if found is not None:
             if stem == PEFT_WEIGHTS:
@@ -95,7 +96,7 @@ def find(
         f"these could be meant: {', '.join(fitting)}" if fitting else f"none ends in {' or '.join(endings)}"
     )
     raise ModelFilesError(
-        f"{os.fspath(source)} has no {WEIGHTS}{endings[0]}, and {which}; pass weight_name='…'."
+        f"{os.fspath(source)} has no {stems[0]}{endings[0]}, and {which}; pass weight_name='…'."
     )
 
 

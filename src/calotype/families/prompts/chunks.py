@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +9,8 @@ from typing import Any
 import torch
 
 from calotype.core.errors import InputError
+from calotype.core.tokenizing import TOKENIZING, written_out
 from calotype.families.prompts.weighting import Fragment
-
-TOKENIZING = threading.Lock()
-"""A tokenizer of transformers keeps padding and cutting as its own state: two threads must not use one at once."""
 
 MARK = -1
 """In the place of a fragment's number, for the start and end marks and the padding."""
@@ -40,7 +37,8 @@ def spans(tokenizer: Any, fragments: Sequence[Fragment], length: int) -> list[li
     """The tokens of a text in groups of at most ``length`` - 2; a group more where a fragment ``breaks``."""
     room = length - 2
     with TOKENIZING:
-        ids = [tokenizer(f.text, add_special_tokens=False, verbose=False).input_ids for f in fragments]
+        texts = [written_out(tokenizer, f.text) for f in fragments]
+        ids = [tokenizer(text, add_special_tokens=False, verbose=False).input_ids for text in texts]
     groups: list[list[Token]] = [[]]
     for number, (fragment, tokens) in enumerate(zip(fragments, ids, strict=True)):
         if fragment.breaks:
