@@ -23,6 +23,6 @@ def written_out(tokenizer: Any, text: str) -> str:
         while (further := f"{word}_{number}") in added:
             tokens.append(further)
             number += 1
-        written = re.escape(word)
-        text = re.sub(rf"{written}(?!_\d)(?!\s+{written}_1)", lambda _, all=tokens: " ".join(all), text)
+        name, whole = re.escape(word), " ".join(tokens).replace("\\", r"\\")
+        text = re.sub(rf"{name}(?!_\d)(?!\s+{name}_1)", whole, text)
     return text

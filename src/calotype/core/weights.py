@@ -38,17 +38,24 @@ class WeightFiles:
 
     paths: tuple[Path, ...]
     origin: str
+    part: str = ""
+    """What the keys of the model begin with, in files that hold several; the rest of such a file is left alone."""
 
     @cached_property
     def contents(self) -> dict[Path, dict[str, TensorInfo]]:
         """The tensors of each file; ``ModelFilesError`` if one is damaged or a tensor is in two of them."""
-        contents = {path: tensor_infos(path) for path in self.paths}
+        contents = {
+            path: {key: info for key, info in tensor_infos(path).items() if key.startswith(self.part)}
+            for path in self.paths
+        }
         _refuse_twice(contents)
         return contents
 
     @property
     def nbytes(self) -> int:
         """The size of the files together."""
+        if self.part:
+            return sum(info.nbytes for contents in self.contents.values() for info in contents.values())
         return sum(path.stat().st_size for path in self.paths)
 
 
@@ -183,6 +190,7 @@ def fill(
     ignore: Sequence[str] = (),
     keep_in_fp32: Sequence[str] = (),
     lenient: bool = False,
+    pointwise: bool = False,
 ) -> LoadingReport:
     """Assign the tensors of ``files`` to the parameters and persistent buffers of ``module``.
 
@@ -190,6 +198,8 @@ def fill(
     ``ignore`` may be left over. Floating-point tensors become ``dtype``, or what the module was made with if that is
     ``None``; those with a name part in ``keep_in_fp32`` become float32 if a ``dtype`` is given. Tensors that need no
     change stay views of the mapped file.
+
+    With ``pointwise`` a convolution of 1x1 in the file fits a linear layer of the model.
 
     Raises ``WeightsError`` before anything is assigned if a key is missing, left over or has another shape. With
     ``lenient`` the missing and misshapen ones keep what the module has, which therefore must not be on meta.
@@ -201,6 +211,8 @@ def fill(
         renamed = {key: rename(key, expected) for key in names}
         names = {key: key if new in names else new for key, new in renamed.items()}
     found = {names[key]: info for contents in infos.values() for key, info in contents.items()}
+    if pointwise:
+        found = {key: _as_linear(info, expected.get(key)) for key, info in found.items()}
     report = compare(expected, found, ignore)
     strict = LoadingReport(unexpected_keys=report.unexpected_keys) if lenient else report
     if problem := describe(strict, type(module).__name__, files.origin):
@@ -211,6 +223,8 @@ def fill(
     target = torch.device(device) if device is not None else torch.device("cpu")
 
     def convert(key: str, stored: torch.Tensor) -> torch.Tensor:
+        if pointwise:
+            stored = stored.view(found[key].shape)
         if not stored.is_floating_point():
             return stored.to(target)
         if keep_in_fp32 and dtype is not None and any(part in key.split(".") for part in keep_in_fp32):
@@ -227,6 +241,12 @@ def fill(
                 table[name] = new
     _refuse_meta(module)
     return report
+
+
+def _as_linear(info: TensorInfo, expected: torch.Tensor | None) -> TensorInfo:
+    if expected is not None and expected.ndim == 2 and info.shape[2:] == (1, 1):
+        return info._replace(shape=info.shape[:2])
+    return info
 
 
 def _refuse_twice(infos: Mapping[Path, Mapping[str, TensorInfo]]) -> None:

@@ -91,6 +91,7 @@ class ModelMixin(ConfigMixin, PushToHubMixin, Network):
             pretrained_model_name_or_path, return_commit_hash=True, subfolder=subfolder, **vars(options)
         )
         _check_class(cls, config, pretrained_model_name_or_path)
+        _check_form(config, pretrained_model_name_or_path)
         files = weights.find_weights(
             pretrained_model_name_or_path,
             subfolder=subfolder,
@@ -122,6 +123,20 @@ class ModelMixin(ConfigMixin, PushToHubMixin, Network):
         return (model, report.as_dict()) if with_info else model
 
     @classmethod
+    def from_single_file(
+        cls, pretrained_model_link_or_path_or_dict: str | os.PathLike[str], **kwargs: Any
+    ) -> Any:
+        """The model in a file of the original layout of Stable Diffusion, alone or with others, in evaluation mode.
+
+        A file, or its address on the Hub. Keyword arguments: ``config``, a folder or repository whose configuration is
+        taken in place of what the weights' names and shapes tell, with ``subfolder``; ``torch_dtype``; the Hub's
+        options; and configuration entries to override. Raises as :meth:`from_pretrained`.
+        """
+        from calotype.single_file.models import load_model
+
+        return load_model(cls, pretrained_model_link_or_path_or_dict, kwargs)
+
+    @classmethod
     def _empty(
         cls, config: Mapping[str, Any], overrides: dict[str, Any], files: weights.WeightFiles, on_meta: bool
     ) -> tuple[Any, dict[str, Any]]:
@@ -129,11 +144,7 @@ class ModelMixin(ConfigMixin, PushToHubMixin, Network):
 
         Raises ``ModelFilesError`` for a configuration that describes no such model, or one that the files cannot fill.
         """
-        if config.get("quantization_config"):
-            raise ModelFilesError(
-                f"The weights at {files.origin} are quantised, which is not supported; take a checkpoint in float16 or "
-                f"bfloat16."
-            )
+        _check_form(config, files.origin)
         weights.check_layers(config, files)
         try:
             with weights.no_larger_than(files), weights.on_meta() if on_meta else nullcontext():
@@ -231,6 +242,15 @@ def _device(device_map: Any) -> torch.device | None:
             f"device_map={device_map!r} is not a device: give 'cpu', 'cuda', 'cuda:1' or a torch.device; placing "
             f"the parts of one model automatically is not supported."
         ) from error
+
+
+def _check_form(config: Mapping[str, Any], origin: str | os.PathLike[str]) -> None:
+    """Weights that stand for others are not read."""
+    if config.get("quantization_config"):
+        raise ModelFilesError(
+            f"The weights at {os.fspath(origin)} are quantised, which is not supported; take a checkpoint in float16 "
+            f"or bfloat16."
+        )
 
 
 def _check_class(cls: type, config: Mapping[str, Any], origin: str | os.PathLike[str]) -> None:

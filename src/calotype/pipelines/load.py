@@ -45,7 +45,7 @@ def load(
     torch_dtype: torch.dtype | None = None,
     **kwargs: Any,
 ) -> Any:
-    """A pipeline by the name of a bundled checkpoint (``"pocket"``), a folder or a Hub repository, on ``device``.
+    """A pipeline by the name of a bundled checkpoint (``"pocket"``), a folder, file or Hub repository, on ``device``.
 
     What it makes follows from what it is given: ``pipe("a fox")``, ``pipe("a fox", image=photo, strength=0.6)``,
     ``pipe("a fox", image=photo, mask_image=mask, control=[canny, depth])``; ``pipe.tasks`` lists what the checkpoint
@@ -57,6 +57,10 @@ def load(
     where = torch.device(device) if device is not None else default_device()
     if torch_dtype is None:
         torch_dtype = torch.float32 if where.type == "cpu" else torch.float16
+    if os.path.isfile(name_or_path):
+        pipe = DiffusionPipeline.from_single_file(name_or_path, torch_dtype=torch_dtype, **kwargs)
+        found = versatile(type(pipe).__name__, ())
+        return (pipe if found is None else found.from_pipe(pipe)).to(where)
     place = locate(name_or_path)
     index = read_json(hub.find_file(place, INDEX, options=hub.HubOptions.take(dict(kwargs))))
     declared = DiffusionPipeline._class_for(index, place)

@@ -201,6 +201,31 @@ class DiffusionPipeline(Efficiency, ConfigFile):
         return pipe
 
     @classmethod
+    def from_single_file(cls, pretrained_model_link_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
+        """The pipeline in one file of the original layout of Stable Diffusion 1, 2 or XL, inpainting and refiner too.
+
+        The file, or its address on the Hub; which family it is of is told from the weights' names. Keyword arguments:
+        components by name, in place of the file's; ``config``, a folder or repository with the configurations and
+        tokenizers, which such files do not hold; ``torch_dtype``; ``prediction_type``; and the Hub's options. Raises as
+        :meth:`from_pretrained`.
+        """
+        from calotype.single_file.pipelines import read_pipeline
+
+        for name, why in _REFUSED.items():
+            if kwargs.pop(name, None):
+                raise InputError(f"from_single_file does not take {name}: {why}.")
+        if kwargs.pop("original_config", None) or kwargs.pop("original_config_file", None):
+            raise InputError("from_single_file does not take original_config: the weights' names and shapes tell it.")
+        for name in (*_NO_EFFECT, "load_safety_checker", "extract_ema"):
+            kwargs.pop(name, None)
+        options = hub.HubOptions.take(kwargs)
+        dtype, device = kwargs.pop("dtype", None), kwargs.pop("device_map", None)
+        older = kwargs.pop("torch_dtype", None)
+        loading = Loading(dtype=older if dtype is None else dtype, device=_one_device(device))
+        config = kwargs.pop("config", None)
+        return read_pipeline(cls, pretrained_model_link_or_path, kwargs, loading, config, options)
+
+    @classmethod
     def _class_for(
         cls, index: dict[str, Any], folder: str | os.PathLike[str], together: bool = False
     ) -> type[DiffusionPipeline]:
