@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 BETAS = {key: value for key, value in SCHEDULER.items() if key.startswith("beta")}
 CALLS: dict[str, dict[str, Any]] = {
     "StableDiffusionPAGPipeline": {"pag_scale": 2.0, "num_images_per_prompt": 2},
-    "StableDiffusionXLPAGImg2ImgPipeline": {"image": True, "pag_scale": 2.0},
+    "StableDiffusionXLPAGImg2ImgPipeline": {"image": True, "pag_scale": 2.0, "strength": 0.8},
     "LatentConsistencyModelPipeline": {"guidance_scale": 4.0},
     "StableDiffusionInstructPix2PixPipeline": {"image": True, "image_guidance_scale": 1.4},
     "StableDiffusionXLAdapterPipeline": {"image": True, **SETTLED},
