@@ -157,6 +157,7 @@ def test_output_class(pair: tuple[Any, Any]) -> None:
     assert isinstance(result, StableVideoDiffusionPipelineOutput)
     assert list(result) == list(reference.StableVideoDiffusionPipelineOutput(frames=result.frames))
     assert isinstance(result.frames[0][0], Image.Image) and len(result.frames[0]) == 2
+    assert pair[1].vae_scale_factor == pair[0].vae_scale_factor == 2
     assert pair[1].video_processor.postprocess_video(torch.zeros(1, 3, 2, 8, 8)).shape == (1, 2, 8, 8, 3)
 
 

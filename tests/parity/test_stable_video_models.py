@@ -70,6 +70,22 @@ def test_signatures(name: str, method: str) -> None:
     assert ours == theirs
 
 
+PUBLISHED_VAE = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "sample_size": 768,
+}
+
+
+@pytest.mark.parametrize(("name", "config"), [(UNET, {}), (VAE, PUBLISHED_VAE)])
+def test_published_shapes(name: str, config: dict[str, Any]) -> None:
+    """In the sizes of the published checkpoints every weight has its name and shape."""
+    with torch.device("meta"):
+        ours, theirs = (getattr(library, name)(**config).state_dict() for library in (calotype, diffusers))
+    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
+
+
 @torch.no_grad()
 def test_unet(unets: tuple[Any, Any]) -> None:
     """Each video reads its own context, time and numbers; one token and several, one frame and several."""
@@ -96,6 +112,11 @@ def test_unet_gradients(unets: tuple[Any, Any]) -> None:
         scale = max(float(expected.abs().max()), 1e-3)
         for found in gradients[1:]:
             assert (found[name] - expected).abs().max() <= 1e-4 * scale, name
+
+
+def test_attention_processors(unets: tuple[Any, Any]) -> None:
+    theirs, ours = unets
+    assert ours.attn_processors.keys() == theirs.attn_processors.keys()
 
 
 @torch.no_grad()
