@@ -79,7 +79,7 @@ def perceiver(dim: int, context: int) -> dict[str, tuple[int, ...]]:
 
 
 def adapter(unet: Any, kind: str, seed: int) -> dict[str, dict[str, torch.Tensor]]:
-    """An adapter for a UNet of the reference, as the published pickles have it."""
+    """An adapter for a UNet of either library, as the published pickles have it."""
     generator = seeded(seed)
 
     def values(name: str, shape: tuple[int, ...]) -> torch.Tensor:
@@ -91,7 +91,9 @@ def adapter(unet: Any, kind: str, seed: int) -> dict[str, dict[str, torch.Tensor
 
     context = unet.config.cross_attention_dim
     matrices = {}
-    for number, name in enumerate(unet.attn_processors):
+    sides = ("down_blocks", "up_blocks", "mid_block")
+    names = sorted(unet.attn_processors, key=lambda name: sides.index(name.split(".")[0]))
+    for number, name in enumerate(names):
         if "attn2" in name:
             width = unet.get_submodule(name.removesuffix(".processor")).inner_dim
             for part in ("to_k_ip", "to_v_ip"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,6 @@ from calotype.diffusion.inputs import ImagePrompt
 from calotype.families import image_prompt
 from calotype.nn.image_projections import image_projections
 from calotype.pipelines.components import Loading, load_transformers_model
-
-_ENCODER = ("config.json", "model.safetensors")
-_PICKLED_ENCODER = ("config.json", "pytorch_model.bin")
 
 
 class ImagePrompted:
@@ -180,12 +177,14 @@ def _image_encoder(
     if os.path.isfile(source):
         source, subfolder = Path(source).parent, None
     inside = folder if "/" in folder or not subfolder else f"{subfolder}/{folder}"
-    names: Sequence[str] = _PICKLED_ENCODER if pickled else _ENCODER
-    paths = [hub.find_file(source, name, subfolder=inside, options=options) for name in names]
-    loading = Loading(dtype=pipe.unet.dtype, use_safetensors=not pickled)
-    return load_transformers_model(
-        CLIPVisionModelWithProjection, paths[0].parent, "image_encoder", loading
-    ).to(pipe.device)
+    place = hub.find_file(source, "config.json", subfolder=inside, options=options).parent
+    safe = hub.try_find_file(source, "model.safetensors", subfolder=inside, options=options)
+    if safe is None and pickled:
+        hub.find_file(source, "pytorch_model.bin", subfolder=inside, options=options)
+    loading = Loading(dtype=pipe.unet.dtype, use_safetensors=safe is not None or not pickled)
+    return load_transformers_model(CLIPVisionModelWithProjection, place, "image_encoder", loading).to(
+        pipe.device
+    )
 
 
 def _feature_extractor(encoder: Any) -> Any:
