@@ -79,7 +79,7 @@ def read_pipeline(
             if name == "vae" and described is None:
                 described = vae_config(infos, prefix_of("vae", infos, str(path)), family)
             values[name] = read_model(
-                public_class(_CLASSES[name]),  # type: ignore[arg-type]
+                public_class(_CLASSES[name]),
                 path,
                 dtype=dtype,
                 device=loading.device,

@@ -192,7 +192,7 @@ def _embeddings(infos: Infos, prefix: str, width: int) -> dict[str, Any]:
 def vae_config(infos: Infos, prefix: str, family: Family | None = None) -> dict[str, Any]:
     """The configuration of an autoencoder; its scale is that of ``family``, by default of the first."""
     encoder = f"{prefix}encoder"
-    widths = []
+    widths: list[int] = []
     while f"{encoder}.down.{len(widths)}.block.0.conv1.weight" in infos:
         widths.append(infos[f"{encoder}.down.{len(widths)}.block.0.conv1.weight"].shape[0])
     layers = 0
