@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 from PIL.PngImagePlugin import PngInfo
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from calotype.cli import making
@@ -476,9 +478,44 @@ def test_controls_are_followed_and_recorded(tiny, network, drawn):
     assert json.loads(result.stdout)["same_pixels"] is True
 
 
+def test_adapters_act_and_are_recorded(tiny, tmp_path):
+    draw = torch.Generator().manual_seed(0)
+    layer = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    parts = {"A": (4, 64), "B": (64, 4)}
+    lora = {f"{layer}.lora_{x}.weight": torch.randn(shape, generator=draw) for x, shape in parts.items()}
+    save_file(lora, "style.safetensors")
+    save_file({"emb_params": torch.randn(2, 32, generator=draw)}, "owl.safetensors")
+    given = ("an owl", "-m", tiny, *QUICK, "--seed", 3)
+    succeeded(run("generate", *given, "-o", "plain.png"))
+    succeeded(run("generate", *given, "--lora", "style.safetensors", "-o", "full.png"))
+    succeeded(run("generate", *given, "--lora", "style.safetensors:0", "-o", "none.png"))
+    assert np.array_equal(pixels("plain.png"), pixels("none.png"))
+    assert not np.array_equal(pixels("plain.png"), pixels("full.png"))
+    both = ("--lora", "style.safetensors:0.5", "--embedding", "owl.safetensors")
+    succeeded(run("generate", *given, *both, "--width", 32, "-o", "a.png"))
+    made = read_settings("a.png")
+    assert made.inputs["lora"][0] | {"sha256": ""} == {
+        "file": "style.safetensors",
+        "scale": 0.5,
+        "sha256": "",
+    }
+    assert made.inputs["embedding"][0]["file"] == "owl.safetensors"
+    result = succeeded(run("generate", "--like", "a.png", "-o", "b.png", "--json"))
+    assert json.loads(result.stdout)["same_pixels"] is True
+    save_file({key: tensor * 2 for key, tensor in lora.items()}, "style.safetensors")
+    result = run("generate", "--like", "a.png", "-o", "c.png")
+    assert result.exit_code != 0
+    assert "has changed since" in result.stderr
+    succeeded(run("generate", "--like", "a.png", "--lora", "style.safetensors", "-o", "c.png"))
+    (tmp_path / "pickled.pt").write_bytes(b"")
+    result = run("generate", *given, "--embedding", "pickled.pt")
+    assert "only safetensors are read here" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        (["--lora", ":0.5"], "names no file"),
         (["--mask", "mask.png"], "--mask needs --image"),
         (["--strength", "0.5"], "--strength needs --image"),
         (["--image", "photo.png", "--strength", "2"], "strength must be between 0 and 1"),

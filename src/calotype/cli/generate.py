@@ -98,6 +98,14 @@ ControlNet = Annotated[
         "--controlnet", metavar="NAME", help="The ControlNet or T2I-Adapter that reads it, one for each."
     ),
 ]
+Lora = Annotated[
+    list[str] | None,
+    _option("--lora", metavar="FILE[:X]", help="LoRA weights, X times as strong; may be repeated."),
+]
+Embedding = Annotated[
+    list[str] | None,
+    _option("--embedding", metavar="FILE", help="A learned word (textual inversion); may be repeated."),
+]
 Sheet = Annotated[
     str | None,
     _option("--sheet", metavar="FILE.png", help="Also write all pictures on one sheet, with their prompts."),
@@ -127,6 +135,8 @@ def generate(
     strength: Strength = None,
     control: Control = None,
     controlnet: ControlNet = None,
+    lora: Lora = None,
+    embedding: Embedding = None,
     like: Like = None,
     sheet: Sheet = None,
     no_metadata: NoMetadata = False,
@@ -156,6 +166,8 @@ def generate(
         "strength": strength,
         "control": tuple(control) if control else None,
         "controlnet": tuple(controlnet) if controlnet else None,
+        "lora": tuple(lora) if lora else None,
+        "embedding": tuple(embedding) if embedding else None,
     }
     options = {name: value for name, value in given.items() if value is not None}
     original = None if like is None else (metadata.read_settings(like), _pixels(like))

@@ -7,7 +7,7 @@ import platform
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from calotype.cli import console, pictures
+from calotype.cli import adapters, console, pictures
 from calotype.cli.progress import Reporter
 from calotype.cli.request import Request
 from calotype.core.errors import InputError, UnknownClassError
@@ -59,6 +59,7 @@ def prepare(asked: Request) -> Ready:
     elif isinstance(asked.scheduler, dict):
         pipe.scheduler = _recorded_scheduler(asked.scheduler)
     pipe.set_progress_bar_config(disable=True)
+    added = adapters.load(pipe, asked)
     identity = models.identify(asked.model)
     scheduler = {key: value for key, value in pipe.scheduler.config.items() if not key.startswith("_")}
     usual = pipe.usual(arguments) if hasattr(pipe, "usual") else {k: p.default for k, p in accepted.items()}
@@ -78,7 +79,7 @@ def prepare(asked: Request) -> Ready:
         "dtype": str(pipe.dtype).removeprefix("torch."),
         "device": str(device),
         "versions": versions,
-        "inputs": pictures.record(asked, given),
+        "inputs": pictures.record(asked, given) | added,
     }
     return Ready(pipe, arguments, shared)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from calotype.cli import adapters
 from calotype.core.errors import InputError
 from calotype.utils.metadata import Settings
 
@@ -40,6 +41,8 @@ class Request:
     strength: float | None = None
     control: tuple[str, ...] = ()
     controlnet: tuple[str, ...] = ()
+    lora: tuple[str, ...] = ()
+    embedding: tuple[str, ...] = ()
     known: dict[str, str] = field(default_factory=dict)
     """What a picture recorded of files and models that it was made with: contents and commits, by name."""
 
@@ -67,6 +70,8 @@ class Request:
                 raise InputError(f"{option} needs --image, the picture that it is about.")
         if self.strength is not None:
             Picture(strength=self.strength)
+        for text in self.lora:
+            adapters.lora_of(text)
         if self.controlnet and len(self.controlnet) != len(self.control):
             raise InputError(
                 f"There are {len(self.control)} --control and {len(self.controlnet)} --controlnet; give a model for "
@@ -89,7 +94,7 @@ def from_options(options: dict[str, Any]) -> Request:
 
 def _inputs(recorded: Mapping[str, Any]) -> dict[str, Any]:
     """A request's part that says which pictures go in, from the settings of what was made from them."""
-    if not recorded:
+    if not recorded.keys() - {"lora", "embedding"}:
         return {}
     single = {name: recorded[name]["file"] for name in ("image", "mask") if name in recorded}
     controls, nets = recorded.get("control", ()), recorded.get("controlnet", ())
@@ -104,8 +109,16 @@ def _inputs(recorded: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _adapters(recorded: Mapping[str, Any], known: Mapping[str, str]) -> dict[str, Any]:
+    """A request's part that says which adapters go in; ``known`` is what the other files contain."""
+    entries = [*recorded.get("lora", ()), *recorded.get("embedding", ())]
+    own = {entry["file"]: entry["sha256"] for entry in entries}
+    return {**adapters.requested(dict(recorded)), "known": {**known, **own}}
+
+
 def like(made: Settings, options: dict[str, Any]) -> Request:
     """The request that makes a recorded picture again, changed by the options that were given."""
+    inputs = _inputs(made.inputs) or {"width": made.size[0], "height": made.size[1]}
     recorded = Request(
         prompts=(made.prompt,),
         model=made.model,
@@ -117,7 +130,7 @@ def like(made: Settings, options: dict[str, Any]) -> Request:
         device=made.device,
         dtype=made.dtype,
         revision=made.revision,
-        **(_inputs(made.inputs) or {"width": made.size[0], "height": made.size[1]}),
+        **{**inputs, **_adapters(made.inputs, inputs.get("known", {}))},
     )
     if options.get("model", made.model) != made.model:
         recorded = replace(recorded, revision=None)  # the commit names a state of the recorded model
@@ -126,6 +139,8 @@ def like(made: Settings, options: dict[str, Any]) -> Request:
         options.get("mask"),
         *options.get("control", ()),
         *options.get("controlnet", ()),
+        *(adapters.lora_of(text).name for text in options.get("lora", ())),
+        *options.get("embedding", ()),
     }
     known = {name: value for name, value in recorded.known.items() if name not in named}
     return replace(recorded, **{"known": known, **options})

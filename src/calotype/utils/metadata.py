@@ -24,8 +24,11 @@ from calotype.schedulers.names import spoken
 if TYPE_CHECKING:
     import PIL.Image
 
-SCHEMA = 2
-"""The version of the JSON; a reader refuses a newer one instead of misreading it. Pictures that went in need 2."""
+SCHEMA = 3
+"""The version of the JSON; a reader refuses a newer one instead of misreading it."""
+
+_SINCE = {"lora": 3, "embedding": 3}
+"""What went in -> the version that knows of it; of anything else 2 does."""
 
 CHUNK = "calotype"
 PLAIN_CHUNK = "parameters"
@@ -59,14 +62,15 @@ class Settings:
     device: str = "cpu"
     versions: Mapping[str, str] = field(default_factory=dict)
     inputs: Mapping[str, Any] = field(default_factory=dict)
-    """Pictures that went in, ``{"file": …, "sha256": …}`` by option, and what else belongs to such a call."""
+    """Pictures and adapters that went in, ``{"file": …, "sha256": …}`` by option, and what else belongs to the call."""
 
     def to_json(self) -> str:
         """One line of ASCII JSON, the schema's version first."""
         entries = asdict(self)
         if not self.inputs:  # then every reader since the first understands it
             entries.pop("inputs")
-        return json.dumps(_spelt({"schema": 2 if self.inputs else 1, **entries}), allow_nan=False)
+        schema = max((_SINCE.get(name, 2) for name in self.inputs), default=1)
+        return json.dumps(_spelt({"schema": schema, **entries}), allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Settings:
