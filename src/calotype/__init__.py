@@ -15,6 +15,7 @@ _HOME = {
     "calotype.core.config": ("ConfigMixin",),
     "calotype.core.random": ("seeds",),
     "calotype.diffusion.limits": ("limits", "set_limits"),
+    "calotype.pipelines.animatediff": ("AnimateDiffPipeline",),
     "calotype.pipelines.auto": (
         "AutoPipelineForImage2Image",
         "AutoPipelineForInpainting",
@@ -110,6 +111,8 @@ _HOME = {
     "calotype.models.unet_2d_condition": ("UNet2DConditionModel",),
     "calotype.models.unet_3d_condition": ("UNet3DConditionModel",),
     "calotype.models.unet_spatio_temporal_condition": ("UNetSpatioTemporalConditionModel",),
+    "calotype.models.unet_motion_model": ("UNetMotionModel",),
+    "calotype.models.motion_adapter": ("MotionAdapter",),
     "calotype.models.controlnet": ("ControlNetModel",),
     "calotype.models.controlnet_union": ("ControlNetUnionModel",),
     "calotype.models.multicontrolnet": ("MultiControlNetModel",),

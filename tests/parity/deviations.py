@@ -43,6 +43,7 @@ DEVIATIONS: dict[str, str] = {
     "text as if they were so many texts",
     "pipelines/VideoToVideoSDPipeline/two videos": "the reference counts videos where it needs frames, and fails",
     "pipelines/VideoToVideoSDPipeline/latents": "the reference takes latents and does not use them",
+    "pipelines/AnimateDiffPipeline/num_videos_per_prompt=2": "the reference takes the number and makes one video",
     "unets/UNet3DConditionModel/class_labels": "the reference takes them and does not use them; here they are refused",
     "unets/UNet3DConditionModel/attention_mask": "as the one before",
     "lora/kohya/alphas that differ": "each layer has the alpha that the file gives it; with PEFT of today the "

@@ -53,3 +53,25 @@ def clip(frames: int = 3, side: int = 64, seed: int = 5) -> torch.Tensor:
 def as_array(video: torch.Tensor) -> np.ndarray:
     """The video as an array (frames, height, width, 3)."""
     return video.permute(0, 2, 3, 1).numpy()
+
+
+UNET_MOTION: dict[str, Any] = {
+    "sample_size": 8,
+    "block_out_channels": (32, 64),
+    "down_block_types": ("CrossAttnDownBlockMotion", "DownBlockMotion"),
+    "up_block_types": ("UpBlockMotion", "CrossAttnUpBlockMotion"),
+    "layers_per_block": 1,
+    "cross_attention_dim": 32,
+    "num_attention_heads": 4,
+    "motion_num_attention_heads": 2,
+    "norm_num_groups": 8,
+}
+
+ADAPTER: dict[str, Any] = {
+    "block_out_channels": (32, 64),
+    "motion_layers_per_block": 1,
+    "motion_num_attention_heads": 2,
+    "motion_norm_num_groups": 8,
+    "motion_max_seq_length": 24,
+}
+"""A motion adapter for the tiny Stable Diffusion checkpoint."""

@@ -39,10 +39,10 @@ def encode(vae: Any, pixels: torch.Tensor, generator: torch.Generator | None) ->
 def decode(vae: Any, latents: torch.Tensor, generator: Any = None) -> torch.Tensor:
     """Pictures in [-1, 1] from latents.
 
-    Latents of videos (videos, channels, frames, height, width) give their frames (videos, frames, channels, …).
+    Latents of videos (videos, channels, frames, height, width) give their frames in float32, (videos, frames, …).
     """
     if latents.ndim == 5:
-        return decode(vae, together(latents), generator).unflatten(0, (-1, latents.shape[2]))
+        return decode(vae, together(latents), generator).float().unflatten(0, (-1, latents.shape[2]))
     statistics = _per_channel(vae, latents)
     if statistics is not None:
         mean, std = statistics

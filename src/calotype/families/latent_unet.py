@@ -113,8 +113,8 @@ class LatentUNetFamily(LatentFamily):
             timestep,
             timestep_cond=conditions.w_embedding,
             cross_attention_kwargs=conditions.cross_attention_kwargs,
-            class_labels=conditions.class_labels,
             return_dict=False,
+            **({} if conditions.class_labels is None else {"class_labels": conditions.class_labels}),
             **self.told(conditions),
             **residuals.as_arguments(),
         )[0]

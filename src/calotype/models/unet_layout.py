@@ -90,7 +90,10 @@ class _Plan:
         heads = config.get("num_attention_heads")
         self.heads = self.head_dims if heads is None else per_stage(config, "num_attention_heads")
         self.only_cross = per_stage(config, "only_cross_attention", False)
+        self.motion_heads = per_stage(config, "motion_num_attention_heads", 8)
+        self.motion_layers = per_stage(config, "temporal_transformer_layers_per_block", 1)
         self.common: dict[str, Any] = {
+            "motion_length": config.get("motion_max_seq_length", 32),
             "temb_channels": temb_channels,
             "dropout": config.get("dropout", 0.0),
             "eps": config.norm_eps,
@@ -111,6 +114,8 @@ class _Plan:
             "heads": self.heads[index],
             "head_dim": self.head_dims[index],
             "transformer_layers": self.depths[index],
+            "motion_heads": self.motion_heads[index],
+            "motion_layers": self.motion_layers[index],
             "cross_attention_dim": self.context_dims[index],
             "only_cross_attention": self.only_cross[index],
             "output_scale_factor": self.config.get("resnet_out_scale_factor", 1.0),
@@ -153,9 +158,12 @@ def mid_stage_of(config: Config, temb_channels: int) -> MidStage | None:
         -1,
         output_scale_factor=config.mid_block_scale_factor,
         only_cross_attention=only_cross and has_own_resampling,
+        transformer_layers=config.get("transformer_layers_per_mid_block") or plan.depths[-1],
+        motion_layers=config.get("temporal_transformer_layers_per_mid_block") or plan.motion_layers[-1],
     )
     plain = name == "UNetMidBlock2D"
-    return mid_stage(name, settings, plan.widths[-1], num_layers=0 if plain else 1, add_attention=not plain)
+    layers = 0 if plain else config.get("mid_block_layers", 1)
+    return mid_stage(name, settings, plan.widths[-1], num_layers=layers, add_attention=not plain)
 
 
 def up_stages(config: Config, temb_channels: int) -> nn.ModuleList:
@@ -166,12 +174,15 @@ def up_stages(config: Config, temb_channels: int) -> nn.ModuleList:
     plan = _Plan(config, temb_channels)
     last = len(plan.widths) - 1
     depths: Sequence[Any] = config.get("reverse_transformer_layers_per_block") or plan.depths[::-1]
+    reverse = config.get("reverse_temporal_transformer_layers_per_block")
+    motion_layers = plan.motion_layers[::-1] if reverse is None else _each(reverse, last + 1)
     stages = []
     for index, name in enumerate(config.up_block_types):
         mirror = last - index
         settings = plan.settings(
             mirror,
             transformer_layers=depths[index],
+            motion_layers=motion_layers[index],
             # the width of heads is read in the order of the way down, as the checkpoints were trained
             head_dim=plan.head_dims[index],
         )
@@ -187,6 +198,10 @@ def up_stages(config: Config, temb_channels: int) -> nn.ModuleList:
             )
         )
     return nn.ModuleList(stages)
+
+
+def _each(value: Any, count: int) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, tuple | list) else (value,) * count
 
 
 def _accept(name: str, stage: nn.Module) -> nn.Module:

@@ -111,3 +111,22 @@ class TimestepEmbedding(nn.Module):
             sample = sample + self.cond_proj(condition)
         embedding = self.linear_2(self.act(self.linear_1(sample)))
         return embedding if self.post_act is None else self.post_act(embedding)
+
+
+class SinusoidalPositions(nn.Module):
+    """Tokens (batch, length, dim) plus sines and cosines of their places (https://arxiv.org/abs/1706.03762)."""
+
+    pe: torch.Tensor
+
+    def __init__(self, dim: int, length: int) -> None:
+        super().__init__()
+        places = torch.arange(length, dtype=torch.float32)[:, None]
+        angles = places * torch.exp(torch.arange(0, dim, 2) * (-math.log(10_000.0) / dim))
+        self.register_buffer("pe", torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[None])
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        if tokens.shape[1] > self.pe.shape[1]:
+            raise InputError(
+                f"There are {tokens.shape[1]} frames; this model knows the places of at most {self.pe.shape[1]}."
+            )
+        return tokens + self.pe[:, : tokens.shape[1]]

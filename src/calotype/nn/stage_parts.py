@@ -24,7 +24,8 @@ class Row(NamedTuple):
     """``attention``: None, pixels, transformer, spatio_temporal, added_kv or k; ``resampler``: conv, resnet, k or skip.
 
     ``time`` says what works along time: nothing, or convolutions and the attention after them (layers), or residual
-    blocks that work on frames and along time (mixed). ``eps`` is the norms' own, in place of the settings'.
+    blocks that work on frames and along time (mixed), or attention that is told the frames' places (motion). ``eps`` is
+    the norms' own, in place of the settings'.
     """
 
     attention: str | None
@@ -66,11 +67,26 @@ class StageSettings:
     attention_type: str = "default"
     downsample_padding: int = 1
     resample_type: str = "conv"
+    motion_heads: int = 8
+    motion_layers: int | Sequence[int] = 1
+    motion_length: int = 32
 
 
 def k_groups(channels: int) -> int:
     """The groups of a norm in k-diffusion's blocks."""
     return max(1, channels // _K_GROUP_SIZE)
+
+
+def each_layer(depth: int | Sequence[int], layers: int, entry: str) -> list[int]:
+    """How many transformer blocks each layer of a stage has, which ``entry`` of the configuration says."""
+    if isinstance(depth, int):
+        return [depth] * layers
+    if len(depth) < layers:
+        raise InputError(
+            f"{entry} has {len(depth)} entries {tuple(depth)} for a block of {layers} layers: give one for each, or "
+            f"one number for all."
+        )
+    return list(depth[:layers])
 
 
 def make_resnet(
@@ -207,12 +223,24 @@ def _transformer(row: Row, settings: StageSettings, width: int, depth: int) -> n
     )
 
 
-def make_along_time(
-    row: Row, settings: StageSettings, width: int, resnets: int, attentions: int
-) -> AlongTime:
-    """The lanes along time beside so many residual blocks and attentions."""
+def make_motion_modules(
+    width: int, depths: Sequence[int], heads: int, groups: int, length: int
+) -> list[nn.Module]:
+    """Motion modules (https://arxiv.org/abs/2307.04725), with so many transformer blocks each, for so many frames."""
+    if heads < 1 or width % heads:
+        raise InputError(f"A motion module of {width} channels cannot be split into {heads} attention heads.")
+    return [TemporalTransformer(heads, width // heads, width, depth, groups, length) for depth in depths]
+
+
+def make_along_time(row: Row, settings: StageSettings, width: int, resnets: int, layers: int) -> AlongTime:
+    """The lanes along time beside so many residual blocks, in so many layers."""
+    if row.time == "motion":
+        depths = each_layer(settings.motion_layers, layers, "temporal_transformer_layers_per_block")
+        heads, length = settings.motion_heads, settings.motion_length
+        return AlongTime(motion_modules=make_motion_modules(width, depths, heads, settings.groups, length))
     if row.time != "layers":
         return AlongTime()
+    attentions = 0 if row.attention is None else layers
     return AlongTime(
         temp_convs=[TemporalConvolution(width, groups=settings.groups) for _ in range(resnets)],
         temp_attentions=[

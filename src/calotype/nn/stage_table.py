@@ -21,6 +21,7 @@ from calotype.nn.stage import DownStage, MidStage, UpStage
 from calotype.nn.stage_parts import (
     Row,
     StageSettings,
+    each_layer,
     k_groups,
     make_along_time,
     make_attention,
@@ -41,6 +42,8 @@ DOWN = {
     "AttnSkipDownBlock2D": Row("pixels", "skip"),
     "DownBlock3D": Row(None, "conv", "layers"),
     "CrossAttnDownBlock3D": Row("transformer", "conv", "layers"),
+    "DownBlockMotion": Row(None, "conv", "motion"),
+    "CrossAttnDownBlockMotion": Row("transformer", "conv", "motion"),
     "DownBlockSpatioTemporal": Row(None, "conv", "mixed", eps=1e-5),
     "CrossAttnDownBlockSpatioTemporal": Row("spatio_temporal", "conv", "mixed", eps=1e-6),
 }
@@ -49,6 +52,7 @@ MID = {
     "UNetMidBlock2DCrossAttn": Row("transformer", "resnet"),
     "UNetMidBlock2DSimpleCrossAttn": Row("added_kv", "resnet"),
     "UNetMidBlock3DCrossAttn": Row("transformer", "resnet", "layers"),
+    "UNetMidBlockCrossAttnMotion": Row("transformer", "resnet", "motion"),
     "UNetMidBlockSpatioTemporal": Row("spatio_temporal", "resnet", "mixed", eps=1e-5),
 }
 UP = {
@@ -63,6 +67,8 @@ UP = {
     "AttnSkipUpBlock2D": Row("pixels", "skip"),
     "UpBlock3D": Row(None, "conv", "layers"),
     "CrossAttnUpBlock3D": Row("transformer", "conv", "layers"),
+    "UpBlockMotion": Row(None, "conv", "motion"),
+    "CrossAttnUpBlockMotion": Row("transformer", "conv", "motion"),
     "UpBlockSpatioTemporal": Row(None, "conv", "mixed", eps=1e-6),
     "CrossAttnUpBlockSpatioTemporal": Row("spatio_temporal", "conv", "mixed", eps=1e-6),
 }
@@ -108,7 +114,7 @@ def down_stage(
         _ATTEND[row.attention],
         make_downsampler(row, settings, width) if resamples else None,
         keep_downsampled=row.resampler != "k",
-        along_time=make_along_time(row, settings, width, num_layers, len(lane)),
+        along_time=make_along_time(row, settings, width, num_layers, num_layers),
     )
 
 
@@ -135,7 +141,7 @@ def up_stage(
         _ATTEND[row.attention],
         make_upsampler(row, settings, width) if resamples else None,
         takes_freeu=row.attention in (None, "transformer") and row.resampler == "conv",
-        along_time=make_along_time(row, settings, width, num_layers, len(lane)),
+        along_time=make_along_time(row, settings, width, num_layers, num_layers),
     )
 
 
@@ -154,7 +160,7 @@ def mid_stage(
         [make_resnet(row, settings, channels, channels) for _ in range(num_layers + 1)],
         lane,
         _ATTEND[row.attention],
-        make_along_time(row, settings, channels, num_layers + 1, len(lane)),
+        make_along_time(row, settings, channels, num_layers + 1, num_layers),
     )
 
 
@@ -208,12 +214,4 @@ def _lane(modules: Iterable[nn.Module | None]) -> list[nn.Module]:
 
 def _depths(settings: StageSettings, num_layers: int) -> list[int]:
     """How many transformer blocks each layer of a stage has."""
-    depth = settings.transformer_layers
-    if isinstance(depth, int):
-        return [depth] * num_layers
-    if len(depth) < num_layers:
-        raise InputError(
-            f"transformer_layers_per_block has {len(depth)} entries {tuple(depth)} for a block of {num_layers} "
-            f"layers: give one for each, or one number for all."
-        )
-    return list(depth[:num_layers])
+    return each_layer(settings.transformer_layers, num_layers, "transformer_layers_per_block")

@@ -41,7 +41,7 @@ class TemporalConvolution(nn.Module):
 class TemporalTransformer(nn.Module):
     """Transformer blocks along time for each pixel, between two projections, added to the map.
 
-    Both attentions of a block are among the frames.
+    Both attentions of a block are among the frames, of which with ``positions`` there are so many at most.
     """
 
     def __init__(
@@ -51,13 +51,20 @@ class TemporalTransformer(nn.Module):
         in_channels: int,
         num_layers: int = 1,
         norm_num_groups: int = 32,
+        positions: int | None = None,
     ) -> None:
         super().__init__()
         inner = num_attention_heads * attention_head_dim
         self.norm = nn.GroupNorm(norm_num_groups, in_channels, eps=1e-6)
         self.proj_in = nn.Linear(in_channels, inner)
         self.transformer_blocks = nn.ModuleList(
-            BasicTransformerBlock(inner, num_attention_heads, attention_head_dim, double_self_attention=True)
+            BasicTransformerBlock(
+                inner,
+                num_attention_heads,
+                attention_head_dim,
+                double_self_attention=True,
+                positions=positions,
+            )
             for _ in range(num_layers)
         )
         self.proj_out = nn.Linear(inner, in_channels)

@@ -9,6 +9,7 @@ from torch import nn
 
 from calotype.core.errors import InputError
 from calotype.nn.attention import Attention
+from calotype.nn.embeddings import SinusoidalPositions
 from calotype.nn.feed_forward import FeedForward
 from calotype.nn.grounding import GatedSelfAttention
 
@@ -19,7 +20,7 @@ class BasicTransformerBlock(nn.Module):
     """Self-attention, attention to the context, feed-forward, each after a layer norm and added to its input.
 
     With ``only_cross_attention`` the first attention reads the context too; with ``double_self_attention`` the
-    second one reads the input.
+    second one reads the input. With ``positions`` attention is told the places of so many tokens at most.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class BasicTransformerBlock(nn.Module):
         norm_eps: float = 1e-5,
         final_dropout: bool = False,
         attention_type: str = "default",
+        positions: int | None = None,
     ) -> None:
         super().__init__()
         if attention_type not in ("default", *_GATED):
@@ -60,6 +62,7 @@ class BasicTransformerBlock(nn.Module):
                 upcast_attention=upcast_attention,
             )
 
+        self.pos_embed = None if positions is None else SinusoidalPositions(dim, positions)
         self.norm1 = norm()
         self.attn1 = attention(cross_attention_dim if only_cross_attention else None)
         self.norm2: nn.LayerNorm | None = None
@@ -84,7 +87,7 @@ class BasicTransformerBlock(nn.Module):
         kwargs = dict(cross_attention_kwargs or {})
         grounding = kwargs.pop("gligen", None)
         hidden_states = hidden_states + self.attn1(
-            self.norm1(hidden_states),
+            self.placed(self.norm1(hidden_states)),
             encoder_hidden_states=encoder_hidden_states if self.only_cross_attention else None,
             attention_mask=attention_mask,
             **kwargs,
@@ -93,12 +96,16 @@ class BasicTransformerBlock(nn.Module):
             hidden_states = self.fuser(hidden_states, grounding["objs"])
         if self.attn2 is not None and self.norm2 is not None:
             hidden_states = hidden_states + self.attn2(
-                self.norm2(hidden_states),
+                self.placed(self.norm2(hidden_states)),
                 encoder_hidden_states=encoder_hidden_states,
                 attention_mask=encoder_attention_mask,
                 **kwargs,
             )
         return hidden_states + self.ff(self.norm3(hidden_states))
+
+    def placed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The tokens as attention reads them."""
+        return tokens if self.pos_embed is None else self.pos_embed(tokens)
 
 
 class SpatialTransformer(nn.Module):

@@ -40,6 +40,13 @@ class StableDiffusionPipelineOutput(BaseOutput):
 
 
 @dataclass
+class AnimateDiffPipelineOutput(BaseOutput):
+    """Videos: an array (videos, frames, height, width, channels), a tensor (videos, frames, channels, …) or lists."""
+
+    frames: torch.Tensor | np.ndarray | list[list[Image]]
+
+
+@dataclass
 class TextToVideoSDPipelineOutput(BaseOutput):
     """Videos: an array (videos, frames, height, width, channels), a tensor (videos, frames, channels, …) or lists."""
 
