@@ -140,7 +140,9 @@ def _measured(variant: str, files: list[Path]) -> Weights:
 def tasks_of(class_name: str) -> tuple[str, ...]:
     """What a pipeline's checkpoint serves for: the tasks of its family for which calotype has a class."""
     from calotype.pipelines.auto import FAMILIES
+    from calotype.pipelines.connected import COMBINED
 
+    class_name = COMBINED.get(class_name, class_name)
     for classes in FAMILIES.values():
         if class_name in classes.values():
             return tuple(dict.fromkeys(kind.task for kind in classes))

@@ -42,7 +42,7 @@ class Call:
     @property
     def noise(self) -> Noise:
         """Where randomness comes from."""
-        return Noise.of(self.arguments)
+        return Noise.of(self.arguments).by_row(self.pictures)
 
     @property
     def steps(self) -> Steps:

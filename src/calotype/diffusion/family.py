@@ -85,6 +85,15 @@ class Family(Components, ABC):
         """Refuse what the components cannot work with, before anything is computed; most work with anything."""
 
     @property
+    def reads_hint(self) -> bool:
+        """Whether the denoiser reads a control picture by itself, the argument ``hint``; most do not."""
+        return False
+
+    def rows(self, arguments: Mapping[str, Any]) -> int:
+        """How many of the subject's ``pictures`` are for one and the same picture that the user gets; mostly 1."""
+        return 1
+
+    @property
     @abstractmethod
     def default_size(self) -> tuple[int, int]:
         """Height and width in pixels that the model was trained for."""

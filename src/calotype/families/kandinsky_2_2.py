@@ -16,6 +16,7 @@ from calotype.diffusion.guidance import TOLD_THE_PROMPT
 from calotype.diffusion.inputs import Embedded, Hinted
 from calotype.diffusion.inputs.embeds import joined
 from calotype.families.movq import MoVQFamily
+from calotype.image_processor import VaeImageProcessor
 
 if TYPE_CHECKING:
     from calotype.diffusion.call import Call
@@ -49,17 +50,30 @@ class Kandinsky22Family(MoVQFamily):
 
     @property
     def reads_hint(self) -> bool:
-        """Whether the UNet reads a control picture."""
         return self.unet.config.addition_embed_type == "image_hint"
 
     def encode(self, call: Call) -> EmbeddedConditions:
         embedded = self.embedded(call)
         embeds, negative = stacked_embeds(call, embedded, self.dtype)
-        hint = None
-        if "hint" in call.arguments:
-            hint = Hinted.of(call.arguments).checked(embedded.embeddings).to(call.device, self.dtype)
-            hint = repeated(hint, call.pictures // len(hint)).repeat(len(call.guidance.branches), 1, 1, 1)
-        return EmbeddedConditions(embeds, negative, hint)
+        return EmbeddedConditions(embeds, negative, self.hint(call) if self.reads_hint else None)
+
+    def hint(self, call: Call) -> torch.Tensor:
+        """The control pictures in the size of the latents' pictures, with the branches stacked."""
+        height, width = (side * self.scale_factor for side in call.latent_shape[-2:])
+        processor = VaeImageProcessor(do_normalize=False, do_convert_rgb=True)
+        hint = Hinted.of(call.arguments).pixels(processor, height, width).to(call.device, self.dtype)
+        return repeated(hint, call.pictures // len(hint)).repeat(len(call.guidance.branches), 1, 1, 1)
+
+    def check_hint(self, arguments: Mapping[str, Any], count: int, what: str) -> None:
+        """Refuse a control picture that the UNet does not read, or its lack; ``count`` says what there is one for."""
+        reads = self.reads_hint
+        if ("hint" in arguments) != reads:
+            raise InputError(
+                f"This UNet reads {'a' if reads else 'no'} hint (its addition_embed_type is "
+                f"{self.unet.config.addition_embed_type!r}); use the pipeline with{'' if reads else 'out'} ControlNet."
+            )
+        if reads:
+            Hinted.of(arguments).check(count, what)
 
     def reads(self, conditions: Conditions) -> dict[str, Any]:
         assert isinstance(conditions, EmbeddedConditions)
@@ -79,14 +93,7 @@ class Kandinsky22(Kandinsky22Family):
     def subject(self, arguments: Mapping[str, Any]) -> Embedded:
         subject = Embedded.of(arguments)
         check_negative(subject, "uncond" in self.guidance(arguments).branches)
-        reads = self.reads_hint
-        if ("hint" in arguments) != reads:
-            raise InputError(
-                f"This UNet reads {'a' if reads else 'no'} hint (its addition_embed_type is "
-                f"{self.unet.config.addition_embed_type!r}); use the pipeline with{'' if reads else 'out'} ControlNet."
-            )
-        if reads:
-            Hinted.of(arguments).checked(subject.embeddings)
+        self.check_hint(arguments, subject.embeddings, "embeddings")
         return subject
 
     def embedded(self, call: Call) -> Embedded:

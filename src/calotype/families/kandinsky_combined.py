@@ -56,6 +56,7 @@ class ImaginedKandinsky22(Kandinsky22Family):
     prior_image_encoder: CLIPVisionModelWithProjection = component()
 
     def subject(self, arguments: Mapping[str, Any]) -> Prompt:
+        self.check_hint(arguments, prompts(arguments).prompts, "prompts")
         return one_each(arguments)
 
     def embedded(self, call: Call) -> Embedded:

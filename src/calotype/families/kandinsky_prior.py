@@ -46,6 +46,9 @@ class KandinskyPrior(PriorFamily):
         """The prompts and, behind them, what to steer away from as prompts of their own."""
         return with_negatives(prompts(arguments))
 
+    def rows(self, arguments: Mapping[str, Any]) -> int:
+        return 1 if arguments.get("negative_prompt") is None else 2
+
     def embedded(self, image: Any, device: torch.device) -> torch.Tensor:
         """CLIP's embeddings of pictures (batch, channels); tensors are pixel values as CLIP takes them, or embeddings.
 

@@ -33,6 +33,17 @@ class PictureControl:
     guess_mode: bool = False
     kind: int | Sequence[int] | None = None
 
+    def as_hint(self) -> Any:
+        """The picture, for a denoiser that reads it by itself: at full strength and in all steps."""
+        if self.picture is None:
+            raise InputError("The control by the denoiser itself has no picture; pass the one that it reads.")
+        if (self.scale, self.start, self.end, self.guess_mode, self.kind) != (None, 0.0, 1.0, False, None):
+            raise InputError(
+                "This denoiser reads its control picture by itself, at full strength and in all steps: scale, start, "
+                "end, guess_mode and kind have no meaning for it."
+            )
+        return self.picture
+
     @property
     def reads_kinds(self) -> bool:
         """Whether the model is told of which kind its pictures are."""
@@ -120,8 +131,9 @@ def control_of(given: Any) -> str:
 
 
 def stored_models(pipe: Any) -> list[Any]:
-    """The models of a pipeline that steer, one by one."""
-    return [model for name in COMPONENTS for model in _members(getattr(pipe, name, None))]
+    """The models of a pipeline that steer, one by one, and a denoiser that reads a control picture by itself."""
+    beside = [model for name in COMPONENTS for model in _members(getattr(pipe, name, None))]
+    return [*beside, pipe.unet] if pipe.bound_family().reads_hint else beside
 
 
 def _members(model: Any) -> Iterator[Any]:

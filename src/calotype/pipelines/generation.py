@@ -36,7 +36,7 @@ def generate(pipe: Any, parts: Parts, arguments: Mapping[str, Any], output_class
     for one in (*parts.before, parts):
         mine = {k: v for k, v in arguments.items() if k != "guidance" or one is parts.guided}
         call = checked(one, one.arguments(mine), pipe._execution_device)
-        arguments = {**arguments, "generator": call.noise.generator}
+        arguments = {**arguments, "generator": call.arguments.get("generator")}
         Callbacks.of(call.arguments).check_names(one.tensor_names)
         chain.append((one, call))
 
@@ -101,11 +101,12 @@ def checked(parts: Parts, arguments: Mapping[str, Any], device: torch.device) ->
     for control in parts.controls:
         control.check(family, arguments)
     height, width = task.size(family, arguments, subject.pictures * Frames.of(arguments).pictures)
-    arguments = Noise.settled(arguments, subject.pictures)
+    rows = family.rows(arguments)
+    Noise.of(arguments).check_count(subject.pictures // rows, rows)
+    arguments = Noise.settled(arguments, subject.pictures // rows)
     guidance = parts.guidance(arguments)
     perturbed = perturbed_layers(family, guidance)
     call = Call(family, arguments, subject, guidance, height, width, device, perturbed)
-    call.noise.check_count(subject.pictures)
     check_seeded(call.scheduler, call.noise)
     return call
 

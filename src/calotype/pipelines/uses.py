@@ -5,23 +5,26 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from calotype.pipelines.components import public_class
+from calotype.pipelines.connected import COMBINED
 
 
 class Use(NamedTuple):
     """One thing to make: ``needs`` are the pictures that ask for it, ``plain`` the class that declares it.
 
-    ``controls`` names the classes that declare it with a control, by the kind of control.
+    ``controls`` names the classes that declare it with a control, by the kind of control. ``decoders`` names those
+    whose checkpoints hold only a part of it, and name in their card where the rest is.
     """
 
     name: str
     needs: tuple[str, ...]
     plain: str
     controls: tuple[tuple[str, str], ...] = ()
+    decoders: tuple[str, ...] = ()
 
     @property
     def classes(self) -> tuple[str, ...]:
         """The names of all classes that declare this use."""
-        return self.plain, *(name for _, name in self.controls)
+        return self.plain, *(name for _, name in self.controls), *self.decoders
 
     def declared(self, control: str | None = None) -> Any:
         """The class that declares this use with a kind of control, or the plain one where there is none."""
@@ -45,12 +48,33 @@ def _usual(prefix: str, unions: bool = False) -> tuple[Use, ...]:
     )
 
 
+def _with_prior(prefix: str, hinted: str = "") -> tuple[Use, ...]:
+    """The uses of a decoder together with its prior; ``hinted`` is in the names of decoders that read a hint."""
+
+    def use(name: str, end: str, *needs: str, more: tuple[str, ...] = ()) -> Use:
+        alone = f"{prefix}{end}Pipeline"
+        return Use(name, needs, COMBINED[alone], decoders=(alone, *more))
+
+    with_hint = [(f"{prefix}{hinted}{end}Pipeline",) if hinted else () for end in ("", "Img2Img")]
+    return (
+        use("text-to-image", "", more=with_hint[0]),
+        use("image-to-image", "Img2Img", "image", more=with_hint[1]),
+        use("inpainting", "Inpaint", "image", "mask_image"),
+    )
+
+
 USES: dict[str, tuple[Use, ...]] = {
     "stable-diffusion": _usual("StableDiffusion"),
     "stable-diffusion-xl": _usual("StableDiffusionXL", unions=True),
     "latent-consistency": (
         Use("text-to-image", (), "LatentConsistencyModelPipeline"),
         Use("image-to-image", ("image",), "LatentConsistencyModelImg2ImgPipeline"),
+    ),
+    "kandinsky-2.1": _with_prior("Kandinsky"),
+    "kandinsky-2.2": _with_prior("KandinskyV22", "Controlnet"),
+    "kandinsky-3": (
+        Use("text-to-image", (), "Kandinsky3Pipeline"),
+        Use("image-to-image", ("image",), "Kandinsky3Img2ImgPipeline"),
     ),
     "stable-diffusion-depth": (Use("depth-to-image", ("image",), "StableDiffusionDepth2ImgPipeline"),),
     "stable-diffusion-upscaler": (Use("upscaling", ("image",), "StableDiffusionUpscalePipeline"),),

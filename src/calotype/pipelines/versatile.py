@@ -20,7 +20,7 @@ import torch
 from calotype.core.errors import InputError
 from calotype.core.random import Seeds
 from calotype.diffusion.controls.bound import Beside, Bound
-from calotype.diffusion.inputs import EARLIER_CALLBACK, Adapted, Controlled, Size
+from calotype.diffusion.inputs import EARLIER_CALLBACK, Adapted, Controlled, Hinted, Size
 from calotype.diffusion.tasks.task import picture_size
 from calotype.pipelines import signature
 from calotype.pipelines.control import (
@@ -37,7 +37,7 @@ from calotype.pipelines.uses import Use, uses_of
 _CHOOSING = ("image", "mask_image")
 """The pictures whose presence says what is to be made."""
 
-_OF_CONTROLS = {f.name for group in (Controlled, Adapted) for f in fields(group)} - {"image"}
+_OF_CONTROLS = {f.name for group in (Controlled, Adapted, Hinted) for f in fields(group)} - {"image"}
 """Arguments of the public classes in whose place ``control`` stands."""
 
 _OWN = {
@@ -95,17 +95,33 @@ class Versatile(DiffusionPipeline):
             given["generator"] = Seeds(seed)
         usual = _defaults(declared)
         scale = usual.get("controlnet_conditioning_scale", 1.0)
-        controls = tuple(each.bound(number, scale) for number, each in enumerate(asked))
-        self._check_models(asked)
-        arguments = {**usual, **given}
         parts = parts_of(plain, self._values)
-        if controls and not use.needs:  # the first control's picture gives the size
-            arguments |= _sized(parts.family, controls, asked[0].picture, arguments)
+        beside = [each for each in asked if not self._reads_by_itself(each)]
+        controls = tuple(each.bound(number, scale) for number, each in enumerate(beside))
+        self._check_models(beside)
+        arguments = {**usual, **given, **self._hint(asked)}
+        if asked and not use.needs:  # the first control's picture gives the size
+            arguments |= _sized(parts.family, controls, asked[0].picture, given)
         else:
             parts = replace(parts, task=declared.task)
         return signature.run(
             self, replace(parts, controls=controls), arguments, set(given), declared.__call__.output
         )
+
+    def _reads_by_itself(self, asked: PictureControl) -> bool:
+        return self.bound_family().reads_hint and asked.model is getattr(self, "unet", None)
+
+    def _hint(self, asked: list[PictureControl]) -> dict[str, Any]:
+        """The argument for a denoiser that reads a control picture by itself; ``InputError`` if there is not one."""
+        if not self.bound_family().reads_hint:
+            return {}
+        hints = [each.as_hint() for each in asked if self._reads_by_itself(each)]
+        if len(hints) != 1:
+            raise InputError(
+                f"This checkpoint's denoiser reads one picture by itself, such as depth, and control has {len(hints)} "
+                f"for it; give control=picture."
+            )
+        return {"hint": hints[0]}
 
     def _chosen(self, given: Mapping[str, Any]) -> Use:
         """What the pictures among the arguments ask for."""

@@ -11,6 +11,7 @@ from calotype.core.errors import InputError
 from calotype.diffusion.inputs.base import Inputs, argument, positive
 from calotype.diffusion.inputs.prompts import Prompt
 from calotype.diffusion.limits import limits
+from calotype.image_processor import VaeImageProcessor, is_pil
 
 
 @dataclass(frozen=True)
@@ -65,23 +66,42 @@ class Embedded(Inputs):
 class Hinted(Inputs):
     """A picture that says how far away things are."""
 
-    hint: torch.Tensor | list[torch.Tensor] | None = argument(
-        None, "The control picture, such as depth: (batch, 3, height, width), or a list of these."
+    hint: Any = argument(
+        None,
+        "The control picture, such as depth: PIL, or a tensor (batch, 3, height, width) in [0, 1], or a list of these.",
     )
 
-    def checked(self, embeddings: int) -> torch.Tensor:
-        """The hint as one tensor; ``InputError`` unless there is one for all or one for each embedding."""
+    @property
+    def pictures(self) -> torch.Tensor | list[Any]:
+        """The hints as one tensor, or as PIL images."""
         if self.hint is None:
             raise InputError(
-                "hint is not given; pass the control picture as a tensor (batch, 3, height, width)."
+                "hint is not given; pass the control picture, a PIL image or a tensor (batch, 3, height, width)."
             )
-        hint = joined(self.hint)
-        if hint.ndim != 4 or len(hint) not in (1, embeddings):
+        items = self.hint if isinstance(self.hint, list | tuple) else [self.hint]
+        if items and all(is_pil(item) for item in items):
+            return list(items)
+        if not items or not all(isinstance(item, torch.Tensor) and item.ndim == 4 for item in items):
+            raise InputError("hint must be PIL images or tensors (batch, 3, height, width).")
+        return joined(list(items))
+
+    def check(self, count: int, what: str) -> None:
+        """Refuse hints unless there is one for all or one for each of so many embeddings or prompts."""
+        if len(self.pictures) not in (1, count):
             raise InputError(
-                f"hint must be a tensor (batch, 3, height, width) with one picture, or one for each of the "
-                f"{embeddings} embeddings, not {tuple(hint.shape)}."
+                f"There are {len(self.pictures)} hints; give one for all or one for each of the {count} {what}."
             )
-        return hint
+
+    def pixels(self, processor: VaeImageProcessor, height: int, width: int) -> torch.Tensor:
+        """The hints (batch, 3, height, width) in [0, 1]; tensors as they are, which must have this size."""
+        pictures = self.pictures
+        if not isinstance(pictures, torch.Tensor):
+            return processor.preprocess(pictures, height, width)
+        if tuple(pictures.shape[1:]) != (3, height, width):
+            raise InputError(
+                f"hint has the shape {tuple(pictures.shape)}; this call needs (batch, 3, {height}, {width})."
+            )
+        return pictures
 
 
 @dataclass(frozen=True)

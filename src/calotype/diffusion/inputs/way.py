@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -74,7 +74,7 @@ class Span(Inputs):
 class Noise(Inputs):
     """Where randomness comes from."""
 
-    generator: torch.Generator | list[torch.Generator] | Seeds | None = argument(
+    generator: torch.Generator | list[torch.Generator] | None = argument(
         None,
         "A seeded torch.Generator, one for each picture, or calotype.seeds(42), for a result that can be had again.",
     )
@@ -91,12 +91,22 @@ class Noise(Inputs):
             **({"generator": given.generators(pictures)} if isinstance(given, Seeds) else {}),
         }
 
-    def check_count(self, pictures: int) -> None:
-        """Refuse a list of generators that does not match the number of pictures."""
-        if isinstance(self.generator, list | tuple) and len(self.generator) != pictures:
+    def check_count(self, pictures: int, rows: int) -> None:
+        """Refuse a list of generators with neither one for each picture nor one for each of its ``rows``."""
+        if isinstance(self.generator, list | tuple) and len(self.generator) not in (
+            pictures,
+            pictures * rows,
+        ):
             raise InputError(
                 f"There are {len(self.generator)} generators for {pictures} pictures; give one for all or one for each."
             )
+
+    def by_row(self, rows: int) -> Noise:
+        """With a generator for each row of latents: that of a picture serves all rows of it, one after another."""
+        given = self.generator
+        if not isinstance(given, list | tuple) or not given:
+            return self
+        return replace(self, generator=type(given)([*given] * (rows // len(given))))
 
 
 @dataclass(frozen=True)

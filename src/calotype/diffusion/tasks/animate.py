@@ -66,4 +66,4 @@ def noised(call: Call, pixels: torch.Tensor, strength: float) -> torch.Tensor:
         pixels = in_turn(pixels, call.pictures)
     elif isinstance(generator, list | tuple):
         generator = list(generator)[: len(pixels)]
-    return pixels + strength * randn_tensor(pixels.shape, generator, call.device, pixels.dtype)  # type: ignore[arg-type]
+    return pixels + strength * randn_tensor(pixels.shape, generator, call.device, pixels.dtype)
