@@ -51,7 +51,7 @@ def _inputs(model: Any, videos: int = 2, frames: int = 4, tokens: int = 2) -> tu
     config, g = model.config, seeded(3)
     count = config.projection_class_embeddings_input_dim // config.addition_time_embed_dim
     return (
-        torch.randn(videos, frames, config.in_channels, 4, 6, generator=g),
+        torch.randn(videos, frames, config.in_channels, 8, 12, generator=g),
         torch.tensor([3.5, 900.0])[:videos],
         torch.randn(videos, tokens, WIDTH, generator=g),
         torch.rand(videos, count, generator=g) * 100,
