@@ -21,6 +21,8 @@ from calotype.adapters.formats.keys import sorted_out
 from calotype.adapters.formats.layer_names import known_as
 from calotype.adapters.layer import Adapted
 from calotype.core.errors import InputError, ModelFilesError, WeightsError
+from calotype.pipelines import efficiency
+from calotype.pipelines.offload import Accelerator
 from tests import tiny
 
 torch.set_num_threads(1)
@@ -363,15 +365,27 @@ def test_a_failed_call_leaves_no_strength(net: Any) -> None:
     assert strength.strength() == 1.0
 
 
-def test_compiled_layers_see_the_strength(net: Any) -> None:
-    plain = predicted(net)
-    net.load_lora_adapter(lora(net), adapter_name="one")
-    expected = {scale: predicted(net, cross_attention_kwargs={"scale": scale}) for scale in (1.0, 0.5)}
+class Told(nn.Module):
+    """A layer in a model that is told the scale as U-Nets are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor, cross_attention_kwargs: dict[str, Any] | None = None) -> torch.Tensor:
+        return self.layer(x)
+
+
+def test_compiled_layers_see_the_strength() -> None:
+    net, x = Told(), draw(2, 4)
+    state = {"layer.lora_A.weight": draw(2, 4), "layer.lora_B.weight": draw(4, 2)}
+    loading.load({"unet": net}, sorted_out(state, "here"), "unet", "one", False, None)
+    expected = {scale: net(x, cross_attention_kwargs={"scale": scale}) for scale in (1.0, 0.5)}
     compiled = torch.compile(net, backend="eager", fullgraph=True)
     for scale in (1.0, 0.5, 1.0):
-        kwargs = {} if scale == 1.0 else {"cross_attention_kwargs": {"scale": scale}}
-        torch.testing.assert_close(predicted(compiled, **kwargs), expected[scale], atol=1e-5, rtol=0)
-    assert (plain - expected[0.5]).abs().max() > 0.01
+        told = {} if scale == 1.0 else {"cross_attention_kwargs": {"scale": scale}}
+        torch.testing.assert_close(compiled(x, **told), expected[scale], atol=1e-5, rtol=0)
+    assert (expected[1.0] - expected[0.5]).abs().max() > 0.01
 
 
 def test_whole_blocks_have_their_weight() -> None:
@@ -535,3 +549,46 @@ def test_an_adapted_layer_answers_for_the_layer() -> None:
     assert list(wrapped.state_dict()) == ["weight", "bias"]
     with pytest.raises(AttributeError):
         wrapped.nothing  # noqa: B018
+
+
+# -- offloaded models -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", [None, ("net",)], ids=["by layer", "by model"])
+@pytest.mark.parametrize("magnitudes", [False, True])
+def test_adapters_visit_the_accelerator_with_their_layers(order: Any, magnitudes: bool) -> None:
+    host = nn.Sequential(nn.Linear(12, 20), nn.Linear(20, 4)).eval()
+    state = {"0.lora_A.weight": draw(4, 12), "0.lora_B.weight": draw(20, 4)}
+    if magnitudes:
+        state["0.lora_magnitude_vector"] = draw(20).abs()
+    loading.load({"unet": host}, sorted_out(state, "here"), "unet", "one", False, None)
+    meta = torch.device("meta")
+    accelerator = Accelerator(meta, order)
+    accelerator.host("net", host)
+    assert host(torch.randn(2, 12)).device == meta
+    accelerator.clear()
+    assert {tensor.device.type for tensor in (*host.parameters(), *host.buffers())} == {"cpu"}
+
+
+@pytest.mark.parametrize("enable", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
+def test_offloaded_pipelines_take_adapters(pipe: Any, monkeypatch: pytest.MonkeyPatch, enable: str) -> None:
+    def picture() -> torch.Tensor:
+        draws = torch.Generator().manual_seed(0)
+        return pipe("a ball", num_inference_steps=1, generator=draws, output_type="pt").images
+
+    monkeypatch.setattr(efficiency, "_accelerator", lambda gpu_id, device: torch.device("cpu"))
+    plain = picture()
+    state = lora(pipe.unet) | lora(pipe.text_encoder, "q_proj", prefix="text_encoder.")
+    pipe.load_lora_weights(state)
+    expected = picture()
+    pipe.unload_lora_weights()
+    getattr(pipe, enable)()
+    assert torch.equal(picture(), plain)
+    pipe.load_lora_weights(state)
+    assert torch.equal(picture(), expected)
+    assert (expected - plain).abs().max() > 0.01
+    pipe.fuse_lora()
+    torch.testing.assert_close(picture(), expected, atol=1e-4, rtol=0)
+    pipe.unfuse_lora()
+    pipe.unload_lora_weights()
+    assert torch.equal(picture(), plain)

@@ -36,8 +36,8 @@ def matched(contents: Contents, models: Mapping[str, nn.Module], default: str) -
     Raises ``WeightsError`` where no piece has a layer here, where two are for one layer, and for shapes that do not
     fit. A warning counts the pieces that have no layer.
     """
-    names = {model: known_as(layers_of(module)) for model, module in models.items()}
     layers = {model: layers_of(module) for model, module in models.items()}
+    names = {model: known_as(own) for model, own in layers.items()}
     updates: dict[str, dict[str, Update]] = {}
     left = list(contents.strange)
     try:

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from calotype.adapters.layer import Adapted
 from calotype.models.vector_quantizer import VectorQuantizer
 
-_READ_WEIGHTS_BELOW = (nn.MultiheadAttention, VectorQuantizer)
+_READ_WEIGHTS_BELOW = (nn.MultiheadAttention, VectorQuantizer, Adapted)
 """Modules that read the weights of their children without calling them."""
 
 
