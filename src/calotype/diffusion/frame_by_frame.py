@@ -19,11 +19,11 @@ class FrameByFrame:
     So what a solver draws or bounds picture by picture, it does frame by frame.
     """
 
-    scheduler: Any
+    solver: Any
 
     def scale_model_input(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         """The videos as the denoiser reads them."""
-        return self.scheduler.scale_model_input(sample, timestep)
+        return self.solver.scale_model_input(sample, timestep)
 
     def step(
         self, model_output: torch.Tensor, timestep: torch.Tensor, sample: torch.Tensor, **arguments: Any
@@ -32,7 +32,7 @@ class FrameByFrame:
         frames = sample.shape[2]
         if "generator" in arguments:
             arguments["generator"] = of_frames(arguments["generator"], frames)
-        stepped = self.scheduler.step(together(model_output), timestep, together(sample), **arguments)
+        stepped = self.solver.step(together(model_output), timestep, together(sample), **arguments)
         return tuple(apart(one, frames) for one in stepped)
 
 
