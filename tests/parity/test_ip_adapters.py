@@ -14,6 +14,7 @@ import torch
 import calotype
 from calotype.image_processor import IPAdapterMaskProcessor
 from tests.parity import ip_adapter_parts as parts
+from tests.parity.deviations import deviation
 from tests.parity.pipeline_runs import Case, compare, quiet, seeded
 from tests.parity.test_image_pipelines import mask, photo
 from tests.tiny import randomise, stable_diffusion_folder, stable_diffusion_xl_folder
@@ -246,3 +247,20 @@ def test_masks_as_the_reference_makes_them() -> None:
         torch.testing.assert_close(
             ours.downsample(expected[:1, 0], 3, queries, 4), theirs.downsample(expected[:1, 0], 3, queries, 4)
         )
+
+
+def test_one_scale_for_all(pair: Pair) -> None:
+    assert deviation("pipelines/StableDiffusionPipeline/set_ip_adapter_scale")
+    theirs, ours = pair(EVERY[0], "plain", "plus")
+    with pytest.raises(ValueError, match="Cannot assign 1"):
+        theirs.set_ip_adapter_scale(0.5)
+    ours.set_ip_adapter_scale(0.5)
+
+
+def test_what_came_with_an_adapter_goes_with_it(pair: Pair) -> None:
+    assert deviation("pipelines/StableDiffusionPipeline/unload_ip_adapter")
+    theirs, ours = pair(EVERY[0], "face")
+    for pipe in (theirs, ours):
+        pipe.unload_ip_adapter()
+    assert theirs.get_list_adapters() == {"unet": ["faceid_0"]}
+    assert ours.get_list_adapters() == {}
