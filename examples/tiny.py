@@ -304,6 +304,17 @@ def _image_to_video(folder: Path) -> None:
     )
 
 
+def _motion_adapter(folder: Path) -> None:
+    model = calotype.MotionAdapter(
+        block_out_channels=UNET["block_out_channels"],
+        motion_layers_per_block=UNET["layers_per_block"],
+        motion_num_attention_heads=UNET["attention_head_dim"],
+        motion_norm_num_groups=UNET["norm_num_groups"],
+    )
+    model.save_pretrained(folder)
+    model.half().save_pretrained(folder, variant="fp16")
+
+
 def _controlnet(folder: Path) -> None:
     config = {k: v for k, v in UNET.items() if k not in ("sample_size", "up_block_types")}
     model = calotype.ControlNetModel(**config, conditioning_embedding_out_channels=(8, 8, 16, 16))
@@ -375,6 +386,7 @@ KINDS: dict[str, Callable[[Path], None]] = {
     "playground": _stable_diffusion_xl,
     "text-to-video": _text_to_video,
     "image-to-video": _image_to_video,
+    "motion-adapter": _motion_adapter,
     "controlnet": _controlnet,
     "depth-estimator": _depth,
     "kandinsky-prior": _kandinsky_prior,
