@@ -58,7 +58,7 @@ class Components:
 
     @classmethod
     def bound(cls, values: Mapping[str, Any], prefix: str = "") -> Self:
-        """These components and options; a field ``x`` is taken from ``prefix_x`` where there is one, else from ``x``."""
+        """These components and options; a field ``x`` is taken from ``prefix_x`` where there is one, or else ``x``."""
         found = {}
         for name in (f.name for f in fields(cls)):  # type: ignore[arg-type]
             for key in (f"{prefix}_{name}", name):
