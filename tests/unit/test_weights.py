@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from calotype.core.errors import InputError, ModelFilesError, WeightsError
-from calotype.core.saving import parse_size, plan_shards, save_state
 from calotype.core.safetensors_header import read_header
+from calotype.core.saving import parse_size, plan_shards, save_state
 from calotype.core.tensor_files import read_tensors
 from calotype.core.weights import WeightFiles, fill, find_weights, on_meta, with_variant
 
