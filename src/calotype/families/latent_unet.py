@@ -82,7 +82,7 @@ class LatentFamily(Family):
     def precise(self) -> Self | None:
         if self.coder.dtype == torch.float32:
             return None
-        return replace(self, vae=copy.deepcopy(self.vae).to(torch.float32))
+        return replace(self, vae=copy.deepcopy(self.vae).to(torch.float32))  # type: ignore[type-var]
 
     def to_latents(self, pixels: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         coder = self.coder
