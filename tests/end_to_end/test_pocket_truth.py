@@ -17,7 +17,7 @@ import torch
 import calotype
 from calotype.pocket.classifier import AttributeClassifier, Reading, load_classifier, read_pictures
 from calotype.pocket.judging import judge, shares
-from calotype.pocket.prompts import Prompt, prompts
+from calotype.pocket.prompts import prompts
 from calotype.pocket.vocabulary import COLORS, SHAPES
 
 CLASSIFIER = Path(__file__).parents[2] / "benchmarks" / "pocket_classifier.safetensors"

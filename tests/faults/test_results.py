@@ -90,7 +90,9 @@ def test_a_decoder_that_overflows_in_half_precision_decodes_in_float32(
     assert (image - expected).abs().max() < 0.02
     assert half.vae.dtype == torch.float16
     (said,) = [message for message in caplog.messages if "overflowed" in message]
-    assert said.startswith("The decoded pictures overflowed in float16 and are decoded again in float32;")
+    assert said.startswith(
+        "The decoded pictures overflowed in half precision and are decoded again in float32;"
+    )
 
 
 # -- stopping --------------------------------------------------------------------------------------------------

@@ -70,8 +70,8 @@ DEVIATIONS: dict[str, str] = {
     "the generator",
     "pipelines/StableVideoDiffusionPipeline/pictures of several sizes": "the reference fails; here each is resized by "
     "itself, and in any mode",
-    "pipelines/*/unload_ip_adapter": "what came with the adapter goes, an image encoder that was there before stays; in "
-    "the reference the encoder always goes, and the LoRA of a FaceID adapter stays and is taken for the next one's",
+    "pipelines/*/unload_ip_adapter": "what came with the adapter goes, an image encoder that was there before stays; "
+    "in the reference the encoder always goes, and the LoRA of a FaceID adapter stays and is taken for the next one's",
     "pipelines/*/set_ip_adapter_scale": "one scale, also one by block, is for all adapters; the reference wants a list",
     # schedulers: after the case's name stand facts that the test computes (`;trailing-extra-point`)
     "schedulers/*;trailing-extra-point*": "the reference's trailing grid has N+1 points for 62 values of N, the last "

@@ -42,7 +42,9 @@ def test_the_package_alone_imports_nothing_heavy():
 def test_a_pipeline_class_costs_little_more_than_torch():
     line = "from calotype import StableDiffusionPipeline"
     assert heavy(line) - heavy("import torch") == set()
-    assert {name.split(".")[0] for name in modules_after(line) - modules_after("import torch")} == {"calotype"}
+    assert {name.split(".")[0] for name in modules_after(line) - modules_after("import torch")} == {
+        "calotype"
+    }
     assert added(line, to="import torch") <= 120
 
 

@@ -49,7 +49,9 @@ def self_attention(model: nn.Module, names: Iterable[str]) -> frozenset[nn.Modul
         try:
             pattern = re.compile(wanted)
         except re.error as error:
-            raise InputError(f"{wanted!r} is no name and no regular expression for layers: {error}.") from None
+            raise InputError(
+                f"{wanted!r} is no name and no regular expression for layers: {error}."
+            ) from None
         hits = {layer for name, layer in layers.items() if pattern.search(name) and not _number(wanted, name)}
         if not hits:
             some = ", ".join(list(layers)[:3])

@@ -15,7 +15,7 @@ from calotype.diffusion.call import Call
 from calotype.diffusion.controls.control import Residuals, Steer, together
 from calotype.diffusion.family import Family
 from calotype.diffusion.guidance import PERTURBED, Guidance
-from calotype.diffusion.images import check_finite, present, to_unit
+from calotype.diffusion.images import NonFiniteError, check_finite, present, to_unit
 from calotype.diffusion.inputs import EARLIER_CALLBACK, Attention, Callbacks, Frames, Noise, Output, Span
 from calotype.diffusion.loop import State, denoise
 from calotype.diffusion.parts import Parts
@@ -152,15 +152,17 @@ def perturbed(conditions: Any, perturbation: Perturbation) -> Any:
 
 def pictures(call: Call, task: Task, latents: torch.Tensor) -> torch.Tensor:
     """Pictures in [-1, 1]; a decoder that overflows in half precision decodes once more in float32."""
-    pixels = task.decode(call, latents)
-    if not torch.isfinite(pixels).all() and (precise := call.family.precise()) is not None:
-        logger.warning(
-            "The decoded pictures overflowed in %s and are decoded again in float32; to save that, load the "
-            "autoencoder in float32 or bfloat16.",
-            str(pixels.dtype).removeprefix("torch."),
-        )
-        pixels = task.decode(replace(call, family=precise), latents)
-    return check_finite(pixels, "The decoded pictures")
+    what = "The decoded pictures"
+    try:
+        return check_finite(task.decode(call, latents), what)
+    except NonFiniteError:
+        if (precise := call.family.precise()) is None:
+            raise
+    logger.warning(
+        "The decoded pictures overflowed in half precision and are decoded again in float32; to save that, load the "
+        "autoencoder in float32 or bfloat16."
+    )
+    return check_finite(task.decode(replace(call, family=precise), latents), what)
 
 
 def decoded(call: Call, task: Task, latents: torch.Tensor, output_type: str) -> tuple[Any, list[bool] | None]:

@@ -215,7 +215,9 @@ class DiffusionPipeline(Efficiency, ConfigFile):
             if kwargs.pop(name, None):
                 raise InputError(f"from_single_file does not take {name}: {why}.")
         if kwargs.pop("original_config", None) or kwargs.pop("original_config_file", None):
-            raise InputError("from_single_file does not take original_config: the weights' names and shapes tell it.")
+            raise InputError(
+                "from_single_file does not take original_config: the weights' names and shapes tell it."
+            )
         for name in (*_NO_EFFECT, "load_safety_checker", "extract_ema"):
             kwargs.pop(name, None)
         options = hub.HubOptions.take(kwargs)

@@ -184,7 +184,7 @@ def _as_bytes(frames: VideoFrames) -> list[np.ndarray]:
 
     if not len(frames):
         raise InputError("There are no frames to write.")
-    pixels = []
+    pixels: list[np.ndarray] = []
     for number, frame in enumerate(frames):
         if isinstance(frame, PIL.Image.Image):
             frame = np.asarray(frame.convert("RGB"))

@@ -1,4 +1,4 @@
-"""Video-to-video: the latents of a video's frames, noised to a level part of the way down (SDEdit, arXiv:2108.01073)."""
+"""Video-to-video: the latents of a video's frames, noised to a level part of the way (SDEdit, arXiv:2108.01073)."""
 
 from __future__ import annotations
 
