@@ -16,9 +16,9 @@ MAY_IMPORT = {
     "schedulers": {"core"},
     "nn": {"core"},
     "adapters": {"core", "nn"},
-    "models": {"adapters", "core", "nn"},
-    "diffusion": {"core", "nn", "image_processor"},
-    "families": {"core", "nn", "models", "diffusion", "image_processor"},
+    "models": {"adapters", "core", "nn", "single_file"},
+    "diffusion": {"core", "nn", "image_processor", "video_processor"},
+    "families": {"adapters", "core", "nn", "models", "diffusion", "image_processor", "video_processor"},
 }
 """Package -> the parts of calotype that it may import beside itself."""
 

@@ -19,10 +19,9 @@ from calotype.adapters.blocks import strengths
 from calotype.adapters.ip_adapter_files import Contents, projection
 from calotype.core import weights
 from calotype.core.errors import InputError, WeightsError
-from calotype.models.unet_conditioning import WITH_IMAGE_PROMPT
 from calotype.nn.attention import Attention
 from calotype.nn.image_projections import ImageProjections, image_projections
-from calotype.nn.image_prompt import ImageSources, Scale
+from calotype.nn.image_prompt import WITH_IMAGE_PROMPT, ImageSources, Scale
 
 _SIDES = ("down_blocks", "up_blocks", "mid_block")
 """The order in which published files count a UNet's layers."""

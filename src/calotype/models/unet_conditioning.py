@@ -17,6 +17,7 @@ from calotype.core.errors import InputError
 from calotype.nn.activations import activation
 from calotype.nn.embeddings import GaussianFourierProjection, TimestepEmbedding, Timesteps
 from calotype.nn.grounding import GroundingProjection
+from calotype.nn.image_prompt import WITH_IMAGE_PROMPT
 from calotype.nn.projections import (
     ImageHintTimeEmbedding,
     ImageTimeEmbedding,
@@ -25,9 +26,6 @@ from calotype.nn.projections import (
     TextTimeEmbedding,
     TokenProjection,
 )
-
-WITH_IMAGE_PROMPT = "ip_image_proj"
-"""What ``encoder_hid_dim_type`` shows while a UNet has an IP-Adapter."""
 
 _HID_TYPES = ("text_proj", "text_image_proj", "image_proj")
 _ADDITIONS = ("text", "text_image", "text_time", "image", "image_hint")

@@ -18,6 +18,9 @@ from calotype.core.errors import InputError
 if TYPE_CHECKING:
     from calotype.nn.attention import Attention
 
+WITH_IMAGE_PROMPT = "ip_image_proj"
+"""What ``encoder_hid_dim_type`` shows while a UNet has an IP-Adapter."""
+
 Scale = float | tuple[float, ...]
 """How strongly an adapter's pictures act: together, or each by itself."""
 
