@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 from typing import Any
@@ -268,3 +269,9 @@ def test_a_negative_text_beside_long_embeddings(sd: Any) -> None:
 def test_a_pipeline_without_prompts_has_no_such_argument() -> None:
     with pytest.raises(TypeError, match="prompt_chunks"):
         calotype.DDPMPipeline.__call__(object.__new__(calotype.DDPMPipeline), prompt_chunks=True)
+
+
+def test_weights_are_refused_where_a_prior_reads_the_prompt_as_plain_text() -> None:
+    parts = dict.fromkeys(inspect.signature(calotype.StableUnCLIPPipeline).parameters)
+    with pytest.raises(TypeError, match="prompt_weighting"):
+        calotype.StableUnCLIPPipeline(**parts)("a (red:1.5) ball", prompt_weighting="a1111")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -33,6 +33,11 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class StableUnCLIP(StableDiffusionFamily):
     """The family bound to its components, those of its prior among them."""
+
+    # the prior reads the prompt too, as plain text
+    beside: ClassVar[tuple[str, ...]] = tuple(
+        name for name in StableDiffusionFamily.beside if name != "prompt_weighting"
+    )
 
     prior_tokenizer: CLIPTokenizer = component()
     prior_text_encoder: CLIPTextModelWithProjection = component()
