@@ -62,7 +62,7 @@ def test_pairs_that_were_never_seen_are_drawn_as_asked(pipe: Any, classifier: At
         assert right[name][0] >= bar, f"{name}: {right}"
 
 
-def test_what_the_negative_prompt_names_goes_away(pipe: Any, classifier: AttributeClassifier) -> None:
+def test_what_the_negative_prompt_names_goes_away(pipe: Any) -> None:
     text, count = "a red ball on grass", 4
     plain = pipe([text] * count, num_inference_steps=STEPS, generator=seeds(count)).images
     without = pipe(

@@ -17,6 +17,7 @@ from calotype.core.random import Generators, randn_tensor
 from calotype.schedulers.affine import Value, affine, cast, evaluate
 from calotype.schedulers.brownian import BrownianNoise
 from calotype.schedulers.checks import exactly_one, step_count
+from calotype.schedulers.churn import noise_like, raised_level, raised_sample
 from calotype.schedulers.coordinates import edm
 from calotype.schedulers.multistep import SOLVER_TYPES, multistep, remembered
 from calotype.schedulers.options import THRESHOLDING, Device, choice, constructor
@@ -140,10 +141,9 @@ class EDMEulerScheduler(EDMScheduler):
         self._warn_unscaled()
         kappa, following = run.plan.kappa[i : i + 2]
         x = cast(sample, torch.float32)
-        if s_churn > 0 and s_tmin <= kappa <= s_tmax:
-            raised = kappa * (1 + min(s_churn / (len(run.plan.kappa) - 1), math.sqrt(2) - 1))
-            z = randn_tensor(output.shape, generator, output.device, output.dtype)
-            x = affine((1.0, x), (s_noise * math.sqrt(raised**2 - kappa**2), z))
+        raised = raised_level(kappa, len(run.plan.kappa) - 1, s_churn, s_tmin, s_tmax)
+        if raised is not None:
+            x = raised_sample(x, noise_like(output, generator), kappa, raised, s_noise)
             kappa = raised
         x0 = self._clean(kappa).of(x, output) if pred_original_sample is None else pred_original_sample
         kept = following / kappa

@@ -5,8 +5,6 @@ Karras et al., arXiv:2206.00364, algorithm 2; Song et al., arXiv:2010.02502, for
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,6 +13,7 @@ from calotype.core.errors import InputError
 from calotype.core.random import Generators, randn_tensor
 from calotype.schedulers.affine import Value, affine, cast
 from calotype.schedulers.checks import exactly_one, step_count, steps_or_timesteps
+from calotype.schedulers.churn import noise_like, raised_level, raised_sample
 from calotype.schedulers.exploding import ExplodingScheduler
 from calotype.schedulers.grid import Grid
 from calotype.schedulers.noise import sigma_to_t
@@ -87,10 +86,9 @@ class EulerDiscreteScheduler(ExplodingScheduler):
         self._warn_unscaled()
         kappa, following = run.plan.kappa[i : i + 2]
         x = cast(sample, torch.float32)
-        if s_churn > 0 and s_tmin <= kappa <= s_tmax:
-            raised = kappa * (1 + min(s_churn / (len(run.plan.kappa) - 1), math.sqrt(2) - 1))
-            z = randn_tensor(output.shape, generator, output.device, output.dtype)
-            x = affine((1.0, x), (s_noise * math.sqrt(raised**2 - kappa**2), z))
+        raised = raised_level(kappa, len(run.plan.kappa) - 1, s_churn, s_tmin, s_tmax)
+        if raised is not None:
+            x = raised_sample(x, noise_like(output, generator), kappa, raised, s_noise)
             to_clean, step = self._coefficients(kappa, raised, following)
         else:
             if i not in run.plan.memo:

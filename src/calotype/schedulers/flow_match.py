@@ -5,7 +5,6 @@ Liu et al., arXiv:2209.03003; Lipman et al., arXiv:2210.02747; Esser et al., arX
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from calotype.core.random import Generators, randn_tensor
 from calotype.schedulers import grid
 from calotype.schedulers.affine import Value, affine, cast, evaluate
 from calotype.schedulers.checks import conversion, one_of, step_count
+from calotype.schedulers.churn import noise_like, raised_level, raised_sample
 from calotype.schedulers.coordinates import FLOW
 from calotype.schedulers.options import CONVERTED, Device, Numbers, constructor
 from calotype.schedulers.run import Run
@@ -235,16 +235,16 @@ class FlowMatchHeunDiscreteScheduler(FlowScheduler):
         """
         kappa = run.plan.kappa
         sigma = kappa[i] if run.stage is None else kappa[i - 1]  # that the step begins at
-        raised, z = sigma, None
-        if s_churn > 0 and s_tmin <= sigma <= s_tmax:
-            raised = sigma * (1 + min(s_churn / (len(kappa) - 1), math.sqrt(2) - 1))
-            z = randn_tensor(output.shape, generator, output.device, output.dtype)
+        raised = raised_level(sigma, len(kappa) - 1, s_churn, s_tmin, s_tmax)
+        z = None if raised is None else noise_like(output, generator)
         if run.stage is not None:
             (halfway, step), run.stage = run.stage, None
             return (affine((1.0, halfway), (step / 2, output), dtype=output.dtype),)
         x = cast(sample, torch.float32)
-        if z is not None:
-            x = affine((1.0, x), (s_noise * math.sqrt(raised**2 - sigma**2), z))
+        if raised is None or z is None:
+            raised = sigma
+        else:
+            x = raised_sample(x, z, sigma, raised, s_noise)
         step, slope = kappa[i + 1] - raised, sigma / raised
         end = affine((1.0, x), (step * slope, output), dtype=output.dtype)
         prev_sample, halfway = evaluate(end, affine((1.0, x), (step / 2 * slope, output)))
