@@ -37,6 +37,11 @@ def positive(name: str, value: Any, what: str) -> int:
     return value
 
 
+def each(name: str, value: int | None, what: str = "pictures") -> int:
+    """How many to make of each subject: a positive number, where None means one."""
+    return 1 if value is None else positive(name, value, what)
+
+
 def finite(name: str, value: Any) -> float:
     number = float(value)
     if not math.isfinite(number):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from calotype.core.errors import InputError
-from calotype.diffusion.inputs.base import Inputs, argument, positive
+from calotype.diffusion.inputs.base import Inputs, argument, each
 from calotype.diffusion.inputs.prompts import Prompt
 from calotype.diffusion.limits import limits
 from calotype.image_processor import VaeImageProcessor, is_pil
@@ -52,9 +52,7 @@ class Embedded(Inputs):
     @property
     def repeats(self) -> int:
         """Pictures of each embedding."""
-        if self.num_images_per_prompt is None:
-            return 1
-        return positive("num_images_per_prompt", self.num_images_per_prompt, "pictures")
+        return each("num_images_per_prompt", self.num_images_per_prompt)
 
     @property
     def pictures(self) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from calotype.core.errors import InputError
-from calotype.diffusion.inputs.base import Inputs, argument, finite, positive
+from calotype.diffusion.inputs.base import Inputs, argument, each, finite, positive
 from calotype.diffusion.limits import limits
 from calotype.image_processor import as_list, is_pil
 
@@ -43,8 +43,7 @@ class Still(Inputs):
     @property
     def repeats(self) -> int:
         """Videos to make of each."""
-        count = self.num_videos_per_prompt
-        return 1 if count is None else positive("num_videos_per_prompt", count, "videos")
+        return each("num_videos_per_prompt", self.num_videos_per_prompt, "videos")
 
     @property
     def pictures(self) -> int:

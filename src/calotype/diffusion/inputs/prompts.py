@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from calotype.core.errors import InputError
-from calotype.diffusion.inputs.base import Inputs, argument, positive, text_list
+from calotype.diffusion.inputs.base import Inputs, argument, each, positive, text_list
 from calotype.diffusion.limits import limits
 from calotype.image_processor import as_list, is_pil
 
@@ -105,9 +105,7 @@ class Prompt(Inputs):
     @property
     def repeats(self) -> int:
         """Pictures a prompt."""
-        if self.num_images_per_prompt is None:
-            return 1
-        return positive("num_images_per_prompt", self.num_images_per_prompt, "pictures")
+        return each("num_images_per_prompt", self.num_images_per_prompt)
 
     @property
     def pictures(self) -> int:
@@ -214,9 +212,7 @@ class Original(Inputs):
     @property
     def repeats(self) -> int:
         """Pictures to make of each."""
-        if self.num_images_per_prompt is None:
-            return 1
-        return positive("num_images_per_prompt", self.num_images_per_prompt, "pictures")
+        return each("num_images_per_prompt", self.num_images_per_prompt)
 
     @property
     def pictures(self) -> int:
