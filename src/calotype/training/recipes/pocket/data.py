@@ -24,6 +24,7 @@ from calotype.training.gradients import precision
 from calotype.training.objectives import stratified_timesteps
 from calotype.training.recipes.pocket.networks import autocast_type, latent_shape
 from calotype.training.recipes.pocket.pictures import PictureSource, chunk_scenes, wait_for
+from calotype.training.recipes.pocket.reading import CaptionSet, answers_of
 from calotype.training.recipes.pocket.settings import PocketSettings
 from calotype.training.tokenizer import Encoder
 
@@ -57,6 +58,23 @@ def chunk_ids(
     encoder, length = _encoder(tokenizer), settings.text.length
     rows = chunk_captions(settings, purpose, chunk, count)
     return torch.tensor([[encoder.encode(text, length) for text in row] for row in rows], dtype=torch.int16)
+
+
+def chunk_reading(
+    settings: PocketSettings, tokenizer: Path, chunk: int, count: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Captions of a chunk for the text encoder: ids as of :func:`chunk_ids`, and answers int8 [count, Q]."""
+    answers = answers_of(chunk_scenes(settings, "reading", chunk, count))
+    return chunk_ids(settings, tokenizer, "reading", chunk, count), answers.to(torch.int8)
+
+
+def make_reading(settings: PocketSettings, tokenizer: Path, workers: int) -> CaptionSet:
+    """Captions of ``settings.text.scenes`` scenes and what is true of them, on the CPU."""
+    chunks = chunks_of(settings.text.scenes, settings.data.chunk)
+    with _executor(workers) as executor:
+        made = [executor.submit(chunk_reading, settings, tokenizer, *chunk) for chunk in chunks]
+        ids, answers = zip(*(future.result() for future in made), strict=True)
+    return CaptionSet(torch.cat(ids), torch.cat(answers))
 
 
 def chunks_of(total: int, size: int) -> list[tuple[int, int]]:

@@ -15,7 +15,7 @@ from calotype.training.recipes.pocket.settings import PocketSettings
 
 _CHUNK_SEEDS = 1_000_003
 """Seeds of chunks of different purposes are this far apart."""
-PURPOSES = {"images": 0, "latents": 1, "validation": 2, "corpus": 3}
+PURPOSES = {"images": 0, "latents": 1, "validation": 2, "corpus": 3, "reading": 4}
 
 
 def chunk_scenes(settings: PocketSettings, purpose: str, chunk: int, count: int) -> Any:

@@ -10,7 +10,7 @@ import torch
 
 from calotype.core.errors import InputError
 
-STAGE_WEIGHTS = {"vae": 4.0, "latents": 2.0, "unet": 12.0, "export": 0.4}
+STAGE_WEIGHTS = {"vae": 4.0, "tokenizer": 0.1, "text": 1.5, "latents": 2.0, "unet": 12.0, "export": 0.4}
 """The stages in their order, and how the time of a run is shared among those that it has."""
 _ORDER = tuple(STAGE_WEIGHTS)
 _RESERVE = 8.0
