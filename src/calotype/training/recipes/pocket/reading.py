@@ -17,12 +17,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from calotype.pocket.labels import centers_of, reading_order
+from calotype.pocket.motion import MOTIONS, SPEEDS, MovingScenes
 from calotype.pocket.scene import SceneBatch
 from calotype.pocket.vocabulary import COLORS, FLOORS, MATERIALS, MAX_OBJECTS, SHAPES, SIZES, SKIES
 
-UNKNOWN = -100
-"""The answer to a question that a caption cannot settle; it does not count."""
-_SCENE = {"count": MAX_OBJECTS + 1, "floor": len(FLOORS), "sky": len(SKIES)}
+_SCENE = {
+    "count": MAX_OBJECTS + 1,
+    "floor": len(FLOORS),
+    "sky": len(SKIES),
+    "motion": len(MOTIONS) + 1,
+    "speed": len(SPEEDS) + 1,
+}
 _OBJECT = {
     "shape": len(SHAPES) + 1,
     "color": len(COLORS) + 1,
@@ -31,16 +36,13 @@ _OBJECT = {
     "depth": MAX_OBJECTS + 1,
     "standing": 3,
 }
-"""Questions and how many answers each has; for an object the last answer is that there is none."""
+QUESTIONS = (_SCENE, *([_OBJECT] * MAX_OBJECTS))
+"""For each role its questions and how many answers they have; the last answer to those about an object, or about what
+happens, is that there is none."""
 
 
-def questions(scene_questions: Mapping[str, int] | None = None) -> tuple[dict[str, int], ...]:
-    """The questions of each role: the scene's, with ``scene_questions`` beside its own, then those of each object."""
-    return ({**_SCENE, **(scene_questions or {})}, *([_OBJECT] * MAX_OBJECTS))
-
-
-def answers_of(scenes: SceneBatch) -> Tensor:
-    """int64 [B, Q]: the answers to :func:`questions`, role after role.
+def answers_of(scenes: SceneBatch, moving: MovingScenes | None = None) -> Tensor:
+    """int64 [B, Q]: the answers to :data:`QUESTIONS`, role after role; ``moving`` if the scenes are moments of it.
 
     ``depth`` is how many objects stand nearer to the viewer, ``standing`` is 0 on the floor and 1 on another object.
     """
@@ -63,7 +65,10 @@ def answers_of(scenes: SceneBatch) -> Tensor:
     of_objects = torch.stack(
         [object_answers(columns[name], count - 1) for name, count in _OBJECT.items()], dim=-1
     )
-    of_scene = torch.stack((scenes.present.sum(1), scenes.floor, scenes.sky), dim=-1)
+    nothing = torch.ones_like(scenes.floor)
+    motion = nothing * len(MOTIONS) if moving is None else moving.motion
+    speed = nothing * len(SPEEDS) if moving is None else moving.speed
+    of_scene = torch.stack((scenes.present.sum(1), scenes.floor, scenes.sky, motion, speed), dim=-1)
     return torch.cat((of_scene, of_objects.flatten(1)), dim=1)
 
 
@@ -76,34 +81,33 @@ class ReadingObjective(nn.Module):
 
     text_encoder: Any
 
-    def __init__(
-        self, text_encoder: nn.Module, width: int, end: int, asked: tuple[dict[str, int], ...]
-    ) -> None:
+    def __init__(self, text_encoder: nn.Module, width: int, end: int) -> None:
         super().__init__()
         self.text_encoder = text_encoder
         self.end = end
-        self.asked = asked
-        self.heads = nn.ModuleList(nn.Linear(width, sum(role.values())) for role in asked)
-        self.role = nn.Linear(width, len(asked))
+        self.heads = nn.ModuleList(nn.Linear(width, sum(role.values())) for role in QUESTIONS)
+        self.role = nn.Linear(width, len(QUESTIONS))
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """``input_ids`` [B, L] and ``answers`` [B, Q]; beside the loss the share of right answers per question."""
         ids, answers = batch["input_ids"], batch["answers"]
         states = self.text_encoder(input_ids=ids).last_hidden_state
         over = (ids == self.end).cumsum(1) > 0
-        roles = len(self.asked)
-        losses, first, shares = [], 0, {}
-        for number, (role, head) in enumerate(zip(self.asked, self.heads, strict=True)):
+        roles = len(QUESTIONS)
+        losses, first = [], 0
+        shares: dict[str, Tensor] = {}
+        for number, (role, head) in enumerate(zip(QUESTIONS, self.heads, strict=True)):
             logits, counted = head(states[:, number::roles]).float(), over[:, number::roles]
             parts = logits.split(list(role.values()), dim=-1)
             for column, (name, part) in enumerate(zip(role, parts, strict=True), start=first):
                 target = answers[:, column, None].expand(counted.shape)
                 error = F.cross_entropy(part.flatten(0, 1), target.flatten(), reduction="none")
-                weight = (counted & (target != UNKNOWN)).float()
-                total = weight.sum().clamp_min(1)
-                losses.append((error.view_as(weight) * weight).sum() / total)
-                right = ((part.argmax(-1) == target).float() * weight).sum() / total
-                shares[name] = shares.get(name, 0.0) + right / sum(name in other for other in self.asked)
+                weight = counted.float() / counted.sum()
+                losses.append((error.view_as(weight) * weight).sum())
+                right = ((part.argmax(-1) == target) * weight).sum()
+                shares[name] = shares.get(name, right.new_zeros(())) + right / sum(
+                    name in other for other in QUESTIONS
+                )
             first += len(role)
         place = torch.arange(ids.shape[1], device=ids.device).remainder(roles).expand_as(ids)
         known = F.cross_entropy(self.role(states).float().flatten(0, 1), place.flatten())

@@ -61,6 +61,8 @@ class DataSettings:
     """
 
     scenes: int = 400_000
+    moving: float = 0.2
+    """the share of scenes that are moments of moving ones, with captions of what happens"""
     captions: int = 4
     least_detail: float = 0.0
     validation: int = 2_048
@@ -126,7 +128,7 @@ TINY = PocketSettings(
     text=TextSettings(
         hidden=16, inner=32, layers=1, heads=2, merges=300, corpus=200, scenes=48, batch=16, warmup=2, steps=6
     ),
-    data=DataSettings(scenes=48, captions=2, validation=8, chunk=16),
+    data=DataSettings(scenes=48, moving=0.34, captions=2, validation=8, chunk=16),
     unet=UNetSettings(
         channels=(8, 16),
         attention=(False, True),

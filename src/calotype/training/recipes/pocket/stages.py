@@ -42,7 +42,6 @@ from calotype.training.recipes.pocket.reading import (
     CaptionBatches,
     CaptionSet,
     ReadingObjective,
-    questions,
 )
 from calotype.training.recipes.pocket.run import Run
 from calotype.training.recipes.pocket.settings import PROMPTS, PocketSettings
@@ -130,7 +129,7 @@ def train_text(settings: PocketSettings, run: Run) -> None:
     vocabulary = Encoder(tokenizer).ids
     torch.manual_seed(settings.seed + 2)
     text_encoder = build_text_encoder(settings, len(vocabulary))
-    objective = ReadingObjective(text_encoder, chosen.hidden, vocabulary[END], questions()).to(device)
+    objective = ReadingObjective(text_encoder, chosen.hidden, vocabulary[END]).to(device)
     began = time.monotonic()
     data = make_reading(settings, tokenizer, run.workers if chosen.scenes > 10_000 else 0)
     run.say(f"captions of {len(data):,} scenes after {time.monotonic() - began:.0f} s")
