@@ -8,6 +8,7 @@ scene as a whole, the first object from the left, the second and the third.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,8 @@ _OBJECT = {
 QUESTIONS = (_SCENE, *([_OBJECT] * MAX_OBJECTS))
 """For each role its questions and how many answers they have; the last answer to those about an object, or about what
 happens, is that there is none."""
+
+_ROLES_ASKED = Counter(name for role in QUESTIONS for name in role)
 
 
 def answers_of(scenes: SceneBatch, moving: MovingScenes | None = None) -> Tensor:
@@ -105,9 +108,7 @@ class ReadingObjective(nn.Module):
                 weight = counted.float() / counted.sum()
                 losses.append((error.view_as(weight) * weight).sum())
                 right = ((part.argmax(-1) == target) * weight).sum()
-                shares[name] = shares.get(name, right.new_zeros(())) + right / sum(
-                    name in other for other in QUESTIONS
-                )
+                shares[name] = shares.get(name, right.new_zeros(())) + right / _ROLES_ASKED[name]
             first += len(role)
         place = torch.arange(ids.shape[1], device=ids.device).remainder(roles).expand_as(ids)
         known = F.cross_entropy(self.role(states).float().flatten(0, 1), place.flatten())
