@@ -158,7 +158,8 @@ tags: [text-to-image, stable-diffusion, calotype]
 
 A small text-to-image model of Stable Diffusion's shape: CLIP text encoder, UNet and KL autoencoder, trained from
 scratch on rendered scenes of one to three simple objects, {settings.pixels}x{settings.pixels} pixels. It knows the
-words of its grammar and nothing else of the world.
+words of its grammar and nothing else of the world. The text encoder first learned to read: to tell from a caption
+alone what stands where and what happens.
 
 ```python
 import calotype
@@ -177,7 +178,7 @@ Made by `calotype train pocket`, calotype {__version__}, PyTorch {torch.__versio
 | pictures | {pictures:,} rendered scenes, {settings.data.captions} captions each; held-out pairs of shape and colour |
 | steps | {position.step:,} of {settings.unet.batch} ({seen:,} samples) |
 | begun with | {begun_with} |
-| time of the UNet's training | {position.seconds / 60:.1f} minutes on {device} |
+| time of the UNet's training | {position.seconds / 60:.1f} minutes on {device}, compilation included |
 | objective | {settings.unet.prediction}, scaled linear betas up to 0.02 |
 | optimiser | AdamW, peak learning rate {settings.unet.learning_rate}, cosine decay, EMA {settings.unet.ema_decay} |
 | captions dropped | {settings.unet.caption_dropout:.0%} |
