@@ -64,7 +64,9 @@ def row(name: str, values: Sequence[bool], bar: float | None = None) -> bool:
     """Print a line of the table; is the bar met?"""
     met = bar is None or percent(values) >= bar
     wanted = "" if bar is None else f">= {bar:.0f} %   {'yes' if met else 'NO'}"
-    print(f"| {name:<36} | {percent(values):6.1f} % | {f'{sum(values)} of {len(values)}':<11} | {wanted:<14} |")
+    print(
+        f"| {name:<36} | {percent(values):6.1f} % | {f'{sum(values)} of {len(values)}':<11} | {wanted:<14} |"
+    )
     return met
 
 
@@ -118,7 +120,11 @@ def main() -> int:
             index = torch.linspace(0, FRAMES - 1, _SHOWN).round().long()
             texts = []
             for prompt, verdict in zip(asked[:count], verdicts[:count], strict=True):
-                texts += [prompt.text, "" if verdict.direction else "[direction]", "" if verdict.color else "[colour]"]
+                texts += [
+                    prompt.text,
+                    "" if verdict.direction else "[direction]",
+                    "" if verdict.color else "[colour]",
+                ]
                 texts += [""] * (_SHOWN - 3)
             options.out.parent.mkdir(parents=True, exist_ok=True)
             write_sheet(options.out, clips[:count, index].flatten(0, 1), texts, columns=_SHOWN)

@@ -138,7 +138,8 @@ def _moment(moving: MovingScenes, time: Tensor) -> SceneBatch:
     angle = torch.where(rolls, (moving.start[:, 0] - place[:, 0]) / radius, 0.0)
     is_star = _among(SHAPES, ("star",), scene.shape[:, 0])
     place = place + torch.stack(
-        (torch.zeros_like(angle), torch.where(is_star & rolls, _star_lift(angle) * radius, 0.0), 0 * angle), -1
+        (torch.zeros_like(angle), torch.where(is_star & rolls, _star_lift(angle) * radius, 0.0), 0 * angle),
+        -1,
     )
     position, yaw, roll = scene.position.clone(), scene.yaw.clone(), scene.roll.clone()
     position[:, 0], roll[:, 0] = place, angle
@@ -148,12 +149,16 @@ def _moment(moving: MovingScenes, time: Tensor) -> SceneBatch:
     turned = torch.where(_is(motion, "camera_left", "camera_right"), moving.turn * (time - 0.5), 0.0)
     view = scene.target - scene.eye
     cos, sin = torch.cos(turned), torch.sin(turned)
-    view = torch.stack((cos * view[:, 0] + sin * view[:, 2], view[:, 1], cos * view[:, 2] - sin * view[:, 0]), -1)
+    view = torch.stack(
+        (cos * view[:, 0] + sin * view[:, 2], view[:, 1], cos * view[:, 2] - sin * view[:, 0]), -1
+    )
     target = scene.eye + view
     away = moving.dolly[:, 0] + (moving.dolly[:, 1] - moving.dolly[:, 0]) * time
     eye = target - view * away[:, None]
     values = {f.name: getattr(scene, f.name) for f in fields(SceneBatch)}
-    return SceneBatch(**{**values, "position": position, "yaw": yaw, "roll": roll, "eye": eye, "target": target})
+    return SceneBatch(
+        **{**values, "position": position, "yaw": yaw, "roll": roll, "eye": eye, "target": target}
+    )
 
 
 def _x_on_screen(across: Tensor, z: Tensor, scene: SceneBatch) -> Tensor:
@@ -220,7 +225,9 @@ def arrange(
     circle = _is(motion, "circle")
 
     second = scene.present[:, 1] & (uniform(0, 1) < 0.45)
-    second &= ~_is(motion, "away", "closer", "spin") & ((shape != scene.shape[:, 1]) | (color != scene.color[:, 1]))
+    second &= ~_is(motion, "away", "closer", "spin") & (
+        (shape != scene.shape[:, 1]) | (color != scene.color[:, 1])
+    )
     present = torch.stack((torch.ones_like(second), second, torch.zeros_like(second)), dim=1)
     size = scene.size.clone()
     upward = _is(motion, "fall", "rise", "jump", "circle")

@@ -94,7 +94,9 @@ def _phrase(verbs: _Verbs, speed: str, rng: random.Random, finite: bool) -> str:
 
 def motion_phrase(motion: MotionRecord, rng: random.Random, finite: bool = False) -> str:
     """What the main object does: ``rolling slowly to the left``, or with ``finite`` ``rolls slowly to the left``."""
-    return _phrase(VERBS[motion.name][motion.rolls], "normal" if motion.name == "still" else motion.speed, rng, finite)
+    return _phrase(
+        VERBS[motion.name][motion.rolls], "normal" if motion.name == "still" else motion.speed, rng, finite
+    )
 
 
 def camera_phrase(motion: MotionRecord, rng: random.Random) -> str:

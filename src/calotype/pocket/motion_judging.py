@@ -1,4 +1,4 @@
-"""Does a clip show the motion that its prompt asked for? Prompts of held-out combinations, and readings against them."""
+"""Does a clip show the motion that its prompt asked for? Prompts of held-out combinations, and what is read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from calotype.pocket.motion import MOTIONS, MovingScenes, sample_moving_scenes
 from calotype.pocket.motion_captions import camera_phrase, motion_phrase
 from calotype.pocket.vocabulary import COLORS, SHAPES, index_of
 
-JUDGED = {"left": 0.3, "right": 0.3, "away": 0.08, "closer": 0.08, "fall": 0.06, "rise": 0.06, "camera_left": 0.06, "camera_right": 0.06}  # fmt: skip
+JUDGED = {
+    "left": 0.3, "right": 0.3, "away": 0.08, "closer": 0.08, "fall": 0.06, "rise": 0.06, "camera_left": 0.06,
+    "camera_right": 0.06,
+}  # fmt: skip
 """Motions that have a direction on the picture, and their shares of the prompts."""
 _TOWARDS = {
     "left": (-1.0, 0.0), "right": (1.0, 0.0), "away": (0.0, 1.0), "closer": (0.0, -1.0), "fall": (0.0, -1.0),
@@ -88,8 +91,12 @@ def judge_motion(prompts: Sequence[MotionPrompt], reading: Reading, frames: int)
     Raises ``InputError`` if there are not ``frames`` readings for each prompt.
     """
     if len(prompts) * frames != len(reading.count):
-        raise InputError(f"There are {len(reading.count)} readings for {len(prompts)} clips of {frames} frames.")
-    return [_verdict(prompt, reading, slice(i * frames, (i + 1) * frames)) for i, prompt in enumerate(prompts)]
+        raise InputError(
+            f"There are {len(reading.count)} readings for {len(prompts)} clips of {frames} frames."
+        )
+    return [
+        _verdict(prompt, reading, slice(i * frames, (i + 1) * frames)) for i, prompt in enumerate(prompts)
+    ]
 
 
 def _verdict(prompt: MotionPrompt, reading: Reading, clip: slice) -> MotionVerdict:

@@ -25,9 +25,13 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--work", type=Path, help="folder for checkpoints and intermediate data")
     arguments.add_argument("--vae", type=Path, help="pocket: folder of a trained VAE")
     arguments.add_argument(
-        "--base", type=Path, help="pocket-motion: folder of the checkpoint that is to move, if not the bundled one"
+        "--base",
+        type=Path,
+        help="pocket-motion: folder of the checkpoint that is to move, if not the bundled one",
     )
-    arguments.add_argument("--init", type=Path, help="folder of a checkpoint, or of an adapter, to go on from")
+    arguments.add_argument(
+        "--init", type=Path, help="folder of a checkpoint, or of an adapter, to go on from"
+    )
     arguments.add_argument("--max-minutes", type=float, help="time for all stages together")
     arguments.add_argument("--device", default="auto", help="auto, cpu or cuda")
     arguments.add_argument("--seed", type=int)
@@ -59,7 +63,9 @@ def main(words: Sequence[str] | None = None) -> int:
     }
     try:
         if given.recipe == "pocket":
-            pocket.train_pocket(given.out, vae=given.vae, resume=given.resume, workers=given.workers, **common)
+            pocket.train_pocket(
+                given.out, vae=given.vae, resume=given.resume, workers=given.workers, **common
+            )
         else:
             pocket_motion.train_pocket_motion(given.out, base=given.base, **common)
     except CalotypeError as error:

@@ -170,7 +170,7 @@ class ClipSet:
 
 @dataclass(frozen=True)
 class ClipBatches:
-    """Batches of clips: latents, the text encoder's states of one of their captions (or the empty one), noise, timesteps.
+    """Batches of clips: latents, what is read in one of their captions (or the empty one), noise and timesteps.
 
     Once all clips are there the same number gives the same batch.
     """

@@ -38,7 +38,9 @@ class ClipObjective(nn.Module):
         """``latents`` and ``noise`` [B, C, F, H, W], ``timesteps`` [B], ``states`` [B, L, D]."""
         latents, noise, timesteps = batch["latents"], batch["noise"], batch["timesteps"]
         level = self.alphas_cumprod[timesteps]
-        predicted = self.unet(diffuse(latents, noise, level), timesteps, batch["states"], return_dict=False)[0]
+        predicted = self.unet(diffuse(latents, noise, level), timesteps, batch["states"], return_dict=False)[
+            0
+        ]
         return {"loss": denoising_loss(predicted, prediction_target(latents, noise, level, self.prediction))}
 
 

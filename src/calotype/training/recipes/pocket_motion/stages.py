@@ -52,7 +52,9 @@ def prepare_clips(settings: MotionSettings, run: Run, base: Base) -> None:
 def example_batch(settings: MotionSettings, base: Base) -> dict[str, torch.Tensor]:
     """A batch of the shapes of training, of nothing."""
     batch, device = settings.train.batch, base.device
-    latents = torch.zeros(batch, base.latent_shape[0], settings.clips.frames, *base.latent_shape[1:], device=device)
+    latents = torch.zeros(
+        batch, base.latent_shape[0], settings.clips.frames, *base.latent_shape[1:], device=device
+    )
     return {
         "latents": latents,
         "states": base.read(base.ids([""] * batch)),
@@ -61,7 +63,9 @@ def example_batch(settings: MotionSettings, base: Base) -> dict[str, torch.Tenso
     }
 
 
-def train_motion(settings: MotionSettings, run: Run, base: Base, init: Path | None, maker: Any = None) -> None:
+def train_motion(
+    settings: MotionSettings, run: Run, base: Base, init: Path | None, maker: Any = None
+) -> None:
     """Stage ``motion``: leaves ``out/pocket-motion``, the adapter, and sheets and the log in ``out``.
 
     ``maker`` is the process that makes clips, if one does so at the same time.
@@ -203,8 +207,8 @@ Made by `calotype train pocket-motion`, calotype {__version__}, PyTorch {torch._
 | --- | --- |
 | preset | {name} |
 | seed | {settings.seed} |
-| clips | {facts["clips"]:,} rendered, of {settings.clips.frames} frames, {settings.clips.captions} captions each; held-out \
-combinations of motion, shape and colour |
+| clips | {facts["clips"]:,} rendered, of {settings.clips.frames} frames, {settings.clips.captions} captions each; \
+held-out combinations of motion, shape and colour |
 | steps | {facts["steps"]:,} of {chosen.batch} clips |
 | begun with | {begun} |
 | time of training | {facts["minutes"]} minutes on {device} |
