@@ -116,6 +116,8 @@ def motion_caption(
         told = captions.caption(scene, rng, detail)
         what = camera_phrase(motion, rng)
         return f"{what}, {told}" if rng.random() < 0.15 else f"{told}, {what}"
+    if motion.name == "still" and rng.random() < 0.5:  # nothing is said of motion, and there is none
+        return captions.caption(scene, rng, detail)
     odds = 0.30 + 0.68 * detail
     main, *others = scene.objects
     words = captions.describe(main, rng, detail)
