@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from calotype.core.errors import InputError
 from calotype.diffusion.inputs import Masked, Picture
-from calotype.diffusion.tasks.from_image import in_turn
+from calotype.diffusion.tasks.from_image import encoded, in_turn
 from calotype.diffusion.tasks.from_noise import initial_noise
 from calotype.diffusion.tasks.task import Path, Reimpose, Start, Task
 
@@ -62,13 +62,13 @@ class InpaintLatents(Task):
         pixels = as_pixels(image)
         if not isinstance(pixels, torch.Tensor):
             pixels = family.image_processor.preprocess(pixels, **size)
-        latents = family.to_latents(pixels.to(call.device, family.dtype), None)
+        given = len(pixels)
+        latents = encoded(call, in_turn(pixels, call.pictures))
         marked = family.mask_processor.preprocess(mask_image, **size)
         marked = F.interpolate(marked, size=latents.shape[-2:]).to(latents)
-        if len(marked) not in (1, len(latents)):
-            raise InputError(f"There are {len(marked)} masks for {len(latents)} pictures; give one for each.")
-        kept = eroded(1 - marked).expand(len(latents), -1, -1, -1)
-        latents, kept = in_turn(latents, call.pictures), in_turn(kept, call.pictures)
+        if len(marked) not in (1, given):
+            raise InputError(f"There are {len(marked)} masks for {given} pictures; give one for each.")
+        kept = in_turn(eroded(1 - marked), call.pictures)
         noise = initial_noise(call) * call.scheduler.init_noise_sigma
         if noise.shape != latents.shape:
             raise InputError(
