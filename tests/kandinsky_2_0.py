@@ -88,9 +88,7 @@ def random_state(sizes: Sizes, seed: int = 0) -> State:
         return torch.randn(shape, generator=generator) * scale
 
     def linear(name: str, inward: int, outward: int, *places: int) -> None:
-        state[f"{name}.weight"] = tensor(
-            outward, inward, *places, scale=(inward * math.prod(places)) ** -0.5
-        )
+        state[f"{name}.weight"] = tensor(outward, inward, *places, scale=(inward * math.prod(places)) ** -0.5)
         state[f"{name}.bias"] = tensor(outward, scale=0.2)
 
     def norm(name: str, width: int) -> None:

@@ -1,15 +1,15 @@
 """Kandinsky 2.0 (ai-forever/Kandinsky-2): a UNet that is told what two multilingual text encoders read.
 
-Published sampling is DDIM or PLMS with the predicted mean alone, or DDPM with the learned variance and x̂0 thresholded
-at its 99.5th percentile. The first is the default: ``DDIMScheduler`` as :data:`SAMPLING`; the second is ``PNDMScheduler``
-with ``skip_prk_steps=True``, the third :data:`ANCESTRAL` for ``DDPMScheduler``.
+It was published with three samplers. The default is DDIM, by the predicted mean alone: ``DDIMScheduler(**SAMPLING)``.
+PLMS is ``PNDMScheduler`` with the same noise, offset and last step and ``skip_prk_steps=True``. The ancestral one reads
+the learned variance and limits x̂0 by its 99.5th percentile: ``DDPMScheduler(**ANCESTRAL)``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -39,7 +39,7 @@ NOISE: dict[str, Any] = {"beta_schedule": "linear", "beta_start": 0.0001, "beta_
 """The noise that the model was trained with, as options of any scheduler."""
 
 SAMPLING: dict[str, Any] = {**NOISE, "steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False}
-"""The options of DDIM, and but for ``clip_sample`` of PNDM, as published."""
+"""The options of DDIM as published."""
 
 ANCESTRAL: dict[str, Any] = {
     **NOISE,
@@ -47,7 +47,7 @@ ANCESTRAL: dict[str, Any] = {
     "clip_sample": False,
     "thresholding": True,
     "dynamic_thresholding_ratio": 0.995,
-    "sample_max_value": float("inf"),
+    "sample_max_value": 1e6,
     "timestep_spacing": "linspace",
 }
 """The options of DDPM as published."""
@@ -78,8 +78,6 @@ class KandinskyV20(LatentFamily):
     vae: AutoencoderKL = component()
     inpaint_text_proj: KandinskyV20TextProjModel | None = component(None)
     inpaint_unet: UNet2DConditionModel | None = component(None)
-
-    beside: ClassVar[tuple[str, ...]] = ()
 
     @property
     def multiple(self) -> int:

@@ -30,8 +30,8 @@ class FirstTokenPooling(nn.Module):
 class KandinskyV20TextProjModel(ModelMixin):
     """Two readings of a text as one context, and as an addition to the time's embedding.
 
-    The first encoder (mCLIP) has states of ``text_dim`` channels and a vector of ``pooled_dim``, the second (mT5) states
-    of ``text_dim_2`` channels, which ``pooling_heads`` pool.
+    The first encoder (mCLIP) has states of ``text_dim`` channels and a vector of ``pooled_dim``, the second (mT5)
+    states of ``text_dim_2`` channels, which ``pooling_heads`` pool.
     """
 
     def __init__(

@@ -50,11 +50,10 @@ class KandinskyV20Img2ImgPipeline(KandinskyV20Base):
 class KandinskyV20InpaintPipeline(KandinskyV20Base):
     """New content where a mask is white, with the checkpoint made for it.
 
-    The network reads the picture's latents around the mask; as published, they are not put back after its steps.
+    The network reads the picture's latents around the mask; as published, they are not put back after its steps, so
+    ``composite=True`` is what keeps every pixel there.
     """
 
     prefix = "inpaint"
     task = InpaintLatents(reimposed=False)
-    __call__ = call(
-        "prompt image mask_image height width " + _LAST, output=ImagePipelineOutput, **_USUAL
-    )
+    __call__ = call("prompt image mask_image height width " + _LAST, output=ImagePipelineOutput, **_USUAL)

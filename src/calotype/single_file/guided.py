@@ -37,7 +37,9 @@ def guided_unet_config(infos: Infos) -> dict[str, Any]:
         for number in range(outputs)
         if {f"output_blocks.{number}.{place}.{_RESIDUAL}" for place in (1, 2)} & infos.keys()
     )
-    each = next(ends, outputs - 1) + 1  # blocks of a level: the last of them enlarges, and on the way down shrinks
+    each = (
+        next(ends, outputs - 1) + 1
+    )  # blocks of a level: the last of them enlarges, and on the way down shrinks
     firsts = [f"input_blocks.{1 + level * each}" for level in range(outputs // each)]
     down = tuple(
         "SimpleCrossAttnDownBlock2D" if f"{first}.1.qkv.weight" in infos else "ResnetDownsampleBlock2D"

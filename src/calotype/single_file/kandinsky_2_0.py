@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from calotype.core import weights
@@ -54,9 +53,9 @@ def read_published(
 ) -> DiffusionPipeline:
     """The pipeline in a folder in this layout; components that are ``given`` take the place of the files'.
 
-    ``cls`` is a class of this family, or the base of all, which chooses. An object for all tasks has both denoisers, and
-    any other the one that it is for. Raises ``ModelFilesError`` for files that are missing, damaged or pickles that may
-    not be read.
+    ``cls`` is a class of this family, or the base of all, which chooses. An object for all tasks has both denoisers,
+    any other the one that it is for. Raises ``ModelFilesError`` for files that are missing or damaged and for pickles
+    that may not be read.
     """
     from calotype.pipelines.components import public_class
     from calotype.pipelines.pipeline import DiffusionPipeline
@@ -64,8 +63,9 @@ def read_published(
 
     class_name = published_class(folder)
     assert class_name is not None
-    chosen: Any = public_class(class_name) if cls is DiffusionPipeline else cls
-    if getattr(chosen, "family", None) is not getattr(public_class(class_name), "family"):
+    usual: Any = public_class(class_name)
+    chosen: Any = usual if cls is DiffusionPipeline else cls
+    if getattr(chosen, "family", None) is not usual.family:
         raise InputError(f"{folder} holds Kandinsky 2.0, not a {chosen.__name__}; load it with {class_name}.")
     if loading.variant is not None:
         raise InputError(f"{folder} is in the layout as published, which has no variants; leave variant out.")
@@ -83,7 +83,7 @@ def read_published(
         "text_encoder": reading.text_encoder,
         "text_encoder_2": reading.text_encoder_2,
     }
-    values = {name: None for name in parameters} | {
+    values: dict[str, Any] = dict.fromkeys(parameters) | {
         name: read() for name, read in readers.items() if name not in given
     }
     wanted = {"": INPAINTING if inpaints else TEXT}
@@ -162,7 +162,9 @@ class _Reading:
 
         folder = self.part("text_encoder1")
         described = {k: v for k, v in read_json(folder / "config.json").items() if k != "model_type"}
-        infos = [tensor_infos(path) for path in transformers_weights(folder, None, self.loading.pickled(folder))]
+        infos = [
+            tensor_infos(path) for path in transformers_weights(folder, None, self.loading.pickled(folder))
+        ]
         last = next((found[_VECTOR] for found in infos if _VECTOR in found), None)
         if last is None or len(last.shape) != 2:
             raise ModelFilesError(f"The weights in {folder} have no {_VECTOR}: they are not mCLIP's.")
@@ -204,7 +206,9 @@ class _Reading:
             KandinskyV20TextProjModel._empty(text_proj, {}, files, on_meta=True)[0],
         )
         fill(both, path, both.names(), dtype=self.loading.dtype_of("unet"), device=self.loading.device)
-        both.eval()
+        for model in (both.unet, both.text_proj):
+            model.register_to_config(_name_or_path=str(path))
+            model.eval()
         return both.unet, both.text_proj
 
 

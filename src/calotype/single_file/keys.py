@@ -55,7 +55,7 @@ Names = Mapping[str, str]
 
 
 def unet_names(keys: Iterable[str]) -> dict[str, str]:
-    """Key of a U-Net or ControlNet -> its original key, without a prefix; several have one where that holds them all."""
+    """Key of a U-Net or ControlNet -> its original key, without a prefix, which several share that are one there."""
     keys = list(keys)
     places = {**_UNET, **_numbered_down(keys), **_numbered_up(keys), **_hint(keys)}
     return {key: _renamed(key, places, _inside_unet) for key in keys}
