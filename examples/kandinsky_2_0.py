@@ -13,7 +13,7 @@ folder = checkpoint("kandinsky-2-0")
 # what was published are pickles, which are read only when asked for; a copy by save_pretrained has none
 published = not (Path(folder) / "model_index.json").is_file()
 pipeline = calotype.load(folder, use_safetensors=False if published else None)
-size, usual = side(512), {"num_inference_steps": 50, "guidance_scale": 10.0}
+size, usual = side(512), {"num_inference_steps": 25, "guidance_scale": 10.0}
 
 bear = pipeline("A teddy bear на красной площади", height=size, width=size, seed=31, **usual).images[0]
 painted = pipeline("an oil painting of a bear", image=bear, strength=0.4, seed=31, **usual).images[0]

@@ -79,12 +79,26 @@ class Sizes:
         return found
 
 
-def random_state(sizes: Sizes, seed: int = 0) -> State:
-    """A denoiser's checkpoint as published; no parameter is zero, no norm one."""
+PUBLISHED = Sizes(
+    width=384,
+    factors=(1, 2, 3, 4),
+    blocks=3,
+    attends=(1, 2, 3),
+    context=768,
+    text=1024,
+    pooled=640,
+    text_2=512,
+)
+
+
+def random_state(sizes: Sizes, seed: int = 0, device: str = "cpu") -> State:
+    """A denoiser's checkpoint as published; no parameter is zero, no norm one. On ``meta`` it has shapes alone."""
     generator = torch.Generator().manual_seed(seed)
     time, state = 4 * sizes.width, State()
 
     def tensor(*shape: int, scale: float) -> torch.Tensor:
+        if device == "meta":
+            return torch.empty(shape, device=device)
         return torch.randn(shape, generator=generator) * scale
 
     def linear(name: str, inward: int, outward: int, *places: int) -> None:

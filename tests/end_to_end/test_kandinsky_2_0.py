@@ -15,8 +15,21 @@ from safetensors.torch import save_file
 
 import calotype
 from calotype.core.errors import InputError, ModelFilesError, WeightsError
+from calotype.core.safetensors_header import TensorInfo
 from calotype.families.kandinsky_2_0 import ANCESTRAL, SAMPLING
-from tests.kandinsky_2_0 import STATES, Sizes, denoised, published, random_state, read, state_of, told
+from calotype.single_file.guided import guided_unet_config
+from calotype.single_file.keys import unet_names
+from tests.kandinsky_2_0 import (
+    PUBLISHED,
+    STATES,
+    Sizes,
+    denoised,
+    published,
+    random_state,
+    read,
+    state_of,
+    told,
+)
 from tests.parity.kandinsky_parts import mask, photo
 from tests.parity.pipeline_runs import quiet, seeded
 
@@ -78,6 +91,21 @@ def test_the_network_is_the_published_one(pipe: Any, case: str, tmp_path: Path) 
     x = draw(2, sizes.channels, 8, 12)
     found = made.unet(x, 421, context, class_labels=addition).sample
     closely(found, denoised(state, sizes, x, 421, *expected), 1e-5)
+
+
+def test_the_published_sizes_are_found_in_the_shapes() -> None:
+    """1.2 billion parameters, as the model's card says, and the defaults of what tells the texts."""
+    state = random_state(PUBLISHED, device="meta")
+    infos = {name: TensorInfo(tuple(each.shape), "F32", each.nbytes) for name, each in state.items()}
+    with torch.device("meta"):
+        unet = calotype.UNet2DConditionModel(**guided_unet_config(infos))
+        telling = calotype.KandinskyV20TextProjModel()
+    assert {*unet_names(unet.state_dict()).values(), *telling.state_dict()} == state.keys()
+    whole = sum(each.numel() for each in state.values())
+    assert unet.num_parameters() + telling.num_parameters() == whole
+    assert round(whole / 1e9, 2) == 1.22
+    kinds = [kind.startswith("SimpleCrossAttn") for kind in unet.config.down_block_types]
+    assert kinds == [False, True, True, True]
 
 
 # -- whole pictures --------------------------------------------------------------------------------------------
