@@ -18,6 +18,7 @@ import PIL.ImageDraw
 import torch
 
 import calotype
+from calotype.families.kandinsky_2_0 import SAMPLING as SAMPLING_2_0
 from calotype.training.tokenizer import train_tokenizer
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -369,6 +370,54 @@ def _kandinsky(folder: Path, pipeline: str = "KandinskyV22Pipeline", **options: 
     (folder / "README.md").write_text("---\nprior: ../kandinsky-prior\n---\n")
 
 
+def _kandinsky_2_0(folder: Path) -> None:
+    """Both denoisers and two text encoders, whose tokenizers know letters alone."""
+    from transformers import MT5Config, MT5EncoderModel, T5Tokenizer, XLMRobertaTokenizer
+
+    from calotype.models.multilingual_clip import MCLIPConfig, MultilingualCLIP
+
+    letters = [(mark, 0.0) for mark in ("<s>", "<pad>", "</s>", "<unk>")]
+    letters += [(letter, -2.0) for letter in "\u2581abcdefghijklmnopqrstuvwxyz"]
+    tokenizer = XLMRobertaTokenizer(vocab=[*letters, ("<mask>", 0.0)], model_max_length=77)
+    tokenizer_2 = T5Tokenizer(vocab=letters[1:], extra_ids=0)
+    config = MCLIPConfig(
+        transformerDimSize=32,
+        imageDimSize=32,
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=80,
+    )
+    unet: dict[str, Any] = {
+        **{k: v for k, v in KANDINSKY_UNET.items() if not k.startswith(("addition", "encoder_hid"))},
+        "class_embed_type": "identity",
+    }
+    widths = {
+        "text_dim": 32,
+        "pooled_dim": 32,
+        "text_dim_2": 32,
+        "cross_attention_dim": 32,
+        "time_embed_dim": 128,
+    }
+    beside = calotype.UNet2DConditionModel(**{**unet, "in_channels": 9})
+    calotype.KandinskyV20Pipeline(
+        text_encoder=MultilingualCLIP(config).eval(),
+        tokenizer=tokenizer,
+        text_encoder_2=MT5EncoderModel(
+            MT5Config(vocab_size=len(tokenizer_2), d_model=32, d_kv=8, d_ff=32, num_layers=2, num_heads=4)
+        ).eval(),
+        tokenizer_2=tokenizer_2,
+        text_proj=calotype.KandinskyV20TextProjModel(**widths),
+        unet=calotype.UNet2DConditionModel(**unet),
+        scheduler=calotype.DDIMScheduler(**SAMPLING_2_0),
+        vae=calotype.AutoencoderKL(**VAE, scaling_factor=0.0512),
+        inpaint_text_proj=calotype.KandinskyV20TextProjModel(**widths),
+        inpaint_unet=beside,
+    ).save_pretrained(folder)
+
+
 KINDS: dict[str, Callable[[Path], None]] = {
     "stable-diffusion": _stable_diffusion,
     "stable-diffusion-inpainting": lambda folder: _stable_diffusion(
@@ -389,6 +438,7 @@ KINDS: dict[str, Callable[[Path], None]] = {
     "motion-adapter": _motion_adapter,
     "controlnet": _controlnet,
     "depth-estimator": _depth,
+    "kandinsky-2-0": _kandinsky_2_0,
     "kandinsky-prior": _kandinsky_prior,
     "kandinsky": _kandinsky,
     "kandinsky-inpainting": lambda folder: _kandinsky(folder, "KandinskyV22InpaintPipeline", in_channels=9),

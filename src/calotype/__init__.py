@@ -35,6 +35,11 @@ _HOME = {
         "StableDiffusionXLControlNetUnionInpaintPipeline",
         "StableDiffusionXLControlNetUnionPipeline",
     ),
+    "calotype.pipelines.kandinsky_2_0": (
+        "KandinskyV20Img2ImgPipeline",
+        "KandinskyV20InpaintPipeline",
+        "KandinskyV20Pipeline",
+    ),
     "calotype.pipelines.kandinsky_2_1": (
         "KandinskyImg2ImgPipeline",
         "KandinskyInpaintPipeline",
@@ -127,6 +132,7 @@ _HOME = {
     "calotype.models.stable_unclip_image_normalizer": ("StableUnCLIPImageNormalizer",),
     "calotype.models.unclip_text_proj": ("UnCLIPTextProjModel",),
     "calotype.models.kandinsky3_unet": ("Kandinsky3UNet",),
+    "calotype.models.kandinsky_v20_text_proj": ("KandinskyV20TextProjModel",),
     "calotype.models.multilingual_clip": ("MultilingualCLIP",),
     "calotype.schedulers.scheduler": ("SchedulerMixin",),
     "calotype.schedulers.names": ("Scheduler", "scheduler_named"),

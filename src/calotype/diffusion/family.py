@@ -58,11 +58,16 @@ class Components:
 
     @classmethod
     def bound(cls, values: Mapping[str, Any], prefix: str = "") -> Self:
-        """These components and options; a field ``x`` is taken from ``prefix_x`` where there is one, or else ``x``."""
+        """These components and options; a field ``x`` is taken from ``prefix_x`` where there is one, or else ``x``.
+
+        A family that has ``prefix_x`` as a field of its own may do without: None is as if it was not there.
+        """
+        names = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+        absent = {name for name in names if name.startswith(f"{prefix}_") and values.get(name) is None}
         found = {}
-        for name in (f.name for f in fields(cls)):  # type: ignore[arg-type]
+        for name in names:
             for key in (f"{prefix}_{name}", name):
-                if key in values:
+                if key in values and (key == name or key not in absent):
                     found[name] = values[key]
                     break
         return cls(**found)

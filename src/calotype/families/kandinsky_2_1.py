@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,23 @@ NOISING_BETAS = (0.0001, 0.02)
 """The linear schedule of β by which pictures are noised, another one than that of sampling."""
 
 
+def by_branch(
+    call: Call, subject: Prompt, read: Callable[[Sequence[str]], tuple[torch.Tensor, ...]]
+) -> tuple[torch.Tensor, ...]:
+    """What ``read`` makes of the texts of all branches, stacked, a row for each picture; equal texts are read once."""
+    assert subject.texts is not None
+    by_texts: dict[Sequence[str], tuple[torch.Tensor, ...]] = {}
+    order = []
+    for name in call.guidance.branches:
+        texts = subject.texts if name in TOLD_THE_PROMPT else subject.negative_texts
+        if texts not in by_texts:
+            by_texts[texts] = read(texts)
+        order.append(by_texts[texts])
+    return tuple(
+        torch.cat([repeated(part, subject.repeats) for part in parts]) for parts in zip(*order, strict=True)
+    )
+
+
 @dataclass(frozen=True)
 class TextImageConditions(Conditions):
     """What the UNet takes: texts, their tokens' states and the pictures' embeddings, all with the branches stacked."""
@@ -60,23 +77,15 @@ class Kandinsky21Family(MoVQFamily):
         texts, states = self.read(call, call.subject)
         return TextImageConditions(texts, states, embeds)
 
-    def read(self, call: Call, subject: Prompt) -> tuple[torch.Tensor, torch.Tensor]:
+    def read(self, call: Call, subject: Prompt) -> tuple[torch.Tensor, ...]:
         """Vectors and tokens' states of the prompts or negative prompts of all branches, a row for each picture."""
-        assert subject.texts is not None
-        clip_text.warn_of_cut(self.tokenizer, subject.texts, TOKENS)
-        by_texts: dict[Sequence[str], tuple[torch.Tensor, torch.Tensor]] = {}
-        order = []
-        for name in call.guidance.branches:
-            texts = subject.texts if name in TOLD_THE_PROMPT else subject.negative_texts
-            if texts not in by_texts:
-                tokens = clip_text.tokenize(self.tokenizer, texts, TOKENS).to(call.device)
-                by_texts[texts] = self.text_encoder(tokens.input_ids, tokens.attention_mask)
-            order.append(by_texts[texts])
-        vectors, states = (
-            torch.cat([repeated(part, subject.repeats) for part in parts])
-            for parts in zip(*order, strict=True)
-        )
-        return vectors.to(self.dtype), states.to(self.dtype)
+        clip_text.warn_of_cut(self.tokenizer, subject.texts or (), TOKENS)
+
+        def read(texts: Sequence[str]) -> tuple[torch.Tensor, ...]:
+            tokens = clip_text.tokenize(self.tokenizer, texts, TOKENS).to(call.device)
+            return self.text_encoder(tokens.input_ids, tokens.attention_mask)
+
+        return tuple(part.to(self.dtype) for part in by_branch(call, subject, read))
 
     def reads(self, conditions: Conditions) -> dict[str, Any]:
         assert isinstance(conditions, TextImageConditions)

@@ -6,9 +6,9 @@ import os
 from typing import Any, ClassVar, NamedTuple
 
 from calotype.core import hub
-from calotype.core.config import init_parameters, read_json
+from calotype.core.config import init_parameters
 from calotype.core.errors import InputError, UnknownClassError
-from calotype.pipelines.components import INDEX, library_of, public_class
+from calotype.pipelines.components import INDEX, index_of, library_of, public_class
 from calotype.pipelines.connected import COMBINED
 from calotype.pipelines.pipeline import DiffusionPipeline
 
@@ -68,6 +68,7 @@ FAMILIES: dict[str, dict[Kind, str]] = {
         Kind("text-to-image"): "LatentConsistencyModelPipeline",
         Kind("image-to-image"): "LatentConsistencyModelImg2ImgPipeline",
     },
+    "kandinsky-2.0": {Kind(task): f"KandinskyV20{end}Pipeline" for task, end in TASKS.items()},
     "kandinsky-2.1": _combined("Kandinsky"),
     "kandinsky-2.2": _combined("KandinskyV22"),
     "kandinsky-3": {
@@ -150,8 +151,7 @@ class AutoPipeline:
         Other arguments as for ``DiffusionPipeline.from_pretrained``.
         """
         perturbed = kwargs.pop("enable_pag", None)
-        options = hub.HubOptions.take(dict(kwargs))
-        index = read_json(hub.find_file(pretrained_model_or_path, INDEX, options=options))
+        index = index_of(pretrained_model_or_path, hub.HubOptions.take(dict(kwargs)))
         name = index.get("_class_name")
         if not isinstance(name, str):
             raise InputError(f"The {INDEX} of {os.fspath(pretrained_model_or_path)} names no pipeline class.")

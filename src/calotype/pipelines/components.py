@@ -10,6 +10,7 @@ import difflib
 import importlib
 import inspect
 import logging
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import Any
 
 import torch
 
+from calotype.core import hub
+from calotype.core.config import read_json
 from calotype.core.errors import InputError, ModelFilesError, UnknownClassError
 from calotype.core.files import check_links
 from calotype.core.tensor_files import tensor_infos
@@ -24,6 +27,7 @@ from calotype.core.weights import find_weights
 from calotype.models.model_group import ModelGroup
 from calotype.models.modeling import ModelMixin
 from calotype.pipelines.transformers_classes import transformers_class
+from calotype.single_file.kandinsky_2_0 import published_class
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +118,18 @@ class Loading:
             return self.dtype.get(name, self.dtype.get("default", torch.float32))
         return self.dtype or torch.float32
 
+    def pickled(self, folder: Path) -> bool:
+        """Whether the folder of a transformers model has a pickle, and it may be read."""
+        return self.use_safetensors is False and _has_pickle(folder)
+
+
+def index_of(place: str | os.PathLike[str], options: hub.HubOptions) -> dict[str, Any]:
+    """What the index of a folder or repository says; of a folder as it was published, the class that it is for."""
+    class_name = published_class(place)
+    if class_name is not None:
+        return {"_class_name": class_name}
+    return read_json(hub.find_file(place, INDEX, options=options))
+
 
 def load_component(folder: Path, name: str, library: str, class_name: str, loading: Loading) -> Any:
     """One component from its subfolder; ``ModelFilesError`` or ``UnknownClassError`` says what is wrong."""
@@ -140,13 +156,18 @@ def load_component(folder: Path, name: str, library: str, class_name: str, loadi
     )
 
 
-def load_transformers_model(cls: type, folder: Path, name: str, loading: Loading) -> torch.nn.Module:
-    """A transformers model with our rules: safetensors unless asked otherwise, and no weight missing."""
+def load_transformers_model(
+    cls: type, folder: Path, name: str, loading: Loading, config: Any = None
+) -> torch.nn.Module:
+    """A transformers model with our rules: safetensors unless asked otherwise, and no weight missing.
+
+    ``config`` stands in place of the folder's.
+    """
     from transformers.utils import logging as their_logging
 
     variant = _variant_in(folder, loading.variant)
-    pickled = loading.use_safetensors is False and _has_pickle(folder)
-    for path in _transformers_weights(folder, variant, pickled):
+    pickled = loading.pickled(folder)
+    for path in transformers_weights(folder, variant, pickled):
         tensor_infos(path)
     verbosity, bars = their_logging.get_verbosity(), their_logging.is_progress_bar_enabled()
     their_logging.set_verbosity_error()
@@ -158,6 +179,7 @@ def load_transformers_model(cls: type, folder: Path, name: str, loading: Loading
             variant=variant,
             use_safetensors=not pickled,
             output_loading_info=True,
+            **({} if config is None else {"config": config}),
         )
     finally:
         their_logging.set_verbosity(verbosity)
@@ -177,7 +199,7 @@ def _has_pickle(folder: Path) -> bool:
     return any(folder.glob("pytorch_model*.bin"))
 
 
-def _transformers_weights(folder: Path, variant: str | None, pickled: bool) -> tuple[Path, ...]:
+def transformers_weights(folder: Path, variant: str | None, pickled: bool) -> tuple[Path, ...]:
     """The weight files of a transformers model; ``ModelFilesError`` if there are none of the kind that may be read."""
     if pickled:
         return find_weights(folder, variant=variant, use_safetensors=False, stem="pytorch_model").paths

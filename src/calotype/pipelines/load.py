@@ -9,9 +9,8 @@ from typing import Any
 import torch
 
 from calotype.core import hub
-from calotype.core.config import read_json
 from calotype.core.errors import ModelFilesError
-from calotype.pipelines.components import INDEX
+from calotype.pipelines.components import index_of
 from calotype.pipelines.control import COMPONENTS, control_of
 from calotype.pipelines.pipeline import DiffusionPipeline
 from calotype.pipelines.versatile import versatile
@@ -103,7 +102,7 @@ def load(
         found = versatile(type(pipe).__name__, ())
         return (pipe if found is None else found.from_pipe(pipe)).to(where)
     place = locate(name_or_path)
-    index = read_json(hub.find_file(place, INDEX, options=hub.HubOptions.take(dict(kwargs))))
+    index = index_of(place, hub.HubOptions.take(dict(kwargs)))
     declared = DiffusionPipeline._class_for(index, place)
     steering = {name: kwargs.get(name, (index.get(name) or [None, None])[1]) for name in COMPONENTS}
     kinds = tuple((name, control_of(what)) for name, what in steering.items() if what is not None)

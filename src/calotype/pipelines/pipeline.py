@@ -31,6 +31,7 @@ from calotype.pipelines.components import (
 from calotype.pipelines.connected import COMBINED, connected_components
 from calotype.pipelines.download import fetch
 from calotype.pipelines.efficiency import Efficiency
+from calotype.single_file.kandinsky_2_0 import published_class, read_published
 
 if TYPE_CHECKING:
     from calotype.diffusion.controls.control import Control
@@ -151,6 +152,8 @@ class DiffusionPipeline(Efficiency, ConfigFile):
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
         """The pipeline in a folder or Hub repository; of the class that its index names, or of this class.
 
+        A folder may also hold Kandinsky 2.0 as it was published, which had no index.
+
         Keyword arguments: components by name, in place of the files' (``None`` leaves an optional one out);
         ``torch_dtype`` (or ``dtype``; one type, or a mapping from component to type; float32 if not given);
         ``variant``; ``use_safetensors`` (``False`` allows pickles); ``device_map``, one device;
@@ -174,6 +177,8 @@ class DiffusionPipeline(Efficiency, ConfigFile):
             use_safetensors=kwargs.pop("use_safetensors", None),
             device=_one_device(kwargs.pop("device_map", None)),
         )
+        if published_class(pretrained_model_name_or_path) is not None:
+            return read_published(cls, Path(pretrained_model_name_or_path), kwargs, loading)
         folder = cls.download(
             pretrained_model_name_or_path,
             variant=loading.variant,
@@ -438,7 +443,9 @@ def parts_of(declared: type[DiffusionPipeline], values: Mapping[str, Any]) -> Pa
         for stage in declared.stages
     )
     family = declared.family.bound(values, declared.prefix)
-    return Parts(family, declared.task, declared.controls, declared.prefix, before=tuple(before))
+    # the arguments of a call that samples once have plain names, whatever its components have
+    prefix = declared.prefix if declared.stages else ""
+    return Parts(family, declared.task, declared.controls, prefix, before=tuple(before))
 
 
 def _is_component(pipe: DiffusionPipeline, name: str) -> bool:

@@ -13,8 +13,8 @@ ALLOWED = frozenset(
     CLIPTokenizer CLIPVisionModel CLIPVisionModelWithProjection ClapFeatureExtractor ClapModel
     ClapTextModelWithProjection DPTFeatureExtractor DPTForDepthEstimation DPTImageProcessor GPT2LMHeadModel
     GPT2Model GPT2Tokenizer Gemma2Model Gemma3ForConditionalGeneration GemmaModel GemmaTokenizer
-    LlamaForCausalLM LlamaModel LlamaTokenizer LlavaForConditionalGeneration Mistral3ForConditionalGeneration
-    PreTrainedTokenizer Qwen2Tokenizer Qwen2VLForConditionalGeneration Qwen2VLProcessor
+    LlamaForCausalLM LlamaModel LlamaTokenizer LlavaForConditionalGeneration MT5EncoderModel
+    Mistral3ForConditionalGeneration PreTrainedTokenizer Qwen2Tokenizer Qwen2VLForConditionalGeneration Qwen2VLProcessor
     Qwen2_5_VLForConditionalGeneration Qwen2_5_VLProcessor Qwen3ForCausalLM Qwen3Model RobertaModel
     RobertaTokenizer SiglipImageProcessor SiglipModel SiglipVisionModel SpeechT5HifiGan T5EncoderModel
     T5Tokenizer UMT5EncoderModel ViTImageProcessor VitsModel VitsTokenizer XLMRobertaModel XLMRobertaTokenizer

@@ -70,6 +70,11 @@ USES: dict[str, tuple[Use, ...]] = {
         Use("text-to-image", (), "LatentConsistencyModelPipeline"),
         Use("image-to-image", ("image",), "LatentConsistencyModelImg2ImgPipeline"),
     ),
+    "kandinsky-2.0": (
+        Use("text-to-image", (), "KandinskyV20Pipeline"),
+        Use("image-to-image", ("image",), "KandinskyV20Img2ImgPipeline"),
+        Use("inpainting", ("image", "mask_image"), "KandinskyV20InpaintPipeline"),
+    ),
     "kandinsky-2.1": _with_prior("Kandinsky"),
     "kandinsky-2.2": _with_prior("KandinskyV22", "Controlnet"),
     "kandinsky-3": (

@@ -1,1 +1,1 @@
-"""Checkpoints in one file, in the layout of the programs that trained them: recognised and read by their keys alone."""
+"""Checkpoints in the layout of the programs that trained them, one file or a few: recognised and read by keys alone."""

@@ -17,6 +17,16 @@ _RESNET = {
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
+_PACKED_ATTENTION = {
+    "group_norm": "norm",
+    "to_q": "qkv",
+    "to_k": "qkv",
+    "to_v": "qkv",
+    "add_k_proj": "encoder_kv",
+    "add_v_proj": "encoder_kv",
+    "to_out.0": "proj_out",
+}
+"""Attention that is no transformer: several projections are one tensor there."""
 _UNET = {
     "conv_in": "input_blocks.0.0",
     "time_embedding.linear_1": "time_embed.0",
@@ -45,7 +55,7 @@ Names = Mapping[str, str]
 
 
 def unet_names(keys: Iterable[str]) -> dict[str, str]:
-    """Key of a U-Net or ControlNet -> its original key, without a prefix."""
+    """Key of a U-Net or ControlNet -> its original key, without a prefix, which several share that are one there."""
     keys = list(keys)
     places = {**_UNET, **_numbered_down(keys), **_numbered_up(keys), **_hint(keys)}
     return {key: _renamed(key, places, _inside_unet) for key in keys}
@@ -81,6 +91,7 @@ def _numbered_down(keys: list[str]) -> Names:
             places[f"{ours}.attentions.{layer}"] = f"input_blocks.{number}.1"
         if any(key.startswith(f"{ours}.downsamplers.") for key in keys):
             number += 1
+            places[f"{ours}.downsamplers.0"] = f"input_blocks.{number}.0"
             places[f"{ours}.downsamplers.0.conv"] = f"input_blocks.{number}.0.op"
     for index in range(_count(keys, r"controlnet_down_blocks\.(\d+)\.")):
         places[f"controlnet_down_blocks.{index}"] = f"zero_convs.{index}.0"
@@ -126,10 +137,9 @@ def _renamed(key: str, places: Names, inside: Callable[[str, str], str]) -> str:
 
 
 def _inside_unet(place: str, rest: str) -> str:
-    if ".resnets." not in place:
-        return rest
-    name, _, tail = rest.partition(".")
-    return f"{_RESNET[name]}.{tail}"
+    name, _, tail = rest.rpartition(".")
+    known = _PACKED_ATTENTION if ".attentions." in place else _RESNET
+    return f"{known[name]}.{tail}" if name in known else rest
 
 
 def _inside_vae(place: str, rest: str) -> str:

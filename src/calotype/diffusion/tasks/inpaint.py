@@ -47,26 +47,12 @@ class Inpaint(Task):
 
     def check(self, family: Family, arguments: Mapping[str, Any]) -> None:
         """Refuse a call without picture or mask."""
-        picture, masked = Picture.of(arguments), Masked.of(arguments)
-        if picture.image is None or masked.mask_image is None:
-            name = "image" if picture.image is None else "mask_image"
-            raise InputError(
-                f"{name} is not given; inpainting needs the picture and the mask of what to replace."
-            )
-        cropped = masked.padding_mask_crop is not None
-        if cropped or masked.composite:
-            name = "padding_mask_crop" if cropped else "composite"
-            given = [*as_list(picture.image), *as_list(masked.mask_image)]
-            if not all(is_pil(one) for one in given) or (cropped and len(given) > 2):
-                raise InputError(
-                    f"{name} needs image and mask_image as PIL images{', one of each' if cropped else ''}."
-                )
-            if cropped and given[0].size != given[1].size:
-                raise InputError(
-                    f"padding_mask_crop needs a mask as large as the picture, {given[0].size}, not {given[1].size}."
-                )
-            if Output.of(arguments).output_type != "pil":
-                raise InputError(f"{name} needs output_type='pil', since it pastes into the picture.")
+        check_given(arguments)
+        masked = Masked.of(arguments)
+        if masked.padding_mask_crop is not None:
+            check_pasting(arguments, "padding_mask_crop", one=True)
+        elif masked.composite:
+            check_pasting(arguments, "composite")
 
     def beside(self, family: Family) -> tuple[int, ...]:
         """Nothing, with any checkpoint; mask and masked picture, with one trained for inpainting."""
@@ -123,18 +109,46 @@ class Inpaint(Task):
 
     def finish(self, call: Call, images: Any, output_type: str) -> Any:
         """Paste what was made into the picture, where that was asked for or only a region of it was worked on."""
-        box, masked = self._box(call), Masked.of(call.arguments)
-        if output_type != "pil" or (box is None and not masked.composite):
+        box = self._box(call)
+        if output_type != "pil" or (box is None and not Masked.of(call.arguments).composite):
             return images
-        pictures, masks = as_list(Picture.of(call.arguments).image), as_list(masked.mask_image)
+        pictures, masks = given_pictures(call)
         return [
             pasted(call, made, pictures[i % len(pictures)], masks[i % len(masks)], box)
             for i, made in enumerate(images)
         ]
 
 
+def check_given(arguments: Mapping[str, Any]) -> None:
+    """Refuse a call without picture or mask."""
+    given = {"image": Picture.of(arguments).image, "mask_image": Masked.of(arguments).mask_image}
+    for name, value in given.items():
+        if value is None:
+            raise InputError(
+                f"{name} is not given; inpainting needs the picture and the mask of what to replace."
+            )
+
+
+def check_pasting(arguments: Mapping[str, Any], name: str, *, one: bool = False) -> None:
+    """Refuse pictures and masks that cannot be pasted into, as the argument ``name`` asks: any but PIL images."""
+    given = [*as_list(Picture.of(arguments).image), *as_list(Masked.of(arguments).mask_image)]
+    if not all(is_pil(each) for each in given) or (one and len(given) > 2):
+        raise InputError(f"{name} needs image and mask_image as PIL images{', one of each' if one else ''}.")
+    if one and given[0].size != given[1].size:
+        raise InputError(
+            f"{name} needs a mask as large as the picture, {given[0].size}, not {given[1].size}."
+        )
+    if Output.of(arguments).output_type != "pil":
+        raise InputError(f"{name} needs output_type='pil', since it pastes into the picture.")
+
+
+def given_pictures(call: Call) -> tuple[list[Any], list[Any]]:
+    """The pictures and the masks of a call, one by one."""
+    return as_list(Picture.of(call.arguments).image), as_list(Masked.of(call.arguments).mask_image)
+
+
 def pasted(
-    call: Call, made: Image, picture: Image, mask: Image, box: tuple[int, int, int, int] | None
+    call: Call, made: Image, picture: Image, mask: Image, box: tuple[int, int, int, int] | None = None
 ) -> Image:
     """``made`` in place of what the mask marks in the picture, in the picture's size; RGB."""
     mask = mask if mask.size == picture.size else mask.resize(picture.size, resample=0)  # 0 is: nearest

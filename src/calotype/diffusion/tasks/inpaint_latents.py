@@ -12,8 +12,9 @@ import torch.nn.functional as F
 
 from calotype.core.errors import InputError
 from calotype.diffusion.inputs import Masked, Picture
-from calotype.diffusion.tasks.from_image import in_turn
+from calotype.diffusion.tasks.from_image import encoded, in_turn
 from calotype.diffusion.tasks.from_noise import initial_noise
+from calotype.diffusion.tasks.inpaint import check_given, check_pasting, given_pictures, pasted
 from calotype.diffusion.tasks.task import Path, Reimpose, Start, Task
 
 if TYPE_CHECKING:
@@ -38,14 +39,9 @@ class InpaintLatents(Task):
 
     def check(self, family: Family, arguments: Mapping[str, Any]) -> None:
         """Refuse a call without picture or mask."""
-        for name, value in (
-            ("image", Picture.of(arguments).image),
-            ("mask_image", Masked.of(arguments).mask_image),
-        ):
-            if value is None:
-                raise InputError(
-                    f"{name} is not given; inpainting needs the picture and the mask of what to replace."
-                )
+        check_given(arguments)
+        if Masked.of(arguments).composite:
+            check_pasting(arguments, "composite")
 
     def beside(self, family: Family) -> tuple[int, ...]:
         """The latents that are kept, and the mask."""
@@ -62,13 +58,13 @@ class InpaintLatents(Task):
         pixels = as_pixels(image)
         if not isinstance(pixels, torch.Tensor):
             pixels = family.image_processor.preprocess(pixels, **size)
-        latents = family.to_latents(pixels.to(call.device, family.dtype), None)
+        given = len(pixels)
+        latents = encoded(call, in_turn(pixels, call.pictures))
         marked = family.mask_processor.preprocess(mask_image, **size)
         marked = F.interpolate(marked, size=latents.shape[-2:]).to(latents)
-        if len(marked) not in (1, len(latents)):
-            raise InputError(f"There are {len(marked)} masks for {len(latents)} pictures; give one for each.")
-        kept = eroded(1 - marked).expand(len(latents), -1, -1, -1)
-        latents, kept = in_turn(latents, call.pictures), in_turn(kept, call.pictures)
+        if len(marked) not in (1, given):
+            raise InputError(f"There are {len(marked)} masks for {given} pictures; give one for each.")
+        kept = in_turn(eroded(1 - marked), call.pictures)
         noise = initial_noise(call) * call.scheduler.init_noise_sigma
         if noise.shape != latents.shape:
             raise InputError(
@@ -87,6 +83,16 @@ class InpaintLatents(Task):
     def result(self, state: State) -> torch.Tensor:
         """The latents, with those of the picture where they are kept, whatever a callback has made of them."""
         return blended(state, state.tensors["image"]) if self.reimposed else state.latents
+
+    def finish(self, call: Call, images: Any, output_type: str) -> Any:
+        """Paste what was made into the pictures, where that was asked for; copies of one stand together."""
+        if not Masked.of(call.arguments).composite:
+            return images
+        pictures, masks = given_pictures(call)
+        return [
+            pasted(call, made, *(each[i * len(each) // len(images)] for each in (pictures, masks)))
+            for i, made in enumerate(images)
+        ]
 
 
 def as_pixels(image: Any) -> Any:
