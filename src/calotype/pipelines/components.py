@@ -62,6 +62,10 @@ def public_class(name: str) -> type:
 
 def component_class(library: str, class_name: str) -> type:
     """The class that an entry of ``model_index.json`` names; ``UnknownClassError`` for other libraries' and code."""
+    if not isinstance(library, str) or not isinstance(class_name, str):
+        raise UnknownClassError(
+            f"It is named as [{library!r}, {class_name!r}] where the names of a library and a class are expected."
+        )
     if library == "transformers":
         return transformers_class(class_name)
     if library not in (LIBRARY, "calotype") and _IN_A_PIPELINE_FOLDER.get(class_name) is None:
