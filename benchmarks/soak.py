@@ -3,9 +3,9 @@
 python -m benchmarks.soak                 # 500 with the bundled model
 python -m benchmarks.soak --count 100
 
-Prompts, seeds, sizes, counts and tasks change from call to call, pipelines are made for tasks and dropped, and one call in
-ten is ended by its callback. After 100 calls, in which all sizes have been seen, the resident memory may grow by 20 MB in
-500 calls (the slope of a line through what was measured after each); the exit status is 1 if it grows by more.
+Prompts, seeds, sizes, counts and tasks change from call to call, pipelines are made for tasks and dropped, and one call
+in ten is ended by its callback. After the first 100 calls the resident memory may grow by 20 MB in 500 calls, by the
+slope of a line through what was measured after each; the exit status is 1 if it grows by more.
 """
 
 from __future__ import annotations

@@ -27,6 +27,9 @@ from pathlib import Path
 from typing import Any
 
 import atheris
+import torch
+
+from tests.tiny import SCHEDULER, UNET, VAE
 
 CLASSES = (
     "DiffusionPipeline StableDiffusionPipeline UNet2DConditionModel ControlNetModel AutoencoderKL "
@@ -46,9 +49,6 @@ with atheris.instrument_imports(include=["calotype"]):
     import calotype.single_file.models
     import calotype.single_file.pipelines
 
-import torch
-
-from tests.tiny import SCHEDULER, UNET, VAE
 
 PLACE = Path(tempfile.mkdtemp(prefix="calotype-fuzz-"))
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -85,7 +85,7 @@ def header(data: bytes) -> None:
 def announced(data: bytes) -> int:
     try:
         ends = [entry["data_offsets"][1] for entry in json.loads(data).values() if "data_offsets" in entry]
-        return min(max(ends, default=0), 2**20)
+        return min(max((end for end in ends if isinstance(end, int)), default=0) % 2**63, 2**20)
     except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
         return 0
 

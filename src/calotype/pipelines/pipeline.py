@@ -140,9 +140,9 @@ class DiffusionPipeline(Efficiency, ConfigFile):
         """
         kwargs.pop("silence_dtype_warnings", None)
         device, dtype = _destination(args, kwargs)
-        with self._at_home(device) as place:
-            for module in self._modules_by_name.values():
-                module.to(device=place, dtype=dtype)
+        with self._at_home(device) as places:
+            for name, module in self._modules_by_name.items():
+                module.to(device=places[name], dtype=dtype)
         return self
 
     # -- files -------------------------------------------------------------------------------------------------

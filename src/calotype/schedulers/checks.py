@@ -42,9 +42,11 @@ def of_kind(name: str, value: Any, kind: str) -> None:
     elif kind.startswith("float"):
         good, what = _is_number(value), "a number"
     elif "Sequence" in kind:
-        size = getattr(value, "shape", (len(value),) if isinstance(value, Sequence) else ())
-        numbers = not isinstance(value, str) and len(size) == 1 and all(_is_number(item) for item in value)
-        good, what = numbers and size[0] <= MOST_TRAINING_STEPS, "a list of numbers"
+        listed = (isinstance(value, Sequence) and not isinstance(value, str)) or getattr(
+            value, "ndim", 0
+        ) == 1
+        good = listed and len(value) <= MOST_TRAINING_STEPS and all(_is_number(item) for item in value)
+        what = "a list of numbers"
     else:
         return
     if not good:
