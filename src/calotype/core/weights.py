@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from calotype.core.errors import ModelFilesError, WeightsError
 from calotype.core.hub import HubOptions, Location, find_file, try_find_file
@@ -162,9 +163,42 @@ def no_larger_than(files: WeightFiles) -> Iterator[None]:
         handle.remove()
 
 
-def on_meta() -> AbstractContextManager[Any]:
+class _Unfilled(TorchFunctionMode):
+    """Within this, what sets the values of a tensor does nothing: on the meta device there are none to set.
+
+    It holds for one thread alone, unlike anything done to ``torch.nn.init``.
+    """
+
+    _SETS = frozenset(
+        [
+            *(
+                getattr(nn.init, f"{name}_")
+                for name in "uniform normal constant ones zeros trunc_normal".split()
+            ),
+            *(
+                getattr(nn.init, f"{kind}_{how}_")
+                for kind in ("kaiming", "xavier")
+                for how in ("uniform", "normal")
+            ),
+            *(getattr(torch.Tensor, f"{name}_") for name in "uniform normal fill zero".split()),
+        ]
+    )
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in self._SETS:
+            tensor = args[0] if args else (kwargs or {})["tensor"]
+            if tensor.is_meta:
+                return tensor
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def on_meta() -> Iterator[None]:
     """Within this, modules are made without memory, ready for :func:`fill`."""
-    return torch.device("meta")
+    with torch.device("meta"), _Unfilled():
+        yield
 
 
 @dataclass

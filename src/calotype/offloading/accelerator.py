@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from calotype.core.memory import empty_cache
 from calotype.offloading.homes import Home, in_memory
 from calotype.offloading.pieces import Division, Owners, Piece, layers, together
-from calotype.offloading.transfers import Transfer, empty_cache, placed
+from calotype.offloading.transfers import Transfer, placed
 
 
 class Stay(enum.Enum):

@@ -81,9 +81,3 @@ def placed(value: Any, device: torch.device) -> Any:
         entries = {key: placed(item, device) for key, item in value.items()}
         return value if all(entries[key] is value[key] for key in value) else entries
     return value
-
-
-def empty_cache(device: torch.device) -> None:
-    """Give memory that is not in use back to the device, where its backend keeps some."""
-    if device.type not in ("cpu", "meta"):
-        getattr(torch.get_device_module(device), "empty_cache", lambda: None)()

@@ -10,7 +10,8 @@ import difflib
 import importlib
 import inspect
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,8 +120,41 @@ class Loading:
         return self.dtype or torch.float32
 
 
-def load_component(folder: Path, name: str, library: str, class_name: str, loading: Loading) -> Any:
-    """One component from its subfolder; ``ModelFilesError`` or ``UnknownClassError`` says what is wrong."""
+def load_components(
+    folder: Path, entries: Mapping[str, Sequence[str]], loading: Loading, advance: Callable[[], Any]
+) -> dict[str, Any]:
+    """The components of these names, whose entries are library and class name, several models at a time.
+
+    ``ModelFilesError`` or ``UnknownClassError`` says what is wrong with one of them, always the same one.
+    """
+    classes = {name: _found_class(folder, name, *entry) for name, entry in entries.items()}
+    apart = {name for name, cls in classes.items() if issubclass(cls, ModelMixin | ModelGroup)}
+    loaded: dict[str, Any] = {}
+
+    def load(name: str) -> None:
+        loaded[name] = _load_component(folder, name, classes[name], loading)
+        advance()
+
+    # transformers changes PyTorch's defaults while it makes a model, so its models come one after another, and what
+    # is made of numbers, the schedulers, before them
+    for name, cls in classes.items():
+        if not issubclass(cls, torch.nn.Module):
+            load(name)
+    theirs = [name for name in classes if name not in apart and name not in loaded]
+    with ThreadPoolExecutor(max(len(apart), 1), "calotype-loading") as threads:
+        ours = [threads.submit(load, name) for name in classes if name in apart]
+        try:
+            for name in theirs:
+                load(name)
+            for one in ours:
+                one.result()
+        finally:
+            threads.shutdown(cancel_futures=True)
+    return {name: loaded[name] for name in entries}
+
+
+def _found_class(folder: Path, name: str, library: str, class_name: str) -> type:
+    """The class of a component whose folder is there and holds no links out of it."""
     try:
         cls = component_class(library, class_name)
     except UnknownClassError as error:
@@ -131,6 +165,10 @@ def load_component(folder: Path, name: str, library: str, class_name: str, loadi
             f"pass {name}=…."
         )
     check_links(folder / name, folder)
+    return cls
+
+
+def _load_component(folder: Path, name: str, cls: type, loading: Loading) -> Any:
     if not issubclass(cls, torch.nn.Module):
         return cls.from_pretrained(folder / name)  # type: ignore[attr-defined]
     if not issubclass(cls, ModelMixin | ModelGroup):

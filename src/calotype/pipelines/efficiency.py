@@ -16,10 +16,10 @@ from typing import Any, ClassVar
 import torch
 
 from calotype.core.errors import InputError
+from calotype.core.memory import empty_cache
 from calotype.models.attention_access import AttentionAccess
 from calotype.offloading.accelerator import Accelerator, accelerators_of, release
 from calotype.offloading.groups import HOST, Grouping, names_of
-from calotype.offloading.transfers import empty_cache
 
 logger = logging.getLogger(__name__)
 

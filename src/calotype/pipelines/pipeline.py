@@ -24,7 +24,7 @@ from calotype.pipelines.components import (
     check_variant,
     grouped,
     library_of,
-    load_component,
+    load_components,
     public_class,
     save_component,
 )
@@ -265,8 +265,8 @@ class DiffusionPipeline(Efficiency, ConfigFile):
         files = {k: v for k, v in stored.items() if isinstance(v, list) and len(v) == 2 and v[0] is not None}
         check_variant(folder, files, loading.variant)
         values = {k: v for k, v in given.items() if k in parameters}
-        for name, entry in progress_bar(files.items(), desc="Loading components", leave=False):
-            values[name] = load_component(folder, name, entry[0], entry[1], loading)
+        with progress_bar(total=len(files), desc="Loading components", leave=False) as bar:
+            values |= load_components(folder, files, loading, bar.update)
         for name, entry in stored.items():
             if name not in values:
                 values[name] = None if isinstance(entry, list) and len(entry) == 2 else entry
