@@ -10,6 +10,7 @@ import gc
 import logging
 import weakref
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,24 @@ def test_a_forward_that_stops_inside_of_a_group_leaves_nothing_there() -> None:
     assert devices(model) == {"cpu"}
     with pytest.raises(RuntimeError):
         model(torch.randn(2, 5))
+    assert devices(model) == {"cpu"}
+
+
+def test_ctrl_c_leaves_nothing_there_and_nothing_locked() -> None:
+    model = Model().eval()
+    accelerator = on_meta(model, 2)
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    hook = model.blocks[2].layer.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model(X)
+    hook.remove()
+    accelerator.clear()
+    assert devices(model) == {"cpu"}
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(lambda: model(X)).result(timeout=30).device == META
     assert devices(model) == {"cpu"}
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -163,10 +163,11 @@ def no_larger_than(files: WeightFiles) -> Iterator[None]:
         handle.remove()
 
 
-class _Unfilled(TorchFunctionMode):
-    """Within this, what sets the values of a tensor does nothing: on the meta device there are none to set.
+class _WithoutValues(TorchFunctionMode):
+    """Within this, what sets the values of tensors on the meta device does nothing: there are none to set.
 
-    It holds for one thread alone, unlike anything done to ``torch.nn.init``.
+    With ``making`` new tensors are made there. It holds for one thread alone, unlike anything done to
+    ``torch.nn.init``, and takes half the time of ``torch.device("meta")``.
     """
 
     _SETS = frozenset(
@@ -183,22 +184,36 @@ class _Unfilled(TorchFunctionMode):
             *(getattr(torch.Tensor, f"{name}_") for name in "uniform normal fill zero".split()),
         ]
     )
+    _MAKES = frozenset(
+        getattr(torch, name)
+        for name in "empty zeros ones full tensor as_tensor arange linspace logspace eye rand randn randint".split()
+    )
+
+    def __init__(self, making: bool) -> None:
+        super().__init__()
+        self._making = making
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        kwargs = kwargs or {}
         if func in self._SETS:
-            tensor = args[0] if args else (kwargs or {})["tensor"]
+            tensor = args[0] if args else kwargs["tensor"]
             if tensor.is_meta:
                 return tensor
-        return func(*args, **(kwargs or {}))
+        elif self._making and func in self._MAKES and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
 
 
-@contextmanager
-def on_meta() -> Iterator[None]:
+def on_meta() -> AbstractContextManager[Any]:
     """Within this, modules are made without memory, ready for :func:`fill`."""
-    with torch.device("meta"), _Unfilled():
-        yield
+    return _WithoutValues(making=True)
+
+
+def no_values_on_meta() -> AbstractContextManager[Any]:
+    """Within this, no time is spent on the values of tensors on the meta device."""
+    return _WithoutValues(making=False)
 
 
 @dataclass

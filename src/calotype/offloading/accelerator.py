@@ -112,8 +112,17 @@ class Accelerator:
             empty_cache(self.device)
 
     def clear(self) -> None:
-        """Drop all copies but those that stay for good."""
+        """Drop all copies but those that stay for good; for when no ``forward`` is running in this thread.
+
+        One that Ctrl-C broke off, after which PyTorch calls no hooks, has then left too.
+        """
         with self.lock:
+            while self._depth:
+                self._depth -= 1
+                self.lock.release()
+            for guest in self._guests:
+                guest.inside = 0
+            self._route.stop()
             self.dismiss([guest for guest in self._guests if guest.stay is not Stay.ALWAYS])
 
     def begin(self, guest: Guest) -> None:

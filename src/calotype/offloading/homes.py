@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from calotype.core.files import replacing
@@ -38,6 +36,9 @@ class OnDisk:
 
     def __call__(self, name: str, owners: Iterable[nn.Module]) -> None:
         """Write what is in no file yet."""
+        from safetensors import safe_open
+        from safetensors.torch import save_file
+
         tensors = {k: t for k, t in _tensors(owners).items() if t.data_ptr() not in self._mapped}
         if not tensors:
             return

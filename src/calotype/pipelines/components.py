@@ -21,7 +21,7 @@ import torch
 from calotype.core.errors import InputError, ModelFilesError, UnknownClassError
 from calotype.core.files import check_links
 from calotype.core.tensor_files import tensor_infos
-from calotype.core.weights import find_weights
+from calotype.core.weights import find_weights, no_values_on_meta
 from calotype.models.model_group import ModelGroup
 from calotype.models.modeling import ModelMixin
 from calotype.pipelines.transformers_classes import transformers_class
@@ -65,7 +65,7 @@ def component_class(library: str, class_name: str) -> type:
     """The class that an entry of ``model_index.json`` names; ``UnknownClassError`` for other libraries' and code."""
     if not isinstance(library, str) or not isinstance(class_name, str):
         raise UnknownClassError(
-            f"It is named as [{library!r}, {class_name!r}] where the names of a library and a class are expected."
+            f"it is named as [{library!r}, {class_name!r}] where the names of a library and a class are expected."
         )
     if library == "transformers":
         return transformers_class(class_name)
@@ -194,13 +194,14 @@ def load_transformers_model(cls: type, folder: Path, name: str, loading: Loading
     their_logging.set_verbosity_error()
     their_logging.disable_progress_bar()
     try:
-        model, info = cls.from_pretrained(  # type: ignore[attr-defined]
-            folder,
-            dtype=loading.dtype_of(name),
-            variant=variant,
-            use_safetensors=not pickled,
-            output_loading_info=True,
-        )
+        with no_values_on_meta():
+            model, info = cls.from_pretrained(  # type: ignore[attr-defined]
+                folder,
+                dtype=loading.dtype_of(name),
+                variant=variant,
+                use_safetensors=not pickled,
+                output_loading_info=True,
+            )
     finally:
         their_logging.set_verbosity(verbosity)
         if bars:
