@@ -19,6 +19,9 @@ def index(name: str, words: str, **entries: Any) -> Fault:
     return Fault(name, words, edit(INDEX, **entries), error=UnknownClassError)
 
 
+SCHEDULER = "scheduler/scheduler_config.json"
+
+
 def config(name: str, words: str, **entries: Any) -> Fault:
     return Fault(name, words, edit(CONFIG, **entries), load_unet)
 
@@ -45,6 +48,11 @@ CODE_FAULTS = [
     ),
     index("a pipeline that is a model", "UNet2DModel, which is not a pipeline", _class_name="UNet2DModel"),
     index("a pipeline of a file", "names no pipeline class", _class_name=["pipeline", "Mine"]),
+    index(
+        "an entry of no names",
+        r"'unet'.*named as \['diffusers', \[0\]\] where the names",
+        unet=["diffusers", [0]],
+    ),
     Fault(
         "a component of a file",
         "'unet'.*my_unet.Mine is neither.*code that comes with a checkpoint is never run",
@@ -94,6 +102,21 @@ FAULTS = [
     Fault("nested 100 deep", "nested deeper than 32 levels", write(CONFIG, nested(100)), load_unet),
     Fault("nested 200,000 deep", "nested deeper than 32 levels", write(CONFIG, nested(200_000)), load_unet),
     Fault("the same entry twice", "has the key 'a' twice", write(CONFIG, '{"a": 1, "a": 2}'), load_unet),
+    *(
+        Fault(f"a scheduler with {name}={value!r}", words, edit(SCHEDULER, **{name: value}), error=InputError)
+        for name, value, words in (
+            ("beta_start", "small", "beta_start='small' is not a number"),
+            ("beta_end", 4, "beta_end=4 is not between 0 and 1"),
+            (
+                "num_train_timesteps",
+                2**31 - 1,
+                "num_train_timesteps=2147483647 is not between 1 and 1,000,000",
+            ),
+            ("trained_betas", "x", "trained_betas='x' is not a list of numbers"),
+            ("steps_offset", 0.5, "steps_offset=0.5 is not a whole number"),
+            ("set_alpha_to_one", "yes", "set_alpha_to_one='yes' is not true or false"),
+        )
+    ),
     Fault(
         "a configuration of 100 MB",
         "a configuration takes at most",

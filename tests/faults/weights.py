@@ -159,6 +159,12 @@ def of_the_unet(name: str, words: str, damage: Damage, **more: Any) -> Fault:
     return Fault(name, words, damage, more.pop("act", load_unet), **more)
 
 
+def on_two_disks(data: bytes) -> bytes:
+    """An archive whose last entry says that it is the second part of two."""
+    end = b"PK\x05\x06" + bytes(18)
+    return data[:100] + b"PK\x06\x07" + struct.pack("<IQI", 1, 0, 2) + end
+
+
 FAULTS = [
     of_the_unet(
         "a key is missing",
@@ -247,6 +253,11 @@ FAULTS = [
         sharded(lambda first, second: {KEY: "/etc/passwd"}),
     ),
     of_the_unet("an index of numbers", "names 7 where the name", sharded(lambda first, second: {KEY: 7})),
+    of_the_unet(
+        "an index of a name that is too long",
+        "has no x{100}",
+        sharded(lambda first, second: {KEY: "x" * 300}),
+    ),
     of_the_unet("an index without shards", "has no `weight_map`", both(sharded(), write(INDEX, "{}"))),
     of_the_unet(
         "an index that is no JSON", "index.json is not valid JSON", both(sharded(), write(INDEX, "{"))
@@ -270,6 +281,12 @@ FAULTS = [
         "a damaged pickle",
         "is not a PyTorch state dictionary",
         both(pickled(), change("unet/diffusion_pytorch_model.bin", lambda data: data[:5000])),
+        act=asked,
+    ),
+    of_the_unet(
+        "an archive on several disks",
+        "is a damaged archive .zipfiles that span multiple disks",
+        both(pickled(), change("unet/diffusion_pytorch_model.bin", on_two_disks)),
         act=asked,
     ),
     Fault(

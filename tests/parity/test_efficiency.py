@@ -22,6 +22,7 @@ from tests.tiny import stable_diffusion_folder, stable_diffusion_xl_folder
 CALLS = (
     "enable_model_cpu_offload",
     "enable_sequential_cpu_offload",
+    "enable_group_offload",
     "remove_all_hooks",
     "maybe_free_model_hooks",
     "reset_device_map",

@@ -21,7 +21,7 @@ from calotype import (
 from calotype.adapters import ip_adapter, ip_adapter_files
 from calotype.core.errors import InputError, ModelFilesError
 from calotype.models.control_encoder import zeroed
-from calotype.pipelines.components import Loading, load_component, save_component
+from calotype.pipelines.components import Loading, load_components, save_component
 
 ENCODER: dict[str, Any] = {
     "block_out_channels": (8, 16),
@@ -429,7 +429,8 @@ def test_a_group_is_a_component_of_a_pipeline(cls: Any, tmp_path: Path) -> None:
         saved, tmp_path / "controlnet", safe_serialization=True, variant="fp16", max_shard_size="1GB"
     )
     loading = Loading(dtype=torch.bfloat16, variant="fp16")
-    loaded = load_component(tmp_path, "controlnet", "diffusers", cls.__name__, loading)
+    entry = ("diffusers", cls.__name__)
+    loaded = load_components(tmp_path, {"controlnet": entry}, loading, lambda: None)["controlnet"]
     assert type(loaded) is cls and loaded.dtype == torch.bfloat16 and not loaded.training
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["controlnet", "controlnet_1"]
     for key, value in saved.state_dict().items():

@@ -16,7 +16,8 @@ MAY_IMPORT = {
     "schedulers": {"core"},
     "nn": {"core"},
     "adapters": {"core", "nn"},
-    "models": {"adapters", "core", "nn", "single_file"},
+    "offloading": {"core"},
+    "models": {"adapters", "core", "nn", "offloading", "single_file"},
     "diffusion": {"core", "nn", "image_processor", "video_processor"},
     "families": {"adapters", "core", "nn", "models", "diffusion", "image_processor", "video_processor"},
 }

@@ -21,8 +21,8 @@ from calotype.adapters.formats.keys import sorted_out
 from calotype.adapters.formats.layer_names import known_as
 from calotype.adapters.layer import Adapted
 from calotype.core.errors import InputError, ModelFilesError, WeightsError
+from calotype.offloading.accelerator import Accelerator
 from calotype.pipelines import efficiency
-from calotype.pipelines.offload import Accelerator
 from tests import tiny
 
 torch.set_num_threads(1)

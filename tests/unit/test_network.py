@@ -26,7 +26,7 @@ def test_calls_that_are_not_offered_say_what_to_do(unet: calotype.UNet2DConditio
         AttributeError, match="UNet2DConditionModel has no set_attention_backend: PyTorch's own"
     ):
         unet.set_attention_backend("flash")
-    assert not hasattr(unet, "enable_group_offload")
+    assert not hasattr(unet, "enable_layerwise_casting")
     with pytest.raises(AttributeError, match="object has no attribute 'anything'"):
         unet.anything  # noqa: B018
     assert pickle.loads(pickle.dumps(copy.deepcopy(unet))).config == unet.config

@@ -10,7 +10,7 @@ import copy
 import dataclasses
 import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from torch import nn
 import calotype
 from calotype.core.errors import InputError
 from calotype.models.vector_quantizer import VectorQuantizer
+from calotype.offloading.accelerator import Accelerator, Guest, accelerators_of, release
+from calotype.offloading.transfers import Transfer, placed
 from calotype.pipelines import efficiency, generation
-from calotype.pipelines.offload import Accelerator, Guest, accelerators_of, placed, release
 from tests.tiny import stable_diffusion_folder, stable_diffusion_xl_folder
 
 META = torch.device("meta")
@@ -230,18 +231,15 @@ def test_a_failure_inside_leaves_nothing_locked_or_away() -> None:
 
 
 def test_weights_that_find_no_room_are_all_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    from calotype.pipelines import offload
-
     model, _ = two()
-    copied, room = offload._copied, [3]
+    send, room = Transfer.send, [3]
 
-    def full(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-        room[0] -= 1
-        if room[0] < 0:
+    def full(transfer: Transfer, tensors: Any) -> Any:
+        if len(tensors) > room[0]:
             raise torch.OutOfMemoryError("full")
-        return copied(tensor, device)
+        return send(transfer, tensors)
 
-    monkeypatch.setattr(offload, "_copied", full)
+    monkeypatch.setattr(Transfer, "send", full)
     accelerator = Accelerator(META, ("model",))
     accelerator.host("model", model)
     with pytest.raises(torch.OutOfMemoryError):
@@ -362,7 +360,7 @@ def test_pipelines_that_share_models_share_their_offloading(pipe: Any) -> None:
     other = calotype.StableDiffusionImg2ImgPipeline.from_pipe(pipe)
     assert accelerators_of(other._modules_by_name.values()) == accelerators_of(pipe._modules_by_name.values())
     other.enable_sequential_cpu_offload()
-    assert all(place.by_layer for place in accelerators_of(pipe._modules_by_name.values()))
+    assert all(place.by_piece for place in accelerators_of(pipe._modules_by_name.values()))
 
 
 def test_the_call_computes_on_the_accelerator(pipe: Any) -> None:
@@ -403,8 +401,16 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+MODES: dict[str, Callable[[Any], None]] = {
+    "model": lambda pipe: pipe.enable_model_cpu_offload(),
+    "layers": lambda pipe: pipe.enable_sequential_cpu_offload(),
+    "blocks": lambda pipe: pipe.enable_group_offload(META, num_blocks_per_group=1),
+    "pairs of blocks": lambda pipe: pipe.enable_group_offload("meta", num_blocks_per_group=2),
+}
+
+
 @pytest.mark.usefixtures("on_meta")
-@pytest.mark.parametrize("mode", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", CASES)
 def test_nothing_of_a_call_is_left_on_the_wrong_device(
     folder: Path, xl_folder: Path, name: str, mode: str
@@ -420,7 +426,7 @@ def test_nothing_of_a_call_is_left_on_the_wrong_device(
         extra["adapter"] = calotype.T2IAdapter(channels=(32, 64), num_res_blocks=1, downscale_factor=8)
     pipe = getattr(calotype, name).from_pretrained(xl_folder if "XL" in name else folder, **half, **extra)
     pipe.set_progress_bar_config(disable=True)
-    getattr(pipe, mode)()
+    MODES[mode](pipe)
     assert picture(pipe, **CASES[name]).device == META
     for model in pipe._modules_by_name.values():
         assert devices(model) == {"cpu"}

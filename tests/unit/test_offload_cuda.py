@@ -152,6 +152,125 @@ def test_hooks_removed_the_pipeline_is_an_ordinary_one(folder: Path) -> None:
     torch.testing.assert_close(picture(pipe.to("cuda")), expected, atol=1e-4, rtol=0)
 
 
+# -- in groups -------------------------------------------------------------------------------------------------
+
+GROUPS: dict[str, dict[str, Any]] = {
+    "blocks": {"num_blocks_per_group": 1},
+    "pairs": {"num_blocks_per_group": 2, "non_blocking": True},
+    "leaves": {"offload_type": "leaf_level"},
+    "blocks, stream": {"num_blocks_per_group": 1, "use_stream": True},
+    "pairs, stream": {"num_blocks_per_group": 2, "use_stream": True},
+    "leaves, stream": {"offload_type": "leaf_level", "use_stream": True},
+    "leaves, recorded": {"offload_type": "leaf_level", "use_stream": True, "record_stream": True},
+    "leaves, pinned late": {"offload_type": "leaf_level", "use_stream": True, "low_cpu_mem_usage": True},
+}
+CUDA = torch.device("cuda")
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_groups_make_the_same_picture(folder: Path, name: str) -> None:
+    expected = picture(load(folder).to("cuda"))
+    pipe = load(folder)
+    pipe.enable_group_offload(CUDA, **GROUPS[name])
+    for _ in range(3):  # the first learns the order, the others send ahead
+        torch.testing.assert_close(picture(pipe), expected, atol=1e-4, rtol=0)
+    assert {m.device.type for m in pipe._modules_by_name.values()} == {"cpu"}
+    stream = GROUPS[name].get("use_stream", False) and not GROUPS[name].get("low_cpu_mem_usage", False)
+    assert all(tensor.is_pinned() == stream for tensor in pipe.unet.parameters())
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_groups_save_memory_and_give_it_back(folder: Path, name: str) -> None:
+    pipe = load(folder)
+    picture(pipe.to("cuda"))  # the libraries' own workspaces
+    pipe.to("cpu")
+    pipe.enable_group_offload(CUDA, **GROUPS[name])
+    before, unet = torch.cuda.memory_allocated(), weights(pipe.unet)
+    prediction(pipe.unet)
+    most = peak_bytes(lambda: prediction(pipe.unet))
+    if "leaves" in name:
+        assert most < 0.5 * unet
+    elif "pairs" not in name:
+        assert most < 0.95 * unet
+    picture(pipe)
+    torch.cuda.synchronize()
+    assert torch.cuda.memory_allocated() - before < 0.01 * unet
+
+
+@pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_groups_on_disk(folder: Path, tmp_path: Path, kind: str, stream: bool) -> None:
+    expected = picture(load(folder).to("cuda"))
+    pipe = load(folder)
+    pipe.enable_group_offload(
+        CUDA, offload_type=kind, num_blocks_per_group=1, use_stream=stream, offload_to_disk_path=str(tmp_path)
+    )
+    for _ in range(2):
+        torch.testing.assert_close(picture(pipe), expected, atol=1e-4, rtol=0)
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) > weights(pipe.unet)
+
+
+@pytest.mark.parametrize("record", [False, True])
+def test_copies_overlap_with_computation_and_are_never_read_early(record: bool) -> None:
+    """Blocks that take long to copy and long to compute, with weights that tell one from another."""
+
+    class Block(torch.nn.Module):
+        def __init__(self, value: float) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.full((4096, 4096), value))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for _ in range(4):
+                x = x @ self.weight
+            return x / x.norm() + self.weight[0, 0]
+
+    from calotype.offloading.groups import Grouping
+
+    model = torch.nn.Module()
+    model.blocks = torch.nn.ModuleList(Block(i / 4096) for i in range(1, 9))
+    model.forward = lambda x: [x := block(x) for block in model.blocks][-1]  # type: ignore[method-assign]
+    x = torch.randn(4096, 4096, device="cuda")
+    with torch.no_grad():
+        expected = model.to("cuda")(x)
+        model.to("cpu")
+        seconds: dict[bool, float] = {}
+        for stream in (False, True):
+            from calotype.offloading.accelerator import release
+
+            release([model])
+            how = {"use_stream": stream, "record_stream": stream and record, "num_blocks_per_group": 1}
+            Grouping("cuda", **how).accelerator(shared=False).host("model", model)
+            for _ in range(3):
+                torch.testing.assert_close(model(x), expected)
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            for _ in range(5):
+                model(x)
+            torch.cuda.synchronize()
+            seconds[stream] = time.perf_counter() - start
+    assert seconds[True] < 0.8 * seconds[False]
+
+
+def test_one_model_in_groups_beside_others_on_cuda(folder: Path) -> None:
+    expected = picture(load(folder).to("cuda"))
+    pipe = load(folder)
+    pipe.unet.enable_group_offload(CUDA, num_blocks_per_group=1, use_stream=True)
+    pipe.to("cuda")
+    assert pipe.unet.device.type == "cpu"
+    assert pipe.vae.device.type == "cuda"
+    torch.testing.assert_close(picture(pipe), expected, atol=1e-4, rtol=0)
+
+
+def test_threads_share_a_pipeline_in_groups(folder: Path) -> None:
+    pipe = load(folder)
+    pipe.enable_group_offload(CUDA, offload_type="leaf_level", use_stream=True)
+    expected = [picture(pipe, seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda seed: picture(pipe, seed), range(4)))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
+
+
 if __name__ == "__main__":
     import tempfile
 
@@ -167,8 +286,14 @@ if __name__ == "__main__":
         up_block_types=("UpDecoderBlock2D",) * 4,
     )
     pipe.vae.half().eval()
-    for mode in (None, *MODES):
-        pipe.to("cuda") if mode is None else getattr(pipe.to("cpu"), mode)()
+    groups = {f"groups: {name}": options for name, options in GROUPS.items()}
+    for mode in (None, *MODES, *groups):
+        pipe.remove_all_hooks()
+        pipe.to("cuda" if mode is None else "cpu")
+        if mode in groups:
+            pipe.enable_group_offload(CUDA, **groups[mode])
+        elif mode is not None:
+            getattr(pipe, mode)()
         arguments = {"height": 512, "width": 512, "num_inference_steps": 20, "output_type": "latent"}
         try:
             for _ in range(2):

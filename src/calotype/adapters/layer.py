@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -23,6 +23,8 @@ class Adapted(nn.Module):
     """
 
     layer: Layer
+    reads_weights_below: ClassVar[bool] = True
+    """Its children's weights are read without calling them, so they come and go with it."""
 
     def __init__(self, layer: Layer) -> None:
         super().__init__()

@@ -148,7 +148,7 @@ def find_file(
         return Path(name_or_path)
     if os.path.isdir(name_or_path):
         path = Path(name_or_path, inside)
-        if not path.is_file():
+        if not os.path.isfile(path):  # also where no file could have such a name
             raise _Absent(f"The folder {os.fspath(name_or_path)!r} has no {inside}{_instead(path)}.")
         check_inside(path, Path(name_or_path))
         return path

@@ -56,9 +56,7 @@ def read_values(path: Path) -> Any:
             f"{path} is a pickle, which PyTorch {torch.__version__} may be made to run code by: install PyTorch "
             f"{'.'.join(map(str, SAFE_TORCH))} or newer, or take the weights as safetensors."
         )
-    archive = zipfile.is_zipfile(path)
-    if archive:
-        _check_archive(path, size)
+    archive = _checked_archive(path, size)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
     except (
@@ -85,9 +83,11 @@ def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", text)[:2])
 
 
-def _check_archive(path: Path, size: int) -> None:
-    """Refuse archives that unpack to more than they are; PyTorch writes its own uncompressed."""
+def _checked_archive(path: Path, size: int) -> bool:
+    """Whether the file is an archive; those that unpack to more than they are are refused, as PyTorch writes none."""
     try:
+        if not zipfile.is_zipfile(path):
+            return False
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
@@ -105,3 +105,4 @@ def _check_archive(path: Path, size: int) -> None:
             f"{path} is refused: the list of its tensors alone takes {program:,} bytes; take the weights as "
             f"safetensors."
         )
+    return True

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from calotype.core.errors import ModelFilesError, WeightsError
 from calotype.core.hub import HubOptions, Location, find_file, try_find_file
@@ -162,9 +163,57 @@ def no_larger_than(files: WeightFiles) -> Iterator[None]:
         handle.remove()
 
 
+class _WithoutValues(TorchFunctionMode):
+    """Within this, what sets the values of tensors on the meta device does nothing: there are none to set.
+
+    With ``making`` new tensors are made there. It holds for one thread alone, unlike anything done to
+    ``torch.nn.init``, and takes half the time of ``torch.device("meta")``.
+    """
+
+    _SETS = frozenset(
+        [
+            *(
+                getattr(nn.init, f"{name}_")
+                for name in "uniform normal constant ones zeros trunc_normal".split()
+            ),
+            *(
+                getattr(nn.init, f"{kind}_{how}_")
+                for kind in ("kaiming", "xavier")
+                for how in ("uniform", "normal")
+            ),
+            *(getattr(torch.Tensor, f"{name}_") for name in "uniform normal fill zero".split()),
+        ]
+    )
+    _MAKES = frozenset(
+        getattr(torch, name)
+        for name in "empty zeros ones full tensor as_tensor arange linspace logspace eye rand randn randint".split()
+    )
+
+    def __init__(self, making: bool) -> None:
+        super().__init__()
+        self._making = making
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in self._SETS:
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.is_meta:
+                return tensor
+        elif self._making and func in self._MAKES and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
 def on_meta() -> AbstractContextManager[Any]:
     """Within this, modules are made without memory, ready for :func:`fill`."""
-    return torch.device("meta")
+    return _WithoutValues(making=True)
+
+
+def no_values_on_meta() -> AbstractContextManager[Any]:
+    """Within this, no time is spent on the values of tensors on the meta device."""
+    return _WithoutValues(making=False)
 
 
 @dataclass

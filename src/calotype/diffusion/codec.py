@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from calotype.core.frames import together
+from calotype.diffusion.fitting import pictures_of
 
 
 def _per_channel(vae: Any, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -49,7 +50,7 @@ def decode(vae: Any, latents: torch.Tensor, generator: Any = None) -> torch.Tens
         latents = latents * std / vae.config.scaling_factor + mean
     else:
         latents = latents / vae.config.scaling_factor
-    return vae.decode(latents, return_dict=False, generator=generator)[0]
+    return pictures_of(vae, latents, generator)
 
 
 def mode(vae: Any, pixels: torch.Tensor) -> torch.Tensor:

@@ -10,10 +10,11 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from calotype.core.errors import InputError
+from calotype.offloading.accelerator import release
+from calotype.offloading.groups import HOST, Grouping, names_of
 
 _INSTEAD = {
     "dequantize": "quantised weights are not loaded, so there is nothing to undo",
-    "enable_group_offload": "use the pipeline's enable_model_cpu_offload() or enable_sequential_cpu_offload()",
     "enable_layerwise_casting": "convert the model with to(torch.float16) or to(torch.bfloat16)",
     "enable_npu_flash_attention": "PyTorch's own attention chooses the kernel for the device",
     "enable_parallelism": "one model computes on one device",
@@ -97,6 +98,38 @@ class Network(nn.Module):
         for part in self.modules():
             if hasattr(part, "gradient_checkpointing"):
                 vars(part).update(gradient_checkpointing=enabled, _gradient_checkpointing_func=function)
+
+    # -- offloading --------------------------------------------------------------------------------------------
+
+    def enable_group_offload(
+        self,
+        onload_device: torch.device,
+        offload_device: torch.device = HOST,
+        offload_type: str = "block_level",
+        num_blocks_per_group: int | None = None,
+        non_blocking: bool = False,
+        use_stream: bool = False,
+        record_stream: bool = False,
+        low_cpu_mem_usage: bool = False,
+        offload_to_disk_path: str | None = None,
+        block_modules: str | None = None,
+        exclude_kwargs: str | None = None,
+    ) -> None:
+        """Keep the weights in the host's memory; groups of blocks are on the accelerator while they compute.
+
+        As the pipeline's call of this name. ``block_modules`` names the children that are blocks, or lists of them, in
+        place of all lists in the model; ``exclude_kwargs`` names arguments of ``forward`` that stay where they are.
+        """
+        grouping = Grouping(
+            onload_device, offload_device, offload_type, num_blocks_per_group, non_blocking, use_stream,
+            record_stream, low_cpu_mem_usage, offload_to_disk_path, block_modules, exclude_kwargs,
+        )  # fmt: skip
+        names = dict(self.named_children())
+        if unknown := [name for name in names_of(block_modules) if name not in names]:
+            raise InputError(f"block_modules names {unknown[0]!r}; the children are {', '.join(names)}.")
+        release([self])
+        self.to(grouping.home)
+        grouping.accelerator(shared=False).host(type(self).__name__, self)
 
     # -- compiling ---------------------------------------------------------------------------------------------
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -12,6 +14,9 @@ COMMITMENT = 0.25
 
 class VectorQuantizer(nn.Module):
     """Replaces each pixel of a feature map by the nearest of ``n_e`` vectors of ``vq_embed_dim`` channels."""
+
+    reads_weights_below: ClassVar[bool] = True
+    """Its children's weights are read without calling them, so they come and go with it."""
 
     def __init__(self, n_e: int, vq_embed_dim: int) -> None:
         super().__init__()

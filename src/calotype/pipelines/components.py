@@ -11,7 +11,8 @@ import importlib
 import inspect
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from calotype.core.config import read_json
 from calotype.core.errors import InputError, ModelFilesError, UnknownClassError
 from calotype.core.files import check_links
 from calotype.core.tensor_files import tensor_infos
-from calotype.core.weights import find_weights
+from calotype.core.weights import find_weights, no_values_on_meta
 from calotype.models.model_group import ModelGroup
 from calotype.models.modeling import ModelMixin
 from calotype.pipelines.transformers_classes import transformers_class
@@ -66,6 +67,10 @@ def public_class(name: str) -> type:
 
 def component_class(library: str, class_name: str) -> type:
     """The class that an entry of ``model_index.json`` names; ``UnknownClassError`` for other libraries' and code."""
+    if not isinstance(library, str) or not isinstance(class_name, str):
+        raise UnknownClassError(
+            f"it is named as [{library!r}, {class_name!r}] where the names of a library and a class are expected."
+        )
     if library == "transformers":
         return transformers_class(class_name)
     if library not in (LIBRARY, "calotype") and _IN_A_PIPELINE_FOLDER.get(class_name) is None:
@@ -131,8 +136,41 @@ def index_of(place: str | os.PathLike[str], options: hub.HubOptions) -> dict[str
     return read_json(hub.find_file(place, INDEX, options=options))
 
 
-def load_component(folder: Path, name: str, library: str, class_name: str, loading: Loading) -> Any:
-    """One component from its subfolder; ``ModelFilesError`` or ``UnknownClassError`` says what is wrong."""
+def load_components(
+    folder: Path, entries: Mapping[str, Sequence[str]], loading: Loading, advance: Callable[[], Any]
+) -> dict[str, Any]:
+    """The components of these names, whose entries are library and class name, several models at a time.
+
+    ``ModelFilesError`` or ``UnknownClassError`` says what is wrong with one of them, always the same one.
+    """
+    classes = {name: _found_class(folder, name, *entry) for name, entry in entries.items()}
+    apart = {name for name, cls in classes.items() if issubclass(cls, ModelMixin | ModelGroup)}
+    loaded: dict[str, Any] = {}
+
+    def load(name: str) -> None:
+        loaded[name] = _load_component(folder, name, classes[name], loading)
+        advance()
+
+    # transformers changes PyTorch's defaults while it makes a model, so its models come one after another, and what
+    # is made of numbers, the schedulers, before them
+    for name, cls in classes.items():
+        if not issubclass(cls, torch.nn.Module):
+            load(name)
+    theirs = [name for name in classes if name not in apart and name not in loaded]
+    with ThreadPoolExecutor(max(len(apart), 1), "calotype-loading") as threads:
+        ours = [threads.submit(load, name) for name in classes if name in apart]
+        try:
+            for name in theirs:
+                load(name)
+            for one in ours:
+                one.result()
+        finally:
+            threads.shutdown(cancel_futures=True)
+    return {name: loaded[name] for name in entries}
+
+
+def _found_class(folder: Path, name: str, library: str, class_name: str) -> type:
+    """The class of a component whose folder is there and holds no links out of it."""
     try:
         cls = component_class(library, class_name)
     except UnknownClassError as error:
@@ -143,6 +181,10 @@ def load_component(folder: Path, name: str, library: str, class_name: str, loadi
             f"pass {name}=…."
         )
     check_links(folder / name, folder)
+    return cls
+
+
+def _load_component(folder: Path, name: str, cls: type, loading: Loading) -> Any:
     if not issubclass(cls, torch.nn.Module):
         return cls.from_pretrained(folder / name)  # type: ignore[attr-defined]
     if not issubclass(cls, ModelMixin | ModelGroup):
@@ -173,14 +215,15 @@ def load_transformers_model(
     their_logging.set_verbosity_error()
     their_logging.disable_progress_bar()
     try:
-        model, info = cls.from_pretrained(  # type: ignore[attr-defined]
-            folder,
-            dtype=loading.dtype_of(name),
-            variant=variant,
-            use_safetensors=not pickled,
-            output_loading_info=True,
-            **({} if config is None else {"config": config}),
-        )
+        with no_values_on_meta():
+            model, info = cls.from_pretrained(  # type: ignore[attr-defined]
+                folder,
+                dtype=loading.dtype_of(name),
+                variant=variant,
+                use_safetensors=not pickled,
+                output_loading_info=True,
+                **({} if config is None else {"config": config}),
+            )
     finally:
         their_logging.set_verbosity(verbosity)
         if bars:

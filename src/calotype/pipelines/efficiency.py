@@ -9,15 +9,17 @@ from __future__ import annotations
 import functools
 import gc
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
 
 from calotype.core.errors import InputError
+from calotype.core.memory import empty_cache
 from calotype.models.attention_access import AttentionAccess
-from calotype.pipelines.offload import Accelerator, accelerators_of, empty_cache, release
+from calotype.offloading.accelerator import Accelerator, accelerators_of, release
+from calotype.offloading.groups import HOST, Grouping, names_of
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +65,46 @@ class Efficiency:
         """
         self._offload(gpu_id, device, None)
 
+    def enable_group_offload(
+        self,
+        onload_device: torch.device,
+        offload_device: torch.device = HOST,
+        offload_type: str = "block_level",
+        num_blocks_per_group: int | None = None,
+        non_blocking: bool = False,
+        use_stream: bool = False,
+        record_stream: bool = False,
+        low_cpu_mem_usage: bool = False,
+        offload_to_disk_path: str | None = None,
+        exclude_modules: str | list[str] | None = None,
+    ) -> None:
+        """Keep the models in the host's memory; groups of blocks are on the accelerator while they compute.
+
+        ``offload_type="block_level"`` brings ``num_blocks_per_group`` blocks at a time, ``"leaf_level"`` single layers.
+        With ``use_stream`` the next ones are copied from pinned memory while these compute; ``low_cpu_mem_usage`` pins
+        them each time, and ``record_stream`` lets copies run further ahead in more memory. With
+        ``offload_to_disk_path`` the weights stay in files there. The components in ``exclude_modules`` stay on the
+        accelerator. Raises ``InputError`` for arguments without meaning, or a device that is not there.
+        """
+        grouping = Grouping(
+            onload_device, offload_device, offload_type, num_blocks_per_group, non_blocking, use_stream,
+            record_stream, low_cpu_mem_usage, offload_to_disk_path,
+        )  # fmt: skip
+        excluded = names_of(exclude_modules)
+        models = self._modules_by_name
+        if unknown := [name for name in excluded if name not in models]:
+            raise InputError(f"exclude_modules names {unknown[0]!r}; the models are {', '.join(models)}.")
+        self.remove_all_hooks()
+        self._visit(
+            grouping.accelerator((*self._exclude_from_cpu_offload, *excluded), shared=True), grouping.home
+        )
+
+    def _visit(self, accelerator: Accelerator, home: torch.device) -> None:
+        for name, model in self._modules_by_name.items():
+            model.to(home)
+            accelerator.host(name, model)
+        empty_cache(accelerator.device)
+
     def _offload(
         self, gpu_id: int | None, device: torch.device | str | None, order: tuple[str, ...] | None
     ) -> None:
@@ -73,11 +115,7 @@ class Efficiency:
             )
             return
         self.remove_all_hooks()
-        accelerator = Accelerator(place, order, self._exclude_from_cpu_offload)
-        for name, model in self._modules_by_name.items():
-            model.to("cpu")
-            accelerator.host(name, model)
-        empty_cache(place)
+        self._visit(Accelerator(place, order, self._exclude_from_cpu_offload), HOST)
 
     def remove_all_hooks(self) -> None:
         """End offloading: the models stay in the host's memory, as any that were never moved."""
@@ -102,36 +140,44 @@ class Efficiency:
     def offloaded(self) -> Iterator[None]:
         """For the time of a call: what was exchanged or added since is offloaded with the rest; then all leave."""
         models = self._modules_by_name
-        for first in accelerators_of(models.values())[:1]:
-            for name, model in models.items():
-                next(iter(accelerators_of([model])), first).host(name, model)
+        shared = [place for place in accelerators_of(models.values()) if place.shared][:1]
+        for name, model in models.items():
+            for accelerator in accelerators_of([model]) or shared:
+                accelerator.host(name, model)
         try:
             yield
         finally:
             self.maybe_free_model_hooks()
 
     @contextmanager
-    def _at_home(self, device: torch.device | None) -> Iterator[torch.device | None]:
-        """Offloading suspended, so that weights can be changed; gives the device that they may be moved to."""
+    def _at_home(self, device: torch.device | None) -> Iterator[Mapping[str, torch.device | None]]:
+        """Offloading suspended, so that weights can be changed; gives the device that each model may be moved to."""
         models = self._modules_by_name
-        accelerators = accelerators_of(models.values())[:1]
-        if accelerators and device is not None and device.type != "cpu":
-            if accelerators[0].by_layer:
-                raise InputError(
-                    f"The pipeline offloads its models layer by layer, so it cannot be moved to {device}; call "
-                    f"remove_all_hooks() first."
+        visits = {name: accelerators_of([model]) for name, model in models.items()}
+        places: dict[str, torch.device | None] = dict.fromkeys(models, device)
+        if device is not None and device.type != "cpu":
+            for name in models:
+                for accelerator in visits[name]:
+                    if accelerator.by_piece and accelerator.shared:
+                        raise InputError(
+                            f"The pipeline offloads its models layer by layer, so it cannot be moved to {device}; call "
+                            f"remove_all_hooks() first."
+                        )
+                    places[name] = None
+            if staying := [name for name in models if places[name] is None]:
+                logger.warning(
+                    "The pipeline brings %s to %s by itself; to() leaves %s.",
+                    ", ".join(staying),
+                    visits[staying[0]][0].device,
+                    "it" if len(staying) == 1 else "them",
                 )
-            logger.warning(
-                "The pipeline brings its models to %s by itself; to() leaves them.", accelerators[0].device
-            )
-            device = None
         release(models.values())
         try:
-            yield device
+            yield places
         finally:
-            for accelerator in accelerators:
-                for name, model in models.items():
-                    accelerator.host(name, model)
+            for name, accelerators in visits.items():
+                for accelerator in accelerators:
+                    accelerator.host(name, models[name])
 
     # -- giving back -------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from calotype.core.errors import InputError
 from calotype.diffusion.call import Call
 from calotype.diffusion.controls.control import Residuals, Steer, together
 from calotype.diffusion.family import Family
+from calotype.diffusion.fitting import Fitting
 from calotype.diffusion.guidance import PERTURBED, Guidance
 from calotype.diffusion.images import NonFiniteError, check_finite, present, to_unit
 from calotype.diffusion.inputs import EARLIER_CALLBACK, Attention, Callbacks, Frames, Noise, Output, Span
@@ -130,16 +131,23 @@ def perturbed_layers(family: Any, guidance: Guidance) -> frozenset[torch.nn.Modu
 def predictor(call: Call, start: Start, steer: Steer | None) -> Any:
     """The family's prediction for the latents, with what the task puts beside them and the controls add."""
 
+    fitting = Fitting()
+
     def predict(index: int, latents: torch.Tensor, timestep: torch.Tensor, state: State) -> torch.Tensor:
         residuals = Residuals() if steer is None else steer(index, latents, timestep, state)
         if start.channels:
             beside = [state.tensors[name] for name in start.channels]
             beside = [tensor.repeat(len(latents) // len(tensor), 1, 1, 1) for tensor in beside]
             latents = torch.cat([latents, *beside], dim=1)
-        conditions, branches = state.conditions, state.guidance.branches
-        if PERTURBED in branches:
-            conditions = perturbed(conditions, Perturbation(call.perturbed, len(branches)))
-        return call.family.predict(latents, timestep, conditions, residuals)
+        branches = state.guidance.branches
+
+        def compute(latents: torch.Tensor, told: tuple[Any, Residuals]) -> torch.Tensor:
+            conditions, beside = told
+            if PERTURBED in branches:
+                conditions = perturbed(conditions, Perturbation(call.perturbed, len(branches)))
+            return call.family.predict(latents, timestep, conditions, beside)
+
+        return fitting.predict(compute, latents, (state.conditions, residuals), len(branches))
 
     return predict
 

@@ -107,4 +107,7 @@ def load(
     steering = {name: kwargs.get(name, (index.get(name) or [None, None])[1]) for name in COMPONENTS}
     kinds = tuple((name, control_of(what)) for name, what in steering.items() if what is not None)
     chosen = versatile(declared.__name__, kinds) or declared
+    kwargs.setdefault(
+        "device_map", where
+    )  # each model goes there by itself, and not all of them through the host
     return chosen.from_pretrained(place, torch_dtype=torch_dtype, **kwargs).to(where)

@@ -24,7 +24,7 @@ from calotype.pipelines.components import (
     check_variant,
     grouped,
     library_of,
-    load_component,
+    load_components,
     public_class,
     save_component,
 )
@@ -141,9 +141,9 @@ class DiffusionPipeline(Efficiency, ConfigFile):
         """
         kwargs.pop("silence_dtype_warnings", None)
         device, dtype = _destination(args, kwargs)
-        with self._at_home(device) as place:
-            for module in self._modules_by_name.values():
-                module.to(device=place, dtype=dtype)
+        with self._at_home(device) as places:
+            for name, module in self._modules_by_name.items():
+                module.to(device=places[name], dtype=dtype)
         return self
 
     # -- files -------------------------------------------------------------------------------------------------
@@ -270,8 +270,8 @@ class DiffusionPipeline(Efficiency, ConfigFile):
         files = {k: v for k, v in stored.items() if isinstance(v, list) and len(v) == 2 and v[0] is not None}
         check_variant(folder, files, loading.variant)
         values = {k: v for k, v in given.items() if k in parameters}
-        for name, entry in progress_bar(files.items(), desc="Loading components", leave=False):
-            values[name] = load_component(folder, name, entry[0], entry[1], loading)
+        with progress_bar(total=len(files), desc="Loading components", leave=False) as bar:
+            values |= load_components(folder, files, loading, bar.update)
         for name, entry in stored.items():
             if name not in values:
                 values[name] = None if isinstance(entry, list) and len(entry) == 2 else entry

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from calotype.core.errors import InputError
-from calotype.schedulers.checks import conversion, one_of
+from calotype.schedulers.checks import conversion, of_kind, one_of
 from calotype.schedulers.grid import SPACINGS
 from calotype.schedulers.noise import BETA_SCHEDULES
 from calotype.schedulers.prediction import PREDICTION_TYPES, VARIANCE_TYPES
@@ -165,6 +165,8 @@ def constructor(
                 self.register_to_config(**{name: others[value]})
             else:
                 one_of(name, value, allowed)
+        for name in options.keys() - choices.keys():
+            of_kind(name, self.config[name], options[name][0].type)
         conversion(self.config)
         setup(self)
 

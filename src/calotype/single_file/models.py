@@ -15,7 +15,14 @@ from calotype.core import hub, weights
 from calotype.core.errors import InputError, ModelFilesError
 from calotype.core.tensor_files import tensor_infos
 from calotype.single_file.keys import unet_names, vae_names
-from calotype.single_file.recognise import Infos, controlnet_config, prefix_of, unet_config, vae_config
+from calotype.single_file.recognise import (
+    Infos,
+    complete,
+    controlnet_config,
+    prefix_of,
+    unet_config,
+    vae_config,
+)
 
 if TYPE_CHECKING:
     from calotype.models.modeling import ModelMixin
@@ -104,12 +111,8 @@ def read_model(
         )
     infos = tensor_infos(path)
     prefix = prefix_of(reading.component, infos, str(path))
-    try:
+    with complete(reading.component, str(path)):
         described = reading.config(infos, prefix) if config is None else config
-    except (KeyError, IndexError, StopIteration) as error:
-        raise ModelFilesError(
-            f"The {reading.component} in {path} is not complete: what it is made of cannot be told ({error})."
-        ) from error
     files = weights.WeightFiles((path,), str(path), part=prefix)
     model, unknown = cls._empty(described, dict(overrides or {}), files, on_meta=True)
     if mistaken := [name for name in overrides or () if name in unknown]:

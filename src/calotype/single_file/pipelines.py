@@ -12,7 +12,7 @@ from calotype.core.config import init_parameters, read_json
 from calotype.core.errors import InputError, ModelFilesError
 from calotype.core.tensor_files import tensor_infos
 from calotype.single_file.models import located, read_model
-from calotype.single_file.recognise import Family, family_of, prefix_of, text_parts, vae_config
+from calotype.single_file.recognise import Family, complete, family_of, prefix_of, text_parts, vae_config
 from calotype.single_file.text_encoders import read_text_encoder
 
 if TYPE_CHECKING:
@@ -77,7 +77,9 @@ def read_pipeline(
         if name in _CLASSES:
             described = _config(folder, name)
             if name == "vae" and described is None:
-                described = vae_config(infos, prefix_of("vae", infos, str(path)), family)
+                prefix = prefix_of("vae", infos, str(path))
+                with complete("vae", str(path)):
+                    described = vae_config(infos, prefix, family)
             values[name] = read_model(
                 public_class(_CLASSES[name]),
                 path,

@@ -7,7 +7,8 @@ What shapes do not tell are conventions of the families: eight heads where the a
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +80,17 @@ def prefix_of(component: str, infos: Infos, origin: str) -> str:
     )
 
 
+@contextmanager
+def complete(component: str, origin: str) -> Iterator[None]:
+    """Within this, layers that a configuration is told from and that are not there are a ``ModelFilesError``."""
+    try:
+        yield
+    except (LookupError, StopIteration, ValueError) as error:
+        raise ModelFilesError(
+            f"The {component} in {origin} is not complete: what it is made of cannot be told ({error})."
+        ) from error
+
+
 def text_parts(infos: Infos) -> dict[str, str]:
     """Prefix -> component, of the text encoders in a checkpoint."""
     return {prefix: name for prefix, name in _TEXTS.items() if any(key.startswith(prefix) for key in infos)}
@@ -87,7 +99,8 @@ def text_parts(infos: Infos) -> dict[str, str]:
 def family_of(infos: Infos, origin: str) -> Family:
     """The family of a whole checkpoint."""
     prefix = prefix_of("unet", infos, origin)
-    config = unet_config(infos, prefix)
+    with complete("unet", origin):
+        config = unet_config(infos, prefix)
     inpaints = config["in_channels"] == 9
     width = config["cross_attention_dim"]
     kinds = {768: "sd1", 1024: "sd2", 2048: "sdxl", 1280: "sdxl-refiner"}
