@@ -113,6 +113,7 @@ _HOME = {
     "calotype.models.unet_spatio_temporal_condition": ("UNetSpatioTemporalConditionModel",),
     "calotype.models.unet_motion_model": ("UNetMotionModel",),
     "calotype.models.motion_adapter": ("MotionAdapter",),
+    "calotype.models.sparse_controlnet": ("SparseControlNetModel",),
     "calotype.models.controlnet": ("ControlNetModel",),
     "calotype.models.controlnet_union": ("ControlNetUnionModel",),
     "calotype.models.multicontrolnet": ("MultiControlNetModel",),

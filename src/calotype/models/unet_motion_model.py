@@ -11,7 +11,7 @@ from torch import nn
 
 from calotype.core.config import Config, init_parameters
 from calotype.core.errors import InputError
-from calotype.core.frames import apart, together
+from calotype.core.frames import apart, for_frames, together
 from calotype.core.outputs import BaseOutput
 from calotype.models.adapter_access import AdapterAccess
 from calotype.models.attention_access import AttentionAccess
@@ -24,6 +24,7 @@ from calotype.models.unet_conditioning import (
     add_conditioning,
     additive_mask,
     embed_conditions,
+    image_prompts,
     project_context,
 )
 from calotype.models.unet_layout import check_layout, down_stages, mid_stage_of, per_stage, up_stages
@@ -138,23 +139,26 @@ class UNetMotionModel(AdapterAccess, AttentionAccess, FreeUAccess, FeedForwardAc
         """(batch, in_channels, frames, height, width) at ``timestep`` -> ``UNetMotionOutput``.
 
         ``encoder_hidden_states`` has a row for each video, (batch, tokens, channels), or for each frame, (batch·frames,
-        …). The residuals are for frames in the batch, (batch·frames, channels, height, width). Raises ``InputError``
-        for more frames than the motion modules know.
+        …) or (batch, frames, …). The residuals are for frames in the batch, (batch·frames, channels, height, width).
+        ``cross_attention_kwargs`` may hold ``windows`` for attention along time, without which ``InputError`` is
+        raised for more frames than the motion modules know.
         """
         frames = sample.shape[2]
         added = added_cond_kwargs or {}
         temb, _ = embed_conditions(self, sample, timestep, encoder_hidden_states, None, timestep_cond, added)
         context = project_context(self, encoder_hidden_states, added)
-        if len(context) == len(sample):
-            context = context.repeat_interleave(frames, dim=0)
+        context = context.flatten(0, 1) if context.ndim == 4 else for_frames(context, len(sample), frames)
         mask = additive_mask(attention_mask, sample.dtype)
-        kwargs = {k: v for k, v in (cross_attention_kwargs or {}).items() if k != "scale"} or None
+        kwargs = {k: v for k, v in (cross_attention_kwargs or {}).items() if k != "scale"}
+        windows = kwargs.pop("windows", None)
+        kwargs = for_frames(image_prompts(self, kwargs, added), len(sample), frames)
         given = Conditioning(
             temb=temb.repeat_interleave(frames, dim=0),
             context=context,
             self_mask=None if mask is None else mask.repeat_interleave(frames, dim=0),
-            kwargs=kwargs,
+            kwargs=kwargs or None,
             frames=frames,
+            windows=windows,
         )
         h, kept, _ = down_path(self.down_blocks, self.conv_in(together(sample)), given)
         if down_block_additional_residuals is not None:
