@@ -15,7 +15,15 @@ _HOME = {
     "calotype.core.config": ("ConfigMixin",),
     "calotype.core.random": ("seeds",),
     "calotype.diffusion.limits": ("limits", "set_limits"),
-    "calotype.pipelines.animatediff": ("AnimateDiffPipeline",),
+    "calotype.pipelines.animatediff": (
+        "AnimateDiffControlNetPipeline",
+        "AnimateDiffPAGPipeline",
+        "AnimateDiffPipeline",
+        "AnimateDiffSDXLPipeline",
+        "AnimateDiffSparseControlNetPipeline",
+        "AnimateDiffVideoToVideoControlNetPipeline",
+        "AnimateDiffVideoToVideoPipeline",
+    ),
     "calotype.pipelines.auto": (
         "AutoPipelineForImage2Image",
         "AutoPipelineForInpainting",

@@ -32,3 +32,11 @@ def for_frames(value: Any, videos: int, frames: int) -> Any:
         parts = [for_frames(part, videos, frames) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     return value
+
+
+def context_of_frames(context: torch.Tensor, videos: int, frames: int) -> torch.Tensor:
+    """Tokens to attend to, a row for each frame, from (videos, tokens, channels) or (videos, frames, tokens, …).
+
+    Those that have a row for each frame stay as they are.
+    """
+    return context.flatten(0, 1) if context.ndim == 4 else for_frames(context, videos, frames)

@@ -117,6 +117,8 @@ class FreeInit(Rounds):
 
 def mixed(low: torch.Tensor, high: torch.Tensor, passed: torch.Tensor) -> torch.Tensor:
     """Low frequencies of one tensor (…, frames, height, width) and high ones of another, in float32."""
-    low, high = (torch.fft.fftshift(torch.fft.fftn(one.float(), dim=_VIDEO), dim=_VIDEO) for one in (low, high))
+    low, high = (
+        torch.fft.fftshift(torch.fft.fftn(one.float(), dim=_VIDEO), dim=_VIDEO) for one in (low, high)
+    )
     spectrum = torch.fft.ifftshift(low * passed + high * (1 - passed), dim=_VIDEO)
     return torch.fft.ifftn(spectrum, dim=_VIDEO).real

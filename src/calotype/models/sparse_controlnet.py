@@ -10,7 +10,7 @@ from torch import nn
 
 from calotype.core.config import Config
 from calotype.core.errors import InputError
-from calotype.core.frames import for_frames, together
+from calotype.core.frames import context_of_frames, for_frames, together
 from calotype.core.outputs import BaseOutput
 from calotype.models.attention_access import AttentionAccess
 from calotype.models.control_encoder import (
@@ -153,14 +153,15 @@ class SparseControlNetModel(AttentionAccess, ModelMixin):
 
         ``controlnet_cond`` (1 or batch, conditioning_channels, frames, f height, f width) holds the pictures, zeros
         where there is none, and ``conditioning_mask`` (…, 1, …) says where there is one. ``encoder_hidden_states`` has
-        a row for each video or each frame. ``guess_mode`` weights the residuals from 0.1 to 1 for use without a prompt.
+        a row for each video or each frame, or is (batch, frames, tokens, channels). ``guess_mode`` weights the residuals
+        from 0.1 to 1 for use without a prompt.
         """
         videos, _, frames = sample.shape[:3]
         temb, _ = embed_conditions(self, sample, timestep, encoder_hidden_states, None, timestep_cond, {})
         mask = additive_mask(attention_mask, sample.dtype)
         given = Conditioning(
             temb=temb.repeat_interleave(frames, dim=0),
-            context=for_frames(encoder_hidden_states, videos, frames),
+            context=context_of_frames(encoder_hidden_states, videos, frames),
             self_mask=for_frames(mask, videos, frames),
             kwargs=attention_arguments(cross_attention_kwargs),
             frames=frames,

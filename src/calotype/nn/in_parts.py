@@ -28,7 +28,7 @@ class InParts:
         made = []
         for begin in range(0, rows, step):
             cut = _Cut(len(h), groups, slice(begin, begin + step))
-            part: Any = (forward(self.module, cut(h), *cut(args), **cut(kwargs)))
+            part: Any = forward(self.module, cut(h), *cut(args), **cut(kwargs))
             made.append(part.unflatten(0, (groups, -1)))
         return torch.cat(made, dim=1).flatten(0, 1)
 

@@ -26,8 +26,8 @@ class Conditioning(NamedTuple):
 
     ``temb`` (batch, temb_channels) embeds the time and what was added to it; ``context`` (batch, tokens,
     channels) is attended to; the masks (batch, 1, n) are added to the scores of attention to the pixels
-    and to the context; ``kwargs`` reach the attention processors. Of the batch so many ``frames`` in a row are a video; attention
-    along time is in ``windows``, where there are some.
+    and to the context; ``kwargs`` reach the attention processors. Of the batch so many ``frames`` in a row are a video;
+    attention along time is in ``windows``, where there are some.
     """
 
     temb: torch.Tensor | None = None
@@ -43,7 +43,8 @@ class AlongTime(NamedTuple):
     """The lanes that work along time, empty in U-Nets for pictures.
 
     ``temp_convs`` come after the residual blocks, ``temp_attentions`` and ``motion_modules`` after the attentions. The
-    modules take the features with frames in the batch, the number of frames, what reaches attention processors, and the windows.
+    modules take the features with frames in the batch, the number of frames, what reaches attention processors, and the
+    windows.
     """
 
     temp_convs: Sequence[nn.Module] = ()

@@ -234,9 +234,7 @@ def make_motion_modules(
     if heads < 1 or width % heads:
         raise InputError(f"A motion module of {width} channels cannot be split into {heads} attention heads.")
     head_dim = width // heads
-    return [
-        TemporalTransformer(heads, head_dim, width, depth, groups, length, twice) for depth in depths
-    ]
+    return [TemporalTransformer(heads, head_dim, width, depth, groups, length, twice) for depth in depths]
 
 
 def make_along_time(row: Row, settings: StageSettings, width: int, resnets: int, layers: int) -> AlongTime:

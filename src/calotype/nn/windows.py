@@ -62,9 +62,7 @@ class Windows:
                 f"The frames of windows count as {', '.join(WEIGHTINGS)}, not {self.weighting!r}."
             )
 
-    def mean(
-        self, function: Callable[[torch.Tensor], torch.Tensor], tokens: torch.Tensor
-    ) -> torch.Tensor:
+    def mean(self, function: Callable[[torch.Tensor], torch.Tensor], tokens: torch.Tensor) -> torch.Tensor:
         """``function`` of each window of tokens (batch, frames, channels), in the weighted mean over windows.
 
         Frames behind the last whole window are taken from the window that ends with them.

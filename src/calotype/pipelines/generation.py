@@ -60,9 +60,7 @@ def sampled(pipe: Any, parts: Parts, call: Call, stopped: bool = False) -> State
     arguments, task, rounds = call.arguments, parts.task, call.family.rounds
     with at_strength(Attention.of(arguments).lora_scale):
         conditions = call.family.encode(call)
-    path = task.path(
-        call, set_timesteps(call.scheduler, task.steps(call), call.device, task.schedule(call))
-    )
+    path = task.path(call, set_timesteps(call.scheduler, task.steps(call), call.device, task.schedule(call)))
     start = task.start(call, path)
     path = until_end(call.scheduler, path, Span.of(arguments))
     steerings = [control.prepare(call, path, task) for control in parts.controls]
