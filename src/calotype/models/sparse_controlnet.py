@@ -153,8 +153,8 @@ class SparseControlNetModel(AttentionAccess, ModelMixin):
 
         ``controlnet_cond`` (1 or batch, conditioning_channels, frames, f height, f width) holds the pictures, zeros
         where there is none, and ``conditioning_mask`` (…, 1, …) says where there is one. ``encoder_hidden_states`` has
-        a row for each video or each frame, or is (batch, frames, tokens, channels). ``guess_mode`` weights the residuals
-        from 0.1 to 1 for use without a prompt.
+        a row for each video or each frame, or is (batch, frames, tokens, channels). ``guess_mode`` weights the
+        residuals from 0.1 to 1 for use without a prompt.
         """
         videos, _, frames = sample.shape[:3]
         temb, _ = embed_conditions(self, sample, timestep, encoder_hidden_states, None, timestep_cond, {})

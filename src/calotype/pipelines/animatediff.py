@@ -17,7 +17,7 @@ from calotype.families.animatediff import (
 from calotype.pipelines.free import WithFreeInit, WithFreeNoise
 from calotype.pipelines.outputs import AnimateDiffPipelineOutput
 from calotype.pipelines.pag import PerturbedAttentionBase
-from calotype.pipelines.signature import call, constructor
+from calotype.pipelines.signature import call, constructor, renamed
 from calotype.pipelines.stable_diffusion import StableDiffusionBase
 from calotype.pipelines.stable_diffusion_xl import StableDiffusionXLBase
 from calotype.pipelines.videos import WithVideos
@@ -74,6 +74,8 @@ class AnimateDiffControlNetPipeline(AnimateDiffBase, WithFreeNoise):
     """A text and a control picture for each frame to a video."""
 
     family = AnimateDiffWithControlNet
+    model_cpu_offload_seq = "text_encoder->unet->vae"
+    _optional_components: ClassVar[tuple[str, ...]] = ("feature_extractor", "image_encoder")
     task = FramesFromNoise()
     controls = (EachFrame(),)
     __init__ = constructor(AnimateDiffWithControlNet, _STEERED, required="controlnet")
@@ -135,6 +137,9 @@ class AnimateDiffSDXLPipeline(StableDiffusionXLBase, WithVideos, WithFreeInit):
 
     family = AnimateDiffXL
     task = FramesFromNoise()
+    encode_prompt = renamed(
+        StableDiffusionXLBase.encode_prompt, num_images_per_prompt="num_videos_per_prompt"
+    )
     __init__ = constructor(
         AnimateDiffXL,
         "vae text_encoder text_encoder_2 tokenizer tokenizer_2 unet motion_adapter scheduler image_encoder "

@@ -49,16 +49,27 @@ class EachFrame(Control):
 
     def check(self, family: Family, arguments: Mapping[str, Any]) -> None:
         """As the ControlNet; and refuse a number of pictures that is not that of the frames."""
-        self.control.check(family, arguments)
-        _check_frames(_by_network(family, arguments), frames_of(arguments))
+        given, count = ControlFrames.of(arguments).conditioning_frames, len(networks(family))
+        if is_group(family) and (not isinstance(given, list | tuple) or len(given) != count):
+            raise InputError(
+                f"There are {count} ControlNets; {_PICTURES} must be a list of {count} lists of frames, one for each."
+            )
+        if given is None:
+            raise InputError(f"{_PICTURES} is not given; pass the pictures that the ControlNet reads.")
+        frames = frames_of(arguments)
+        for one in _by_network(family, arguments):
+            if frames is not None and len(one) != frames:
+                raise InputError(
+                    f"{_PICTURES} has {len(one)} pictures for {frames} frames; give one for each."
+                )
+        self.control.check(family, {**arguments, _PICTURES: _by_frame(family, arguments)})
 
     def prepare(self, call: Call, path: Path, task: Task) -> Steering:
         """Prepare a picture for each frame of each video."""
         frames = call.frames
         assert frames is not None
-        each = [[*one] * call.pictures for one in _by_network(call.family, call.arguments)]
         family: Any = Beside(call.family, {"told": partial(_told, call.family, frames)})
-        pictures = each if is_group(call.family) else each[0]
+        pictures = _by_frame(call.family, call.arguments) * call.pictures
         of_frames = replace(
             call,
             family=family,
@@ -76,16 +87,14 @@ class EachFrame(Control):
 def _by_network(family: Any, arguments: Mapping[str, Any]) -> list[list[Any]]:
     """The frames for each network."""
     given = ControlFrames.of(arguments).conditioning_frames
-    return [list(as_list(one)) for one in (given if is_group(family) else [given])]
+    each = given if is_group(family) else [given]
+    return [list(one) if getattr(one, "ndim", 0) == 4 else as_list(one) for one in each]
 
 
-def _check_frames(given: list[list[Any]], frames: int | None) -> None:
-    for one in given:
-        count = sum(len(part) if getattr(part, "ndim", 3) == 4 else 1 for part in one)
-        if frames is not None and count != frames:
-            raise InputError(
-                f"conditioning_frames has {count} pictures for {frames} frames; give one for each."
-            )
+def _by_frame(family: Any, arguments: Mapping[str, Any]) -> list[Any]:
+    """The picture for each frame, or a list of one for each of several networks."""
+    given = _by_network(family, arguments)
+    return [list(each) for each in zip(*given, strict=True)] if is_group(family) else given[0]
 
 
 def _told(family: Any, frames: int, conditions: Conditions) -> dict[str, Any]:
