@@ -66,8 +66,8 @@ class FreeNoise:
         if isinstance(source, list | tuple) and len(source) == len(noise):
             each = zip(noise.split(1), source, strict=True)
             return torch.cat([self._shuffled(one, frames, generator) for one, generator in each])
-        generator = source[0] if isinstance(source, list | tuple) else source
-        device = "cpu" if generator is None else generator.device
+        generator = source if isinstance(source, torch.Generator) or source is None else source[0]
+        device = torch.device("cpu") if generator is None else generator.device
         length, stride = self.windows.length, self.windows.stride
         kept = list(noise[:, :, :length].unbind(2))
         for begin in range(length, frames, stride):

@@ -33,6 +33,15 @@ _VIDEO = "video prompt height width num_inference_steps enforce_inference_steps 
 _VIDEO += _TEXT.replace("guidance_scale ", "guidance_scale strength ")
 _OUTPUT = "output_type return_dict cross_attention_kwargs "
 _CONTROL = "controlnet_conditioning_scale guess_mode control_guidance_start control_guidance_end "
+_XL_PARTS = (
+    "vae text_encoder text_encoder_2 tokenizer tokenizer_2 unet motion_adapter scheduler image_encoder "
+)
+_XL_PARTS += "feature_extractor force_zeros_for_empty_prompt"
+_XL_TEXT = "negative_prompt negative_prompt_2 num_videos_per_prompt eta generator latents prompt_embeds "
+_XL_TEXT += "negative_prompt_embeds pooled_prompt_embeds negative_pooled_prompt_embeds ip_adapter_image "
+_XL_TEXT += "ip_adapter_image_embeds "
+_XL_SIZES = "original_size crops_coords_top_left target_size negative_original_size "
+_XL_SIZES += "negative_crops_coords_top_left negative_target_size "
 _LAST = "clip_skip callback_on_step_end callback_on_step_end_tensor_inputs "
 
 
@@ -140,21 +149,11 @@ class AnimateDiffSDXLPipeline(StableDiffusionXLBase, WithVideos, WithFreeInit):
     encode_prompt = renamed(
         StableDiffusionXLBase.encode_prompt, num_images_per_prompt="num_videos_per_prompt"
     )
-    __init__ = constructor(
-        AnimateDiffXL,
-        "vae text_encoder text_encoder_2 tokenizer tokenizer_2 unet motion_adapter scheduler image_encoder "
-        "feature_extractor force_zeros_for_empty_prompt",
-        required="motion_adapter",
-    )
+    __init__ = constructor(AnimateDiffXL, _XL_PARTS, required="motion_adapter")
     __call__ = call(
         "prompt prompt_2 num_frames height width num_inference_steps timesteps sigmas denoising_end guidance_scale "
-        "negative_prompt negative_prompt_2 num_videos_per_prompt eta generator latents prompt_embeds "
-        "negative_prompt_embeds pooled_prompt_embeds negative_pooled_prompt_embeds ip_adapter_image "
-        "ip_adapter_image_embeds "
-        + _OUTPUT
-        + "guidance_rescale original_size crops_coords_top_left target_size "
-        "negative_original_size negative_crops_coords_top_left negative_target_size " + _LAST,
+        + _XL_TEXT + _OUTPUT + "guidance_rescale " + _XL_SIZES + _LAST,
         output=AnimateDiffPipelineOutput,
         num_frames=16,
         guidance_scale=5.0,
-    )
+    )  # fmt: skip
