@@ -43,7 +43,21 @@ DEVIATIONS: dict[str, str] = {
     "text as if they were so many texts",
     "pipelines/VideoToVideoSDPipeline/two videos": "the reference counts videos where it needs frames, and fails",
     "pipelines/VideoToVideoSDPipeline/latents": "the reference takes latents and does not use them",
-    "pipelines/AnimateDiffPipeline/num_videos_per_prompt=2": "the reference takes the number and makes one video",
+    "pipelines/AnimateDiff*Pipeline/num_videos_per_prompt=2": "the reference takes the number and makes one video",
+    "pipelines/AnimateDiff*ControlNetPipeline/guess_mode=True with guidance": "the reference fails: it adds residuals "
+    "of one branch to both",
+    "pipelines/AnimateDiff*ControlNetPipeline/several prompts": "the reference fails: it has control pictures for one "
+    "video",
+    "pipelines/AnimateDiff*Pipeline/free_noise;noise_type=repeat_context": "the first window's noise is repeated; the "
+    "reference repeats what is given, and otherwise draws noise for all frames",
+    "pipelines/AnimateDiffSparseControlNetPipeline/latents of pictures": "the likeliest ones; the reference draws "
+    "them, without the generator",
+    "pipelines/AnimateDiffVideoToVideo*Pipeline/free_init;strength=*": "each sampling goes the part of the way that "
+    "strength says, from its level; in the reference the next goes a part of that part, from the last level",
+    "pipelines/AnimateDiff*Pipeline/free_init;scheduler=Euler": "the first level multiplies the noise once; the "
+    "reference multiplies by it twice and mixes it with noise of level 1, or finds no such level",
+    "unets/UNetMotionModel/from_unet2d;addition_embed_type=text_time": "the reference leaves the embedding of size and "
+    "pooled text random",
     "unets/UNet3DConditionModel/class_labels": "the reference takes them and does not use them; here they are refused",
     "unets/UNet3DConditionModel/attention_mask": "as the one before",
     "lora/kohya/alphas that differ": "each layer has the alpha that the file gives it; with PEFT of today the "

@@ -156,11 +156,14 @@ def test_latents_to_start_from(pipes: dict[str, tuple[Any, Any]]) -> None:
     assert deviation("pipelines/VideoToVideoSDPipeline/latents")
 
     def make(latents: torch.Tensor | None) -> Case:
-        return lambda: {"video": clip(2), "latents": latents}
+        return lambda: {"video": clip(2)} if latents is None else {"video": None, "latents": latents}
 
     latents = torch.randn(1, 4, 2, 8, 8, generator=seeded(9))
     theirs, ours = pipes["VideoToVideoSDPipeline"]
-    np.testing.assert_array_equal(run(theirs, make(latents)).frames, run(theirs, make(None)).frames)
+    both = lambda: {"video": clip(2), "latents": latents}  # noqa: E731
+    np.testing.assert_array_equal(run(theirs, both).frames, run(theirs, make(None)).frames)
+    with pytest.raises(InputError, match="Both video and latents"):
+        run(ours, both)
     assert np.abs(run(ours, make(latents)).frames - run(ours, make(None)).frames).max() > 0.05
 
 

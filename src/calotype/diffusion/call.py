@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from calotype.diffusion.guidance import Guidance
-from calotype.diffusion.inputs import Frames, Noise, Steps
+from calotype.diffusion.inputs import Noise, Steps, frames_of
 
 if TYPE_CHECKING:
     from calotype.diffusion.family import Family
@@ -55,8 +55,13 @@ class Call:
         return self.family.scheduler
 
     @property
+    def frames(self) -> int | None:
+        """Frames of each video, as many as are asked for or given; None where what is made are pictures."""
+        return frames_of(self.arguments)
+
+    @property
     def latent_shape(self) -> tuple[int, ...]:
         """The shape of all latents of the call."""
         shape = self.family.latent_shape(self.pictures, self.height, self.width)
-        frames = Frames.of(self.arguments).num_frames
+        frames = self.frames
         return shape if frames is None else self.family.video_shape(shape, frames)

@@ -15,6 +15,7 @@ import torch
 
 from calotype.diffusion.conditions import Conditions
 from calotype.diffusion.guidance import COND, UNCOND, Guidance
+from calotype.diffusion.rounds import Once, Rounds
 from calotype.image_processor import VaeImageProcessor
 from calotype.video_processor import VideoProcessor
 
@@ -153,6 +154,11 @@ class Family(Components, ABC):
     def solver(self) -> Any:
         """What steps the latents in the loop: the scheduler, or the scheduler at work on each part of them."""
         return self.scheduler
+
+    @property
+    def rounds(self) -> Rounds:
+        """How often a call samples; mostly once."""
+        return Once()
 
     @property
     def video_processor(self) -> VideoProcessor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,6 +13,10 @@ from calotype.core.errors import InputError
 from calotype.core.random import PictureGenerators
 from calotype.diffusion.inputs import Noise, Span, Steps
 from calotype.diffusion.tasks.task import Path
+
+if TYPE_CHECKING:
+    from calotype.diffusion.call import Call
+    from calotype.diffusion.tasks.task import Task
 
 
 def set_timesteps(
@@ -49,6 +53,13 @@ def until_end(scheduler: Any, path: Path, span: Span) -> Path:
             f"denoising_end={span.denoising_end} leaves no step to take; use more steps or a later end."
         )
     return Path(path.timesteps[:count], count, beyond=len(path.timesteps) - count)
+
+
+def planned(call: Call, task: Task) -> tuple[Path, bool]:
+    """A run of the call's scheduler, begun anew: the way that the call goes, and whether it begins with noise alone."""
+    whole = set_timesteps(call.scheduler, task.steps(call), call.device, task.schedule(call))
+    path = task.path(call, whole)
+    return until_end(call.scheduler, path, Span.of(call.arguments)), path.whole == whole.whole
 
 
 def check_seeded(scheduler: Any, noise: Noise) -> None:

@@ -52,7 +52,11 @@ class StableDiffusionFamily(LatentUNetFamily):
         image_prompt.check(self, arguments)
 
     def encode(self, call: Call) -> UNetConditions:
-        cond, uncond = self.embed(call.subject, "uncond" in call.guidance.branches, call.device)
+        guided = "uncond" in call.guidance.branches
+        return self.conditions(call, *self.embed(call.subject, guided, call.device))
+
+    def conditions(self, call: Call, cond: torch.Tensor, uncond: torch.Tensor | None) -> UNetConditions:
+        """What the branches are told, with these embeddings of prompt and negative prompt."""
         other = cond if uncond is None else uncond
         return UNetConditions(
             prompt_embeds=torch.cat(

@@ -82,10 +82,16 @@ def zeroed(module: Model) -> Model:
     return module
 
 
-def add_control_encoder(model: Any, config: Config) -> None:
-    """Give ``model`` the encoder half of the U-Net that ``config`` describes, and its zero convolutions."""
-    check_layout(config)
-    if not config.conditioning_embedding_out_channels:
+def add_control_encoder(
+    model: Any, config: Config, along_time: str | None = None, reader: nn.Module | None = None
+) -> None:
+    """Give ``model`` the encoder half of the U-Net that ``config`` describes, and its zero convolutions.
+
+    ``along_time`` is what its blocks have for videos; ``reader`` reads the control picture, in place of the network
+    that the configuration describes.
+    """
+    check_layout(config, along_time)
+    if reader is None and not config.conditioning_embedding_out_channels:
         raise InputError(
             "conditioning_embedding_out_channels is empty: a ControlNet needs the widths of the network that reads "
             "its control picture, such as (16, 32, 96, 256) for one 8 times as large as the latents."
@@ -97,7 +103,7 @@ def add_control_encoder(model: Any, config: Config) -> None:
     widths: Sequence[int] = config.block_out_channels
     model.conv_in = _conv(config.in_channels, widths[0])
     temb_channels = add_conditioning(model, config)
-    model.controlnet_cond_embedding = ControlNetConditioningEmbedding(
+    model.controlnet_cond_embedding = reader or ControlNetConditioningEmbedding(
         widths[0], config.conditioning_channels, config.conditioning_embedding_out_channels
     )
     model.down_blocks = down_stages(config, temb_channels)
@@ -233,8 +239,11 @@ def entries_of_unet(cls: type, unet: UNet2DConditionModel) -> dict[str, Any]:
     return entries
 
 
-def copy_encoder(model: Any, unet: UNet2DConditionModel) -> None:
-    """Put the weights of ``unet``'s encoder into ``model``; what ``unet`` does not have stays as it is."""
+def copy_encoder(model: Any, unet: UNet2DConditionModel, without: str | None = None) -> None:
+    """Put the weights of ``unet``'s encoder into ``model``; what ``unet`` does not have stays as it is.
+
+    Weights ``without`` their like in a U-Net have this in their names.
+    """
     own, theirs = model.state_dict(), unet.state_dict()
     encoder = (
         "conv_in.",
@@ -245,8 +254,9 @@ def copy_encoder(model: Any, unet: UNet2DConditionModel) -> None:
         "mid_block.",
     )
     shared = {key: value for key, value in theirs.items() if key in own}
+    needed = [key for key in own if without is None or without not in key]
     if lacking := [
-        key for key in own if key.startswith((*encoder, "encoder_hid_proj.")) and key not in shared
+        key for key in needed if key.startswith((*encoder, "encoder_hid_proj.")) and key not in shared
     ]:
         raise InputError(f"The U-Net lacks the weight {lacking[0]!r}, which the ControlNet's encoder has.")
     model.load_state_dict(shared, strict=False)

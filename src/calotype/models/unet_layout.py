@@ -94,6 +94,7 @@ class _Plan:
         self.motion_layers = per_stage(config, "temporal_transformer_layers_per_block", 1)
         self.common: dict[str, Any] = {
             "motion_length": config.get("motion_max_seq_length", 32),
+            "motion_twice": config.get("motion_attends_twice", True),
             "temb_channels": temb_channels,
             "dropout": config.get("dropout", 0.0),
             "eps": config.norm_eps,

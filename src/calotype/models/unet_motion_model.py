@@ -12,7 +12,7 @@ from torch import nn
 
 from calotype.core.config import Config, init_parameters
 from calotype.core.errors import InputError
-from calotype.core.frames import apart, together
+from calotype.core.frames import apart, context_of_frames, for_frames, together
 from calotype.core.outputs import BaseOutput
 from calotype.models.adapter_access import AdapterAccess
 from calotype.models.attention_access import AttentionAccess
@@ -20,11 +20,13 @@ from calotype.models.feed_forward_access import FeedForwardAccess
 from calotype.models.freeu_access import FreeUAccess
 from calotype.models.modeling import ModelMixin
 from calotype.models.motion_adapter import MotionAdapter
+from calotype.models.split_access import SplitAccess
 from calotype.models.unet_2d_condition import UNet2DConditionModel
 from calotype.models.unet_conditioning import (
     add_conditioning,
     additive_mask,
     embed_conditions,
+    image_prompts,
     project_context,
 )
 from calotype.models.unet_layout import check_layout, down_stages, mid_stage_of, per_stage, up_stages
@@ -39,7 +41,9 @@ class UNetMotionOutput(BaseOutput):
     sample: torch.Tensor | None = None
 
 
-class UNetMotionModel(AdapterAccess, AttentionAccess, FreeUAccess, FeedForwardAccess, ModelMixin):
+class UNetMotionModel(
+    AdapterAccess, AttentionAccess, FreeUAccess, FeedForwardAccess, SplitAccess, ModelMixin
+):
     """A U-Net over videos whose weights are those of one over pictures and of a :class:`MotionAdapter`.
 
     https://arxiv.org/abs/2307.04725. Entries that may differ between stages are one value or one for each of
@@ -139,23 +143,25 @@ class UNetMotionModel(AdapterAccess, AttentionAccess, FreeUAccess, FeedForwardAc
         """(batch, in_channels, frames, height, width) at ``timestep`` -> ``UNetMotionOutput``.
 
         ``encoder_hidden_states`` has a row for each video, (batch, tokens, channels), or for each frame, (batch·frames,
-        …). The residuals are for frames in the batch, (batch·frames, channels, height, width). Raises ``InputError``
-        for more frames than the motion modules know.
+        …) or (batch, frames, …). The residuals are for frames in the batch, (batch·frames, channels, height, width).
+        ``cross_attention_kwargs`` may hold ``windows`` for attention along time, without which ``InputError`` is
+        raised for more frames than the motion modules know.
         """
         frames = sample.shape[2]
         added = added_cond_kwargs or {}
         temb, _ = embed_conditions(self, sample, timestep, encoder_hidden_states, None, timestep_cond, added)
         context = project_context(self, encoder_hidden_states, added)
-        if len(context) == len(sample):
-            context = context.repeat_interleave(frames, dim=0)
         mask = additive_mask(attention_mask, sample.dtype)
-        kwargs = {k: v for k, v in (cross_attention_kwargs or {}).items() if k != "scale"} or None
+        kwargs = {k: v for k, v in (cross_attention_kwargs or {}).items() if k != "scale"}
+        windows = kwargs.pop("windows", None)
+        kwargs = for_frames(image_prompts(self, kwargs, added), len(sample), frames)
         given = Conditioning(
             temb=temb.repeat_interleave(frames, dim=0),
-            context=context,
+            context=context_of_frames(context, len(sample), frames),
             self_mask=None if mask is None else mask.repeat_interleave(frames, dim=0),
-            kwargs=kwargs,
+            kwargs=kwargs or None,
             frames=frames,
+            windows=windows,
         )
         h, kept, _ = down_path(self.down_blocks, self.conv_in(together(sample)), given)
         if down_block_additional_residuals is not None:

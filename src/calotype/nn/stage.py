@@ -18,6 +18,7 @@ from calotype.core.errors import InputError
 from calotype.nn.freeu import apply_freeu
 from calotype.nn.resampling import Upsample2D
 from calotype.nn.resnet import ResnetBlock2D
+from calotype.nn.windows import Windows
 
 
 class Conditioning(NamedTuple):
@@ -25,7 +26,8 @@ class Conditioning(NamedTuple):
 
     ``temb`` (batch, temb_channels) embeds the time and what was added to it; ``context`` (batch, tokens,
     channels) is attended to; the masks (batch, 1, n) are added to the scores of attention to the pixels
-    and to the context; ``kwargs`` reach the attention processors. Of the batch so many ``frames`` in a row are a video.
+    and to the context; ``kwargs`` reach the attention processors. Of the batch so many ``frames`` in a row are a video;
+    attention along time is in ``windows``, where there are some.
     """
 
     temb: torch.Tensor | None = None
@@ -34,13 +36,15 @@ class Conditioning(NamedTuple):
     context_mask: torch.Tensor | None = None
     kwargs: dict[str, Any] | None = None
     frames: int = 1
+    windows: Windows | None = None
 
 
 class AlongTime(NamedTuple):
     """The lanes that work along time, empty in U-Nets for pictures.
 
     ``temp_convs`` come after the residual blocks, ``temp_attentions`` and ``motion_modules`` after the attentions. The
-    modules take the features with frames in the batch, the number of frames, and what reaches attention processors.
+    modules take the features with frames in the batch, the number of frames, what reaches attention processors, and the
+    windows.
     """
 
     temp_convs: Sequence[nn.Module] = ()
@@ -116,7 +120,7 @@ class _Stage(nn.Module):
         if self.has_attention:
             h = self._attend(self.attentions[index], h, given)
         for lane in self._mixing:
-            h = getattr(self, lane)[index](h, given.frames, given.kwargs)
+            h = getattr(self, lane)[index](h, given.frames, given.kwargs, given.windows)
         return h
 
     def run(self, function: Callable[[torch.Tensor], torch.Tensor], h: torch.Tensor) -> torch.Tensor:

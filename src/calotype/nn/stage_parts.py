@@ -70,6 +70,7 @@ class StageSettings:
     motion_heads: int = 8
     motion_layers: int | Sequence[int] = 1
     motion_length: int = 32
+    motion_twice: bool = True
 
 
 def k_groups(channels: int) -> int:
@@ -224,12 +225,16 @@ def _transformer(row: Row, settings: StageSettings, width: int, depth: int) -> n
 
 
 def make_motion_modules(
-    width: int, depths: Sequence[int], heads: int, groups: int, length: int
+    width: int, depths: Sequence[int], heads: int, groups: int, length: int, twice: bool = True
 ) -> list[nn.Module]:
-    """Motion modules (https://arxiv.org/abs/2307.04725), with so many transformer blocks each, for so many frames."""
+    """Motion modules (https://arxiv.org/abs/2307.04725), with so many transformer blocks each, for so many frames.
+
+    A block attends along time ``twice``, or once.
+    """
     if heads < 1 or width % heads:
         raise InputError(f"A motion module of {width} channels cannot be split into {heads} attention heads.")
-    return [TemporalTransformer(heads, width // heads, width, depth, groups, length) for depth in depths]
+    head_dim = width // heads
+    return [TemporalTransformer(heads, head_dim, width, depth, groups, length, twice) for depth in depths]
 
 
 def make_along_time(row: Row, settings: StageSettings, width: int, resnets: int, layers: int) -> AlongTime:
@@ -237,7 +242,8 @@ def make_along_time(row: Row, settings: StageSettings, width: int, resnets: int,
     if row.time == "motion":
         depths = each_layer(settings.motion_layers, layers, "temporal_transformer_layers_per_block")
         heads, length = settings.motion_heads, settings.motion_length
-        return AlongTime(motion_modules=make_motion_modules(width, depths, heads, settings.groups, length))
+        modules = make_motion_modules(width, depths, heads, settings.groups, length, settings.motion_twice)
+        return AlongTime(motion_modules=modules)
     if row.time != "layers":
         return AlongTime()
     attentions = 0 if row.attention is None else layers

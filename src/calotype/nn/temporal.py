@@ -9,6 +9,7 @@ from torch import nn
 
 from calotype.core.frames import apart, together
 from calotype.nn.transformer import BasicTransformerBlock
+from calotype.nn.windows import Windows
 
 
 class TemporalConvolution(nn.Module):
@@ -41,7 +42,8 @@ class TemporalConvolution(nn.Module):
 class TemporalTransformer(nn.Module):
     """Transformer blocks along time for each pixel, between two projections, added to the map.
 
-    Both attentions of a block are among the frames, of which with ``positions`` there are so many at most.
+    Both attentions of a block are among the frames (or the only one, without ``twice``), of which with ``positions``
+    there are so many at most.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class TemporalTransformer(nn.Module):
         num_layers: int = 1,
         norm_num_groups: int = 32,
         positions: int | None = None,
+        twice: bool = True,
     ) -> None:
         super().__init__()
         inner = num_attention_heads * attention_head_dim
@@ -62,19 +65,29 @@ class TemporalTransformer(nn.Module):
                 inner,
                 num_attention_heads,
                 attention_head_dim,
-                double_self_attention=True,
+                double_self_attention=twice,
                 positions=positions,
             )
             for _ in range(num_layers)
         )
         self.proj_out = nn.Linear(inner, in_channels)
 
-    def forward(self, h: torch.Tensor, frames: int, kwargs: dict[str, Any] | None = None) -> torch.Tensor:
-        """(videos·frames, channels, height, width) -> the same; ``kwargs`` reach the attention processors."""
+    def forward(
+        self,
+        h: torch.Tensor,
+        frames: int,
+        kwargs: dict[str, Any] | None = None,
+        windows: Windows | None = None,
+    ) -> torch.Tensor:
+        """(videos·frames, channels, height, width) -> the same; ``kwargs`` reach the attention processors.
+
+        With ``windows`` attention is among the frames of one window at a time.
+        """
+        given = {**(kwargs or {}), **({} if windows is None else {"windows": windows})}
         normed = self.norm(apart(h, frames))
         videos, _, _, height, width = normed.shape
         tokens = self.proj_in(normed.permute(0, 3, 4, 2, 1).flatten(0, 2))
         for block in self.transformer_blocks:
-            tokens = block(tokens, cross_attention_kwargs=kwargs)
+            tokens = block(tokens, cross_attention_kwargs=given)
         change = self.proj_out(tokens).unflatten(0, (videos, height, width)).permute(0, 3, 4, 1, 2)
         return h + change.flatten(0, 1)

@@ -85,22 +85,27 @@ class BasicTransformerBlock(nn.Module):
         cross_attention_kwargs: dict[str, Any] | None = None,
     ) -> torch.Tensor:
         kwargs = dict(cross_attention_kwargs or {})
-        grounding = kwargs.pop("gligen", None)
-        hidden_states = hidden_states + self.attn1(
-            self.placed(self.norm1(hidden_states)),
-            encoder_hidden_states=encoder_hidden_states if self.only_cross_attention else None,
-            attention_mask=attention_mask,
-            **kwargs,
-        )
-        if grounding is not None:
-            hidden_states = self.fuser(hidden_states, grounding["objs"])
-        if self.attn2 is not None and self.norm2 is not None:
-            hidden_states = hidden_states + self.attn2(
-                self.placed(self.norm2(hidden_states)),
-                encoder_hidden_states=encoder_hidden_states,
-                attention_mask=encoder_attention_mask,
+        grounding, windows = kwargs.pop("gligen", None), kwargs.pop("windows", None)
+
+        def attended(h: torch.Tensor) -> torch.Tensor:
+            h = h + self.attn1(
+                self.placed(self.norm1(h)),
+                encoder_hidden_states=encoder_hidden_states if self.only_cross_attention else None,
+                attention_mask=attention_mask,
                 **kwargs,
             )
+            if grounding is not None:
+                h = self.fuser(h, grounding["objs"])
+            if self.attn2 is not None and self.norm2 is not None:
+                h = h + self.attn2(
+                    self.placed(self.norm2(h)),
+                    encoder_hidden_states=encoder_hidden_states,
+                    attention_mask=encoder_attention_mask,
+                    **kwargs,
+                )
+            return h
+
+        hidden_states = attended(hidden_states) if windows is None else windows.mean(attended, hidden_states)
         return hidden_states + self.ff(self.norm3(hidden_states))
 
     def placed(self, tokens: torch.Tensor) -> torch.Tensor:

@@ -18,9 +18,9 @@ from calotype.diffusion.fitting import Fitting
 from calotype.diffusion.guidance import PERTURBED, Guidance
 from calotype.diffusion.images import NonFiniteError, check_finite, present, to_unit
 from calotype.diffusion.inputs import EARLIER_CALLBACK, Attention, Callbacks, Frames, Noise, Output, Span
-from calotype.diffusion.loop import State, denoise
+from calotype.diffusion.loop import Predict, State, denoise
 from calotype.diffusion.parts import Parts
-from calotype.diffusion.tasks.task import Start, Task
+from calotype.diffusion.tasks.task import Path, Start, Task
 from calotype.diffusion.timesteps import check_seeded, set_timesteps, step_arguments, until_end
 from calotype.diffusion.watch import Watch
 from calotype.nn.perturbation import Perturbation, self_attention
@@ -58,15 +58,37 @@ def generate(pipe: Any, parts: Parts, arguments: Mapping[str, Any], output_class
 
 def sampled(pipe: Any, parts: Parts, call: Call, stopped: bool = False) -> State:
     """The state that the call's denoising ends in; after one step if what comes before was ``stopped``."""
-    arguments, task = call.arguments, parts.task
-    callbacks = Callbacks.of(arguments)
+    arguments, task, rounds = call.arguments, parts.task, call.family.rounds
     with at_strength(Attention.of(arguments).lora_scale):
         conditions = call.family.encode(call)
-    path = task.path(call, set_timesteps(call.scheduler, call.steps, call.device, task.schedule(call)))
+    path = task.path(call, set_timesteps(call.scheduler, task.steps(call), call.device, task.schedule(call)))
     start = task.start(call, path)
     path = until_end(call.scheduler, path, Span.of(arguments))
     steerings = [control.prepare(call, path, task) for control in parts.controls]
     tensors = {**start.tensors, **{k: v for steering in steerings for k, v in steering.tensors.items()}}
+    begun = State(start.latents, conditions.replaced(start.conditions), call.guidance, tensors)
+    predict = predictor(call, start, together(steerings))
+    state = begun
+    for number in range(rounds.count):
+        way, latents = rounds.begin(number, call, task, path, start, state.latents)
+        state = one_round(pipe, parts, call, way, replace(begun, latents=latents), predict, start, stopped)
+        if state.stopped:
+            break
+    return state
+
+
+def one_round(
+    pipe: Any,
+    parts: Parts,
+    call: Call,
+    path: Path,
+    begun: State,
+    predict: Predict,
+    start: Start,
+    stopped: bool,
+) -> State:
+    """The state that one sampling ends in which begins with ``begun``."""
+    arguments = call.arguments
     earlier = {name: arguments[name] for name in EARLIER_CALLBACK if name in arguments}
     with (
         pipe.running(Running(pipe, parts, arguments, len(path.timesteps))) as running,
@@ -74,17 +96,22 @@ def sampled(pipe: Any, parts: Parts, call: Call, stopped: bool = False) -> State
     ):
         running._interrupt = stopped
         watch = Watch()
+        observe = observer(
+            running,
+            Callbacks.of(arguments),
+            earlier,
+            path.steps,
+            call.scheduler.order,
+            bar.update,
+            start.reimpose,
+        )
         state = denoise(
-            State(start.latents, conditions.replaced(start.conditions), call.guidance, tensors),
+            begun,
             path.timesteps,
             scheduler=call.family.solver,
-            predict=predictor(call, start, together(steerings)),
+            predict=predict,
             step_arguments=step_arguments(call.scheduler, call.steps, call.noise),
-            observe=watch.over(
-                observer(
-                    running, callbacks, earlier, path.steps, call.scheduler.order, bar.update, start.reimpose
-                )
-            ),
+            observe=watch.over(observe),
         )
     watch.check(state.latents)
     return state
@@ -128,7 +155,7 @@ def perturbed_layers(family: Any, guidance: Guidance) -> frozenset[torch.nn.Modu
     return self_attention(family.unet, names) if names else frozenset()
 
 
-def predictor(call: Call, start: Start, steer: Steer | None) -> Any:
+def predictor(call: Call, start: Start, steer: Steer | None) -> Predict:
     """The family's prediction for the latents, with what the task puts beside them and the controls add."""
 
     fitting = Fitting()

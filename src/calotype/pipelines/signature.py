@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import textwrap
 from collections.abc import Callable, Collection, Mapping
@@ -95,6 +96,22 @@ def call(
     docs = {name: documentation(name) for name in (*names.split(), *beside(names.split(), None))}
     __call__.__doc__ = described("Make pictures.", "Arguments:", docs) + f"\n\nReturns: {output.__name__}."
     return __call__
+
+
+def renamed(function: Callable[..., Any], **names: str) -> Callable[..., Any]:
+    """``function`` with some of its arguments (old=new) under other names, in the same places."""
+    shape = inspect.signature(function)
+    old = {new: name for name, new in names.items()}
+    parameters = [p.replace(name=names.get(p.name, p.name)) for p in shape.parameters.values()]
+    outside = shape.replace(parameters=parameters)
+
+    @functools.wraps(function)
+    def under_other_names(*args: Any, **kwargs: Any) -> Any:
+        bound = outside.bind(*args, **kwargs)
+        return function(**{old.get(name, name): value for name, value in bound.arguments.items()})
+
+    under_other_names.__signature__ = outside  # type: ignore[attr-defined]
+    return under_other_names
 
 
 def run(

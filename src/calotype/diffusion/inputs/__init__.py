@@ -25,7 +25,7 @@ from calotype.diffusion.inputs.steering import (
     Perturbed,
 )
 from calotype.diffusion.inputs.unclip import DecoderWay, PriorWay, ReadText, Seen, SuperResolutionWay
-from calotype.diffusion.inputs.video import Frames, Moving
+from calotype.diffusion.inputs.video import ControlFrames, Frames, Moving, frames_of, told_by_frame
 from calotype.diffusion.inputs.way import Distilled, Noise, Span, Steps
 
 GROUPS: tuple[type[Inputs], ...] = (
@@ -42,6 +42,7 @@ GROUPS: tuple[type[Inputs], ...] = (
     TextMasks,
     Frames,
     Moving,
+    ControlFrames,
     Still,
     Motion,
     Decoding,
@@ -80,6 +81,7 @@ __all__ = [
     "Attention",
     "Batch",
     "Callbacks",
+    "ControlFrames",
     "Controlled",
     "DecoderWay",
     "Decoding",
@@ -117,4 +119,6 @@ __all__ = [
     "TextMasks",
     "TwoPrompts",
     "argument",
+    "frames_of",
+    "told_by_frame",
 ]

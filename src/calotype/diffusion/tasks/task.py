@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from calotype.diffusion.guidance import Guidance
-from calotype.diffusion.inputs import Size
+from calotype.diffusion.inputs import Size, Steps
 from calotype.image_processor import as_list, is_pil
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ class Start:
     channels: tuple[str, ...] = ()
     reimpose: Reimpose | None = None
     conditions: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    noise: torch.Tensor | None = None
+    """The noise in the latents, where they are not noise alone."""
 
 
 class Task(ABC):
@@ -80,6 +82,10 @@ class Task(ABC):
     def size(self, family: Family, arguments: Mapping[str, Any], pictures: int) -> tuple[int, int]:
         """Height and width in pixels: as asked for, or what the model was trained for."""
         return Size.of(arguments).checked(family.default_size, family.multiple, pictures)
+
+    def steps(self, call: Call) -> Steps:
+        """The schedule that is asked for, of which :meth:`path` may take a part."""
+        return call.steps
 
     def schedule(self, call: Call) -> Mapping[str, Any]:
         """What the scheduler's ``set_timesteps`` is told beside the number of steps."""
