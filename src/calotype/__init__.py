@@ -35,6 +35,7 @@ _HOME = {
         "StableDiffusionXLControlNetUnionInpaintPipeline",
         "StableDiffusionXLControlNetUnionPipeline",
     ),
+    "calotype.pipelines.i2vgen_xl": ("I2VGenXLPipeline",),
     "calotype.pipelines.kandinsky_2_1": (
         "KandinskyImg2ImgPipeline",
         "KandinskyInpaintPipeline",
@@ -111,6 +112,7 @@ _HOME = {
     "calotype.models.unet_2d_condition": ("UNet2DConditionModel",),
     "calotype.models.unet_3d_condition": ("UNet3DConditionModel",),
     "calotype.models.unet_spatio_temporal_condition": ("UNetSpatioTemporalConditionModel",),
+    "calotype.models.unet_i2vgen_xl": ("I2VGenXLUNet",),
     "calotype.models.unet_motion_model": ("UNetMotionModel",),
     "calotype.models.motion_adapter": ("MotionAdapter",),
     "calotype.models.controlnet": ("ControlNetModel",),

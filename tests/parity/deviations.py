@@ -43,6 +43,13 @@ DEVIATIONS: dict[str, str] = {
     "text as if they were so many texts",
     "pipelines/VideoToVideoSDPipeline/two videos": "the reference counts videos where it needs frames, and fails",
     "pipelines/VideoToVideoSDPipeline/latents": "the reference takes latents and does not use them",
+    "pipelines/I2VGenXLPipeline/posterior": "the reference encodes the picture without the generator, so that a seeded "
+    "video differs from call to call; here that draw is determined by the generator, which it does not move on",
+    "pipelines/I2VGenXLPipeline/several videos of several pictures": "as StableVideoDiffusionPipeline's",
+    "pipelines/I2VGenXLPipeline/scaled picture": "a picture covers the frame; where rounding makes the reference's a "
+    "pixel smaller, a black line is seen",
+    "pipelines/I2VGenXLPipeline/pictures of several sizes": "each is scaled by itself; the reference scales all as the "
+    "first",
     "pipelines/AnimateDiffPipeline/num_videos_per_prompt=2": "the reference takes the number and makes one video",
     "unets/UNet3DConditionModel/class_labels": "the reference takes them and does not use them; here they are refused",
     "unets/UNet3DConditionModel/attention_mask": "as the one before",

@@ -61,6 +61,13 @@ class StableVideoDiffusionPipelineOutput(BaseOutput):
 
 
 @dataclass
+class I2VGenXLPipelineOutput(BaseOutput):
+    """Videos: an array (videos, frames, height, width, channels), a tensor (videos, frames, channels, …) or lists."""
+
+    frames: torch.Tensor | np.ndarray | list[list[Image]]
+
+
+@dataclass
 class KandinskyPriorPipelineOutput(BaseOutput):
     """Embeddings of pictures to show and to steer away from, both (batch, channels)."""
 

@@ -10,7 +10,7 @@ from calotype.diffusion.inputs.base import ANY, Inputs, argument
 from calotype.diffusion.inputs.embeds import Embedded, Hinted, TextMasks
 from calotype.diffusion.inputs.exchange import EARLIER_CALLBACK, Callbacks, EarlierCallback, Output
 from calotype.diffusion.inputs.image_prompt import ImagePrompt
-from calotype.diffusion.inputs.image_to_video import Decoding, Motion, Still
+from calotype.diffusion.inputs.image_to_video import Decoding, Motion, Pace, Still
 from calotype.diffusion.inputs.pictures import Degraded, Depth, Masked, Picture, Size
 from calotype.diffusion.inputs.prompts import Batch, MicroConditions, Original, Prompt, TwoPrompts
 from calotype.diffusion.inputs.steering import (
@@ -44,6 +44,7 @@ GROUPS: tuple[type[Inputs], ...] = (
     Moving,
     Still,
     Motion,
+    Pace,
     Decoding,
     FrameGuide,
     Original,
@@ -103,6 +104,7 @@ __all__ = [
     "Noise",
     "Original",
     "Output",
+    "Pace",
     "Perturbed",
     "Picture",
     "PriorWay",
