@@ -104,6 +104,7 @@ _HOME = {
     "calotype.pipelines.stable_unclip": ("StableUnCLIPImg2ImgPipeline", "StableUnCLIPPipeline"),
     "calotype.pipelines.stable_video_diffusion": ("StableVideoDiffusionPipeline",),
     "calotype.pipelines.text_to_video": ("TextToVideoSDPipeline", "VideoToVideoSDPipeline"),
+    "calotype.pipelines.text_to_video_zero": ("TextToVideoZeroPipeline", "TextToVideoZeroSDXLPipeline"),
     "calotype.pipelines.unclip": ("UnCLIPImageVariationPipeline", "UnCLIPPipeline"),
     "calotype.pipelines.latent_diffusion": ("LDMSuperResolutionPipeline", "LDMTextToImagePipeline"),
     "calotype.pipelines.unconditional": ("DDIMPipeline", "DDPMPipeline"),

@@ -19,7 +19,7 @@ from calotype.diffusion.images import NonFiniteError, check_finite, present, to_
 from calotype.diffusion.inputs import EARLIER_CALLBACK, Attention, Callbacks, Frames, Noise, Output, Span
 from calotype.diffusion.loop import State, denoise
 from calotype.diffusion.parts import Parts
-from calotype.diffusion.tasks.task import Start, Task
+from calotype.diffusion.tasks.task import Path, Start, Task
 from calotype.diffusion.timesteps import check_seeded, set_timesteps, step_arguments, until_end
 from calotype.diffusion.watch import Watch
 from calotype.nn.perturbation import Perturbation, self_attention
@@ -67,26 +67,41 @@ def sampled(pipe: Any, parts: Parts, call: Call, stopped: bool = False) -> State
     steerings = [control.prepare(call, path, task) for control in parts.controls]
     tensors = {**start.tensors, **{k: v for steering in steerings for k, v in steering.tensors.items()}}
     earlier = {name: arguments[name] for name in EARLIER_CALLBACK if name in arguments}
-    with (
-        pipe.running(Running(pipe, parts, arguments, len(path.timesteps))) as running,
-        pipe.progress_bar(total=path.steps) as bar,
-    ):
-        running._interrupt = stopped
-        watch = Watch()
-        state = denoise(
-            State(start.latents, conditions.replaced(start.conditions), call.guidance, tensors),
-            path.timesteps,
-            scheduler=call.family.solver,
-            predict=predictor(call, start, together(steerings)),
-            step_arguments=step_arguments(call.scheduler, call.steps, call.noise),
-            observe=watch.over(
-                observer(
-                    running, callbacks, earlier, path.steps, call.scheduler.order, bar.update, start.reimpose
-                )
-            ),
-        )
-    watch.check(state.latents)
-    return state
+    predict = predictor(call, start, together(steerings))
+    own, whole = call.family.solver, len(path.timesteps)
+
+    def go(state: State, path: Path, solver: Any = None) -> State:
+        with (
+            pipe.running(Running(pipe, parts, arguments, len(path.timesteps))) as running,
+            pipe.progress_bar(total=path.steps) as bar,
+        ):
+            running._interrupt = stopped or state.stopped
+            watch = Watch()
+            state = denoise(
+                state,
+                path.timesteps,
+                scheduler=own if solver is None else solver,
+                predict=predict,
+                step_arguments=step_arguments(call.scheduler, call.steps, call.noise),
+                observe=watch.over(
+                    observer(
+                        running,
+                        callbacks,
+                        earlier,
+                        path.steps,
+                        call.scheduler.order,
+                        bar.update,
+                        start.reimpose,
+                    )
+                ),
+                before=path.before,
+                whole=whole,
+            )
+        watch.check(state.latents)
+        return state
+
+    state = State(start.latents, conditions.replaced(start.conditions), call.guidance, tensors)
+    return task.walk(call, path, state, go)
 
 
 def checked(parts: Parts, arguments: Mapping[str, Any], device: torch.device) -> Call:

@@ -25,7 +25,7 @@ from calotype.diffusion.inputs.steering import (
     Perturbed,
 )
 from calotype.diffusion.inputs.unclip import DecoderWay, PriorWay, ReadText, Seen, SuperResolutionWay
-from calotype.diffusion.inputs.video import Frames, Moving
+from calotype.diffusion.inputs.video import Drift, Frames, Moving
 from calotype.diffusion.inputs.way import Distilled, Noise, Span, Steps
 
 GROUPS: tuple[type[Inputs], ...] = (
@@ -41,6 +41,7 @@ GROUPS: tuple[type[Inputs], ...] = (
     Hinted,
     TextMasks,
     Frames,
+    Drift,
     Moving,
     Still,
     Motion,
@@ -87,6 +88,7 @@ __all__ = [
     "Degraded",
     "Depth",
     "Distilled",
+    "Drift",
     "EarlierCallback",
     "Embedded",
     "FrameGuide",

@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from calotype.diffusion.family import Family
 
 
+_FRAMES = FramesFromNoise()
+
+
 @dataclass(frozen=True)
 class FromFirstFrame(Task):
     """Noise for all frames, and beside it the picture's latents for the first and their places in time for the rest."""
-
-    frames: FramesFromNoise = FramesFromNoise()
 
     def check(self, family: Family, arguments: Mapping[str, Any]) -> None:
         """Refuse what are no pictures, and pictures that do not go round the videos to make."""
@@ -38,11 +39,11 @@ class FromFirstFrame(Task):
         later = places.to(first).view(1, 1, -1, 1, 1).expand(*first.shape[:2], -1, *first.shape[3:])
         beside = torch.cat([first, later], dim=2)
         told = beside.repeat(len(call.guidance.branches), 1, 1, 1, 1)
-        return replace(self.frames.start(call, path), conditions={"image_latents": told})
+        return replace(_FRAMES.start(call, path), conditions={"image_latents": told})
 
     def decode(self, call: Call, latents: torch.Tensor) -> torch.Tensor:
         """So many frames at once as the call allows."""
-        return self.frames.decode(call, latents)
+        return _FRAMES.decode(call, latents)
 
 
 def first_latents(call: Call) -> torch.Tensor:
