@@ -206,7 +206,7 @@ def frames_of(path: Path) -> list[PIL.Image.Image]:
     if files.is_clip(str(path)):
         from calotype.utils import load_video
 
-        return list(load_video(path))  # type: ignore[arg-type]
+        return list(load_video(path))
     with PIL.Image.open(path) as image:
         return [image.convert("RGB")]
 

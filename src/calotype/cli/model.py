@@ -70,7 +70,7 @@ def makes_videos(model: str, revision: str | None = None) -> bool:
 
     if Path(model).is_file():
         return False
-    options = hub.HubOptions(**({} if revision is None else {"revision": revision}))
+    options = hub.HubOptions() if revision is None else hub.HubOptions(revision=revision)
     name = read_json(hub.find_file(locate(model), INDEX, options=options)).get("_class_name")
     return video_task(public_class(str(name))) is not None
 
