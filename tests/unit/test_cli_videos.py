@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 from typer.testing import CliRunner
 
 import calotype
@@ -18,7 +17,8 @@ from calotype.cli import info, making, request
 from calotype.cli.app import app
 from calotype.utils import load_video
 from calotype.utils.metadata import Settings, read_chunks, read_settings, write_clip
-from tests.tiny import randomise, stable_diffusion_folder, stable_diffusion_parts
+from tests.tiny import stable_diffusion_folder, stable_diffusion_parts
+from tests.tiny_videos import stable_video, text_to_video
 
 QUICK = ["--steps", "2", "--device", "cpu"]
 
@@ -28,45 +28,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Text to video, image to video without a prompt, frames from a model of pictures, and pictures."""
     root = tmp_path_factory.mktemp("models")
     parts = stable_diffusion_parts(calotype, root / "parts")
-    unet = calotype.UNet3DConditionModel(
-        sample_size=8,
-        block_out_channels=(16, 32),
-        down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
-        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
-        layers_per_block=1,
-        cross_attention_dim=32,
-        attention_head_dim=8,
-        norm_num_groups=8,
-    )
-    named = {name: parts[name] for name in ("vae", "text_encoder", "tokenizer", "scheduler")}
-    pipe: Any = calotype.TextToVideoSDPipeline(**named, unet=randomise(unet, 3))
-    pipe.save_pretrained(root / "text")
+    text_to_video(root / "text").save_pretrained(root / "text")
     calotype.TextToVideoZeroPipeline(**parts, requires_safety_checker=False).save_pretrained(root / "zero")
-    vision = CLIPVisionConfig(
-        hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=32,
-        projection_dim=32,
-    )  # fmt: skip
-    moving = calotype.UNetSpatioTemporalConditionModel(
-        block_out_channels=(32, 64),
-        down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
-        up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
-        num_attention_heads=(2, 4),
-        cross_attention_dim=32,
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=24,
-        layers_per_block=1,
-        num_frames=3,
-    )
-    coder = calotype.AutoencoderKLTemporalDecoder(
-        block_out_channels=(32, 32), down_block_types=("DownEncoderBlock2D",) * 2
-    )
-    calotype.StableVideoDiffusionPipeline(
-        vae=randomise(coder, 1),
-        image_encoder=randomise(CLIPVisionModelWithProjection(vision), 2),
-        unet=randomise(moving, 3),
-        scheduler=calotype.EulerDiscreteScheduler(prediction_type="v_prediction", use_karras_sigmas=True),
-        feature_extractor=CLIPImageProcessor(),
-    ).save_pretrained(root / "still")
+    stable_video().save_pretrained(root / "still")
     stable_diffusion_folder(root / "pictures")
     return {name: root / name for name in ("text", "zero", "still", "pictures")}
 
