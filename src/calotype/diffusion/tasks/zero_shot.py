@@ -132,5 +132,7 @@ def noised(
 
 def _level(scheduler: Any, timestep: torch.Tensor) -> tuple[float, float]:
     """What clean latents and noise are multiplied with at a timestep of the schedule."""
-    one, nothing, at = torch.ones(1), torch.zeros(1), timestep.reshape(1)
+    at = timestep.reshape(1)
+    one = torch.ones(1, device=at.device)
+    nothing = torch.zeros_like(one)
     return float(scheduler.add_noise(one, nothing, at)), float(scheduler.add_noise(nothing, one, at))
