@@ -13,7 +13,10 @@ from pathlib import Path
 
 import benchmarks
 
-ON_REQUEST = {"pocket_quality": "draws 200 pictures with the bundled checkpoint"}
+ON_REQUEST = {
+    "pocket_quality": "draws 200 pictures with the bundled checkpoint",
+    "video_gpu": "needs a GPU with some 40 GB",
+}
 """Benchmarks that run only when they are named, and why."""
 
 

@@ -259,17 +259,35 @@ def _text_to_video(folder: Path) -> None:
     )
 
 
-def _image_to_video(folder: Path) -> None:
-    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+def _sight() -> Any:
+    """A model that sees pictures."""
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-    vision = CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        patch_size=32,
-        projection_dim=32,
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return CLIPVisionModelWithProjection(CLIPVisionConfig(patch_size=32, projection_dim=32, **sizes)).eval()
+
+
+def _image_and_text_to_video(folder: Path) -> None:
+    from transformers import CLIPImageProcessor, CLIPTextModel
+
+    tokenizer, config = _texts(folder.parent)
+    _saved(
+        calotype.I2VGenXLPipeline(
+            vae=calotype.AutoencoderKL(**VAE),
+            text_encoder=CLIPTextModel(config).eval(),
+            tokenizer=tokenizer,
+            image_encoder=_sight(),
+            feature_extractor=CLIPImageProcessor(),
+            unet=calotype.I2VGenXLUNet(**{**UNET, **THROUGH_TIME}),
+            scheduler=calotype.DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1),
+        ),
+        folder,
     )
+
+
+def _image_to_video(folder: Path) -> None:
+    from transformers import CLIPImageProcessor
+
     _saved(
         calotype.StableVideoDiffusionPipeline(
             vae=calotype.AutoencoderKLTemporalDecoder(
@@ -277,7 +295,7 @@ def _image_to_video(folder: Path) -> None:
                 down_block_types=VAE["down_block_types"],
                 sample_size=SIZE,
             ),
-            image_encoder=CLIPVisionModelWithProjection(vision).eval(),
+            image_encoder=_sight(),
             unet=calotype.UNetSpatioTemporalConditionModel(
                 sample_size=SIZE // 8,
                 layers_per_block=1,
@@ -435,6 +453,7 @@ KINDS: dict[str, Callable[[Path], None]] = {
     "playground": _stable_diffusion_xl,
     "text-to-video": _text_to_video,
     "image-to-video": _image_to_video,
+    "image-and-text-to-video": _image_and_text_to_video,
     "motion-adapter": _motion_adapter,
     "controlnet": _controlnet,
     "depth-estimator": _depth,

@@ -43,6 +43,7 @@ _HOME = {
         "StableDiffusionXLControlNetUnionInpaintPipeline",
         "StableDiffusionXLControlNetUnionPipeline",
     ),
+    "calotype.pipelines.i2vgen_xl": ("I2VGenXLPipeline",),
     "calotype.pipelines.kandinsky_2_0": (
         "KandinskyV20Img2ImgPipeline",
         "KandinskyV20InpaintPipeline",
@@ -116,6 +117,7 @@ _HOME = {
     "calotype.pipelines.stable_unclip": ("StableUnCLIPImg2ImgPipeline", "StableUnCLIPPipeline"),
     "calotype.pipelines.stable_video_diffusion": ("StableVideoDiffusionPipeline",),
     "calotype.pipelines.text_to_video": ("TextToVideoSDPipeline", "VideoToVideoSDPipeline"),
+    "calotype.pipelines.text_to_video_zero": ("TextToVideoZeroPipeline", "TextToVideoZeroSDXLPipeline"),
     "calotype.pipelines.unclip": ("UnCLIPImageVariationPipeline", "UnCLIPPipeline"),
     "calotype.pipelines.latent_diffusion": ("LDMSuperResolutionPipeline", "LDMTextToImagePipeline"),
     "calotype.pipelines.unconditional": ("DDIMPipeline", "DDPMPipeline"),
@@ -124,6 +126,7 @@ _HOME = {
     "calotype.models.unet_2d_condition": ("UNet2DConditionModel",),
     "calotype.models.unet_3d_condition": ("UNet3DConditionModel",),
     "calotype.models.unet_spatio_temporal_condition": ("UNetSpatioTemporalConditionModel",),
+    "calotype.models.unet_i2vgen_xl": ("I2VGenXLUNet",),
     "calotype.models.unet_motion_model": ("UNetMotionModel",),
     "calotype.models.motion_adapter": ("MotionAdapter",),
     "calotype.models.sparse_controlnet": ("SparseControlNetModel",),

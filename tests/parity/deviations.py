@@ -58,6 +58,19 @@ DEVIATIONS: dict[str, str] = {
     "reference multiplies by it twice and mixes it with noise of level 1, or finds no such level",
     "unets/UNetMotionModel/from_unet2d;addition_embed_type=text_time": "the reference leaves the embedding of size and "
     "pooled text random",
+    "pipelines/TextToVideoZero*Pipeline/guidance_scale=1": "the reference fails, or pairs frames that are none of one "
+    "video, since its attention takes every batch for a guided one",
+    "pipelines/TextToVideoZeroPipeline/output_type=pil": "the reference gives arrays for whatever is not `latent`",
+    "pipelines/TextToVideoZeroSDXLPipeline/guidance_rescale": "the reference takes it and does not use it",
+    "pipelines/TextToVideoZeroSDXLPipeline/scheduler=Euler": "frames are noised to the level at which they go on; the "
+    "reference adds the noise of variance-preserving latents to Euler's, which are not, and too little",
+    "pipelines/I2VGenXLPipeline/posterior": "the reference encodes the picture without the generator, so that a seeded "
+    "video differs from call to call; here that draw is determined by the generator, which it does not move on",
+    "pipelines/I2VGenXLPipeline/several videos of several pictures": "as StableVideoDiffusionPipeline's",
+    "pipelines/I2VGenXLPipeline/scaled picture": "a picture covers the frame; where rounding makes the reference's a "
+    "pixel smaller, a black line is seen",
+    "pipelines/I2VGenXLPipeline/pictures of several sizes": "each is scaled by itself; the reference scales all as the "
+    "first",
     "unets/UNet3DConditionModel/class_labels": "the reference takes them and does not use them; here they are refused",
     "unets/UNet3DConditionModel/attention_mask": "as the one before",
     "lora/kohya/alphas that differ": "each layer has the alpha that the file gives it; with PEFT of today the "

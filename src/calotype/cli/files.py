@@ -1,4 +1,4 @@
-"""Where pictures go: names made from prompts, and no picture written over another by accident."""
+"""Where pictures and videos go: names made from prompts, and none written over another by accident."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import unicodedata
 from pathlib import Path
 
 from calotype.core.errors import InputError
+from calotype.core.files import CONTAINERS
 
 NAME_LENGTH = 60
+CLIPS = (*CONTAINERS, ".gif")
+"""The endings of videos."""
 
 
 def slug(text: str) -> str:
@@ -38,8 +41,25 @@ def check_png(output: str, option: str) -> Path:
     return path
 
 
-def plan(output: str | None, jobs: list[tuple[str, int]], overwrite: bool) -> list[Path]:
-    """A path for each picture of ``jobs`` (prompt, seed).
+def is_clip(output: str | None) -> bool:
+    """Whether ``--output`` names a video."""
+    return output is not None and not is_folder(output) and Path(output).suffix.lower() in CLIPS
+
+
+def check_clip(output: str) -> Path:
+    """The video that ``--output`` names; ``InputError`` unless its ending is a video's."""
+    if not is_clip(output):
+        raise InputError(
+            f"--output {output!r}: the model makes videos, so the name ends in {', '.join(CLIPS[:-1])} or {CLIPS[-1]}, "
+            f"or in a slash for a folder."
+        )
+    return Path(output)
+
+
+def plan(
+    output: str | None, jobs: list[tuple[str, int]], overwrite: bool, videos: bool = False
+) -> list[Path]:
+    """A path for each picture, or each of the ``videos``, of ``jobs`` (prompt, seed).
 
     Without ``output``, or in a folder, names are made from prompt and seed, and -2, -3, … keep them apart from what
     exists. One file that is named and exists is an ``InputError`` unless ``overwrite`` is set.
@@ -48,9 +68,10 @@ def plan(output: str | None, jobs: list[tuple[str, int]], overwrite: bool) -> li
         folder = Path(output or ".")
         if folder.exists() and not folder.is_dir():
             raise InputError(f"--output {output!r} is a file, not a folder.")
-        wanted = [folder / f"{slug(prompt)}-{seed}.png" for prompt, seed in jobs]
+        ending = CLIPS[0] if videos else ".png"
+        wanted = [folder / f"{slug(prompt)}-{seed}{ending}" for prompt, seed in jobs]
         return _apart(wanted, keep_existing=not overwrite)
-    path = check_png(output, "--output")
+    path = check_clip(output) if videos else check_png(output, "--output")
     many = len(jobs) > 1
     paths = [path.with_stem(f"{path.stem}-{n}") if many else path for n in range(1, len(jobs) + 1)]
     for file in paths:

@@ -1,4 +1,4 @@
-"""``calotype generate``: prompts become PNG files that say how they were made."""
+"""``calotype generate``: prompts become pictures and videos in files that say how they were made."""
 
 from __future__ import annotations
 
@@ -30,11 +30,18 @@ Prompts = Annotated[
 ]
 Model = Annotated[
     str | None,
-    _option("--model", "-m", metavar="NAME", help="A folder, a Hub repository, or pocket (the default)."),
+    _option(
+        "--model", "-m", metavar="NAME", help="A folder or a Hub repository; by default the bundled one."
+    ),
 ]
 Output = Annotated[
     str | None,
-    _option("--output", "-o", metavar="FILE|DIR", help="A .png file or a folder; by default, this folder."),
+    _option(
+        "--output",
+        "-o",
+        metavar="FILE|DIR",
+        help="A .png file, a video (.mp4, .gif) or a folder; by default, this folder.",
+    ),
 ]
 Negative = Annotated[str | None, _option("--negative", metavar="TEXT", help="What to steer away from.")]
 Steps = Annotated[
@@ -73,7 +80,7 @@ Dtype = Annotated[
 ]
 Like = Annotated[
     Path | None,
-    _option("--like", metavar="FILE.png", help="Make this picture again; other options change it."),
+    _option("--like", metavar="FILE", help="Make this picture or video again; other options change it."),
 ]
 Image = Annotated[
     str | None,
@@ -106,6 +113,8 @@ Embedding = Annotated[
     list[str] | None,
     _option("--embedding", metavar="FILE", help="A learned word (textual inversion); may be repeated."),
 ]
+Frames = Annotated[int | None, _option("--frames", metavar="N", help="Of a video; by default the model's.")]
+Fps = Annotated[float | None, _option("--fps", metavar="X", help="Frames a second of a video.")]
 Sheet = Annotated[
     str | None,
     _option("--sheet", metavar="FILE.png", help="Also write all pictures on one sheet, with their prompts."),
@@ -137,15 +146,17 @@ def generate(
     controlnet: ControlNet = None,
     lora: Lora = None,
     embedding: Embedding = None,
+    frames: Frames = None,
+    fps: Fps = None,
     like: Like = None,
     sheet: Sheet = None,
     no_metadata: NoMetadata = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Make pictures from prompts, and print the names of their files.
+    """Make pictures or videos from prompts, and print the names of their files.
 
-    Each PNG carries its settings: `calotype show FILE.png` prints them, and
+    Each file carries its settings: `calotype show FILE.png` prints them, and
     `calotype generate --like FILE.png` makes the same picture again.
     """
     given = {
@@ -168,15 +179,24 @@ def generate(
         "controlnet": tuple(controlnet) if controlnet else None,
         "lora": tuple(lora) if lora else None,
         "embedding": tuple(embedding) if embedding else None,
+        "frames": frames,
+        "fps": fps,
     }
     options = {name: value for name, value in given.items() if value is not None}
-    original = None if like is None else (metadata.read_settings(like), _pixels(like))
-    asked = request.from_options(options) if original is None else request.like(original[0], options)
+    clip = files.is_clip(output) or frames is not None or fps is not None
+    original = None if like is None else (metadata.read_settings(like), making.frames_of(like))
+    asked = request.from_options(options, clip) if original is None else request.like(original[0], options)
     asked.check()
+    videos = _checked_kind(asked, output, sheet)
     if original is not None and device is None:
         asked = _here(asked)
     jobs = asked.jobs()
-    paths = files.plan(output, jobs, overwrite)
+    names = [(prompt or Path(asked.image or "").stem, seed) for prompt, seed in jobs]
+    paths = files.plan(output, names, overwrite, videos)
+    if videos and paths[0].suffix.lower() != ".gif":
+        from calotype.utils.videos import pyav
+
+        pyav("Writing a video other than GIF")
     sheet_path = files.check_png(sheet, "--sheet") if sheet is not None else None
     if sheet_path is not None:
         files.check_free(sheet_path, overwrite)
@@ -186,26 +206,51 @@ def generate(
     if sheet_path is not None:
         from calotype.utils.images import contact_sheet
 
-        pictures = [image for image, _ in results]
+        pictures = [images[0] for images, _ in results]
         metadata.write_png(sheet_path, contact_sheet(pictures, [prompt for prompt, _ in jobs]))
         if not as_json:
             typer.echo(str(sheet_path))
 
     same = None
     if original is not None and not options:
-        same = making.compare(original, results[0])
+        again = making.frames_of(paths[0]) if videos else results[0][0]  # as they are after compression
+        same = making.compare(original, (again, results[0][1]))
     seconds = time.monotonic() - start
     if as_json:
         entries = [
             {"file": str(path), **asdict(made)} for path, (_, made) in zip(paths, results, strict=True)
         ]
-        report = {"pictures": entries, "sheet": sheet and str(sheet_path), "seconds": round(seconds, 3)}
+        report = {
+            "videos" if videos else "pictures": entries,
+            "sheet": sheet and str(sheet_path),
+            "seconds": round(seconds, 3),
+        }
         console.print_json(report | ({} if same is None else {"same_pixels": same}))
-    console.say(_summary(paths, sheet_path, seconds))
+    console.say(_summary(paths, sheet_path, seconds, "video" if videos else "picture"))
 
 
-def _summary(paths: list[Path], sheet: Path | None, seconds: float) -> str:
-    what = "1 picture" if len(paths) == 1 else f"{len(paths)} pictures"
+def _checked_kind(asked: Request, output: str | None, sheet: str | None) -> bool:
+    """Whether the model makes videos; ``InputError`` where the options ask it for what it does not make."""
+    from calotype.cli.model import makes_videos
+
+    if makes_videos(asked.model, asked.revision):
+        if sheet is not None:
+            raise InputError(f"--sheet is for pictures, and {asked.model} makes videos; leave it out.")
+        return True
+    if not asked.prompts:
+        raise InputError(request.NOTHING)
+    given = [f"--{name}" for name in ("frames", "fps") if getattr(asked, name) is not None]
+    given += [f"--output {output!r}"] if files.is_clip(output) else []
+    if given:
+        raise InputError(
+            f"{asked.model} makes pictures, so {given[0]} has no meaning; choose a model of videos with --model, or "
+            f"leave it out."
+        )
+    return False
+
+
+def _summary(paths: list[Path], sheet: Path | None, seconds: float, kind: str) -> str:
+    what = f"1 {kind}" if len(paths) == 1 else f"{len(paths)} {kind}s"
     folder = paths[0].parent.resolve()
     text = f"{what} in {folder}, made in {duration(seconds)}."
     return text if sheet is None else f"{text} The contact sheet: {sheet.resolve()}"
@@ -223,30 +268,23 @@ def _here(asked: Request) -> Request:
     return asked
 
 
-def _pixels(path: Path) -> PIL.Image.Image:
-    import PIL.Image
-
-    with PIL.Image.open(path) as image:
-        return image.convert("RGB")
-
-
 def _run(
     asked: Request, paths: list[Path], quiet_names: bool, with_metadata: bool
-) -> list[tuple[PIL.Image.Image, Settings]]:
+) -> list[tuple[list[PIL.Image.Image], Settings]]:
     """Load the model, make and write each picture, and print the names of those that were written."""
     ready = making.prepare(asked)
     jobs = asked.jobs()
-    results: list[tuple[PIL.Image.Image, Settings]] = []
+    results: list[tuple[list[PIL.Image.Image], Settings]] = []
     try:
         with reporter(len(jobs), asked.steps, console.stderr()) as progress:
             for index, ((prompt, seed), path) in enumerate(zip(jobs, paths, strict=True)):
                 progress.picture(index + 1)
-                image = making.picture(ready, asked, prompt, seed, progress)
+                images = making.picture(ready, asked, prompt, seed, progress)
+                size = images[0].size
                 made = Settings(
-                    **{**ready.shared, "prompt": prompt, "seed": seed, "index": index, "size": image.size}
+                    **{**ready.shared, "prompt": prompt, "seed": seed, "index": index, "size": size}
                 )
-                metadata.write_png(path, image, made if with_metadata else None)
-                results.append((image, made))
+                results.append((images, making.written(path, ready, images, made, with_metadata)))
     finally:  # after Ctrl-C too, the pictures that exist are named
         if not quiet_names:
             for path in paths[: len(results)]:

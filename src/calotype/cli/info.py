@@ -11,7 +11,7 @@ import typer
 
 import calotype
 from calotype.cli import console
-from calotype.cli.model import local_folder
+from calotype.cli.model import local_folder, video_task
 from calotype.core.config import read_json
 from calotype.core.errors import ModelFilesError
 from calotype.core.safetensors_header import read_header
@@ -137,6 +137,10 @@ def _measured(variant: str, files: list[Path]) -> Weights:
     return Weights(variant, size, parameters, tuple(sorted({tensor.dtype for tensor in tensors})))
 
 
+OTHER_USES = {"TextToVideoSDPipeline": ("VideoToVideoSDPipeline",)}
+"""A pipeline of videos -> the others that its checkpoints serve."""
+
+
 def tasks_of(class_name: str) -> tuple[str, ...]:
     """What a pipeline's checkpoint serves for: the tasks of its family for which calotype has a class."""
     from calotype.pipelines.auto import FAMILIES
@@ -146,7 +150,13 @@ def tasks_of(class_name: str) -> tuple[str, ...]:
     for classes in FAMILIES.values():
         if class_name in classes.values():
             return tuple(dict.fromkeys(kind.task for kind in classes))
-    return ("unconditional generation",) if class_name in ("DDPMPipeline", "DDIMPipeline") else ()
+    if class_name in ("DDPMPipeline", "DDIMPipeline"):
+        return ("unconditional generation",)
+    if not class_name.endswith("Pipeline") or class_name not in calotype.__all__:
+        return ()
+    names = (class_name, *OTHER_USES.get(class_name, ()))
+    found = [video_task(getattr(calotype, name)) for name in names]
+    return tuple(task for task in found if task is not None)
 
 
 def _print(model: Model) -> None:

@@ -1,29 +1,44 @@
-"""From a request to a pipeline that is ready, and from that to pictures that can be made again."""
+"""From a request to a pipeline that is ready, and from that to pictures and videos that can be made again."""
 
 from __future__ import annotations
 
 import inspect
 import platform
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from calotype.cli import adapters, console, pictures
+from calotype.cli import adapters, console, files, pictures
 from calotype.cli.progress import Reporter
 from calotype.cli.request import Request
 from calotype.core.errors import InputError, UnknownClassError
 from calotype.core.version import __version__
+from calotype.utils import metadata
 from calotype.utils.metadata import Settings
 
 if TYPE_CHECKING:
     import PIL.Image
 
 
+USUAL_PACE = 8
+"""Frames a second of a video where neither the options nor the model say."""
+
+AT_ONCE = 8
+"""Frames that are decoded at once where a pipeline would decode them all, however many there are."""
+
+
 class Ready(NamedTuple):
-    """A pipeline, the arguments of every call of it, and the settings that all pictures of the run share."""
+    """A pipeline, the arguments of every call of it, and the settings that all pictures of the run share.
+
+    ``pace`` is frames a second of what it makes; None for pictures.
+    """
 
     pipe: Any
     arguments: dict[str, Any]
     shared: dict[str, Any]
+    pace: float | None = None
 
 
 def prepare(asked: Request) -> Ready:
@@ -45,11 +60,29 @@ def prepare(asked: Request) -> Ready:
         pipe = calotype.load(asked.model, device=device, torch_dtype=dtype, **at)
         models_beside = pictures.steering_models(asked, device, pipe.dtype)
     accepted = inspect.signature(pipe.__call__).parameters
-    if "prompt" not in accepted:
+    task = models.video_task(pipe)
+    if task == "video-to-video":
         raise InputError(
-            f"{asked.model} is a {type(pipe).__name__}, which takes no prompt; generate needs a model that does."
+            f"{asked.model} is a {type(pipe).__name__}, which begins with a video; that is for Python alone so far."
+        )
+    if "prompt" not in accepted and (asked.prompts or task is None):
+        raise InputError(
+            f"{asked.model} is a {type(pipe).__name__}, which takes no prompt; "
+            + ("leave it out." if task else "generate needs a model that does.")
+        )
+    if task == "image-to-video" and asked.image is None:
+        raise InputError(
+            f"{asked.model} is a {type(pipe).__name__}, which moves a picture; name that with --image."
+        )
+    if "prompt" in accepted and not asked.prompts:
+        raise InputError(
+            f"Say what to show beside --image: {asked.model} is a {type(pipe).__name__}, which reads a prompt, too."
         )
     arguments = {**_optional(asked), **pictures.arguments(asked, given, models_beside)}
+    pace = None
+    if task is not None:
+        pace, moving = _moving(asked, str(models.frames_argument(pipe)), accepted)
+        arguments |= moving
     if without := [name for name in arguments if name not in accepted]:
         raise InputError(
             f"{asked.model} is a {type(pipe).__name__}, which has no {' and no '.join(without)}."
@@ -81,7 +114,23 @@ def prepare(asked: Request) -> Ready:
         "versions": versions,
         "inputs": pictures.record(asked, given) | added,
     }
-    return Ready(pipe, arguments, shared)
+    return Ready(pipe, arguments, shared, pace)
+
+
+def _moving(
+    asked: Request, frames: str, accepted: Mapping[str, inspect.Parameter]
+) -> tuple[float, dict[str, Any]]:
+    """Frames a second, and what a pipeline of videos is told of the frames, of which it calls the count ``frames``."""
+    told = next((name for name in ("fps", "target_fps") if name in accepted), None)
+    usual = USUAL_PACE if told is None else accepted[told].default
+    found: dict[str, Any] = {"output_type": "pil"}
+    if asked.frames is not None:
+        found[frames] = asked.frames
+    if asked.fps is not None and told is not None:
+        found[told] = asked.fps
+    if "decode_chunk_size" in accepted and accepted["decode_chunk_size"].default is None:
+        found["decode_chunk_size"] = AT_ONCE
+    return (usual if asked.fps is None else asked.fps), found
 
 
 def _recorded_scheduler(recorded: dict[str, Any]) -> Any:
@@ -107,35 +156,74 @@ def _optional(asked: Request) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if value is not None}
 
 
-def picture(ready: Ready, asked: Request, prompt: str, seed: int, progress: Reporter) -> PIL.Image.Image:
-    """One picture, alone in its batch and with a generator of its own, so that it can be made again alone."""
+def picture(
+    ready: Ready, asked: Request, prompt: str, seed: int, progress: Reporter
+) -> list[PIL.Image.Image]:
+    """One picture, or the frames of one video.
+
+    It is alone in its batch and has a generator of its own, so that it can be made again alone.
+    """
     import torch
 
-    def step_done(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        progress.step(step + 1, pipe.num_timesteps)
-        return {}
+    accepted = inspect.signature(ready.pipe.__call__).parameters
+    arguments = {**({"prompt": prompt} if "prompt" in accepted else {}), **ready.arguments}
+    if "callback_on_step_end" in accepted:
 
+        def step_done(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            progress.step(step + 1, pipe.num_timesteps)
+            return {}
+
+        arguments |= {"callback_on_step_end": step_done, "callback_on_step_end_tensor_inputs": []}
+    elif "callback" in accepted:
+        arguments["callback"] = lambda step, timestep, latents: progress.step(step + 1, asked.steps)
     output = ready.pipe(
-        prompt,
-        num_inference_steps=asked.steps,
-        generator=torch.Generator("cpu").manual_seed(seed),
-        callback_on_step_end=step_done,
-        callback_on_step_end_tensor_inputs=[],
-        **ready.arguments,
+        num_inference_steps=asked.steps, generator=torch.Generator("cpu").manual_seed(seed), **arguments
     )
     if any(getattr(output, "nsfw_content_detected", None) or ()):
         console.say(f"The model's safety checker has blackened the picture with seed {seed}.")
-    image: PIL.Image.Image = output.images[0]
-    return image
+    if ready.pace is None:
+        return [output.images[0]]
+    return list(output.images if hasattr(output, "images") else output.frames[0])
 
 
-def compare(original: tuple[Settings, PIL.Image.Image], again: tuple[PIL.Image.Image, Settings]) -> bool:
-    """Whether the picture came out the same; if not, say by how much and what has changed since."""
+def written(
+    path: Path, ready: Ready, made: list[PIL.Image.Image], settings: Settings, with_metadata: bool
+) -> Settings:
+    """Write what was made, with its settings if they are wanted; gives them with what is known of it now."""
+    if ready.pace is None:
+        metadata.write_png(path, made[0], settings if with_metadata else None)
+        return settings
+    inputs = {**settings.inputs, "frames": len(made), "fps": ready.pace}
+    settings = replace(settings, inputs=inputs)
+    metadata.write_clip(path, made, ready.pace, settings if with_metadata else None)
+    return settings
+
+
+def frames_of(path: Path) -> list[PIL.Image.Image]:
+    """The picture in a file, or the frames of the video."""
+    import PIL.Image
+
+    if files.is_clip(str(path)):
+        from calotype.utils import load_video
+
+        return list(load_video(path))
+    with PIL.Image.open(path) as image:
+        return [image.convert("RGB")]
+
+
+def compare(
+    original: tuple[Settings, list[PIL.Image.Image]], again: tuple[list[PIL.Image.Image], Settings]
+) -> bool:
+    """Whether the picture or video came out the same; if not, say by how much and what has changed since."""
     import numpy as np
 
-    before, after = (np.asarray(image.convert("RGB"), dtype=np.int16) for image in (original[1], again[0]))
+    before, after = (
+        np.stack([np.asarray(image.convert("RGB"), dtype=np.int16) for image in images])
+        for images in (original[1], again[0])
+    )
+    what = "picture" if len(before) == 1 else "video"
     if before.shape == after.shape and np.array_equal(before, after):
-        console.say("The same picture, pixel for pixel.")
+        console.say(f"The same {what}, pixel for pixel.")
         return True
     changes = [
         f"{name} was {old}, now {new}"
@@ -149,7 +237,7 @@ def compare(original: tuple[Settings, PIL.Image.Image], again: tuple[PIL.Image.I
     ]
     reason = "; ".join(changes) or "the file was edited, or the processor computes differently"
     if before.shape != after.shape:
-        console.say(f"Not the same picture: the size differs ({reason}).")
+        console.say(f"Not the same {what}: the size differs ({reason}).")
     else:
         levels = np.abs(before - after)
         console.say(

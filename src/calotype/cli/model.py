@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from calotype.core.errors import InputError
 
@@ -58,6 +59,36 @@ def choose_dtype(name: str | None) -> torch.dtype | None:
         raise InputError(f"--dtype {name!r} is no number format: use float32, float16 or bfloat16.")
     dtype: torch.dtype = getattr(torch, DTYPES[name])
     return dtype
+
+
+def makes_videos(model: str, revision: str | None = None) -> bool:
+    """Whether the pipeline of a model makes videos, from its index; single files hold models of pictures."""
+    from calotype.core import hub
+    from calotype.core.config import read_json
+    from calotype.pipelines.components import INDEX, public_class
+    from calotype.pipelines.load import locate
+
+    if Path(model).is_file():
+        return False
+    options = hub.HubOptions() if revision is None else hub.HubOptions(revision=revision)
+    name = read_json(hub.find_file(locate(model), INDEX, options=options)).get("_class_name")
+    return video_task(public_class(str(name))) is not None
+
+
+def video_task(pipeline: Any) -> str | None:
+    """What a pipeline, or its class, makes videos of; None where it makes pictures."""
+    accepted = inspect.signature(pipeline.__call__).parameters
+    if "video" in accepted:
+        return "video-to-video"
+    if frames_argument(pipeline) is None:
+        return None
+    return "image-to-video" if "image" in accepted else "text-to-video"
+
+
+def frames_argument(pipeline: Any) -> str | None:
+    """What a pipeline, or its class, calls the number of frames; None where it takes none."""
+    accepted = inspect.signature(pipeline.__call__).parameters
+    return next((name for name in ("num_frames", "video_length") if name in accepted), None)
 
 
 def identify(model: str, index: str = "model_index.json") -> Identity:

@@ -12,8 +12,13 @@ from calotype.core.errors import InputError
 from calotype.utils.metadata import Settings
 
 MAX_SEED = 2**63 - 1
-DEFAULT_MODEL = "pocket"
 DEFAULT_STEPS = 20
+NOTHING = 'Say what to show: calotype generate "a red ball on grass"; or give --like FILE.png.'
+
+
+def default_model(video: bool) -> str:
+    """The bundled model that is taken where none is named."""
+    return "pocket-motion" if video else "pocket"
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,8 @@ class Request:
     controlnet: tuple[str, ...] = ()
     lora: tuple[str, ...] = ()
     embedding: tuple[str, ...] = ()
+    frames: int | None = None
+    fps: float | None = None
     known: dict[str, str] = field(default_factory=dict)
     """What a picture recorded of files and models that it was made with: contents and commits, by name."""
 
@@ -53,7 +60,7 @@ class Request:
 
         if self.count < 1:
             raise InputError(f"--count must be at least 1, not {self.count}.")
-        pictures = self.count * len(self.prompts)
+        pictures = self.count * max(1, len(self.prompts))
         limits().check("pictures", pictures, f"A run for {pictures:,} pictures")
         if not 0 <= self.seed <= MAX_SEED - self.count + 1:
             raise InputError(f"--seed must be between 0 and {MAX_SEED - self.count + 1}, not {self.seed}.")
@@ -70,6 +77,10 @@ class Request:
                 raise InputError(f"{option} needs --image, the picture that it is about.")
         if self.strength is not None:
             Picture(strength=self.strength)
+        if self.frames is not None and self.frames < 1:
+            raise InputError(f"--frames must be at least 1, not {self.frames}.")
+        if self.fps is not None and not 0 < self.fps <= 1000:
+            raise InputError(f"--fps must be above 0 and at most 1000, not {self.fps:g}.")
         for text in self.lora:
             adapters.lora_of(text)
         if self.controlnet and len(self.controlnet) != len(self.control):
@@ -79,22 +90,24 @@ class Request:
             )
 
     def jobs(self) -> list[tuple[str, int]]:
-        """(prompt, seed) of each picture: every prompt with the seeds ``seed``, ``seed + 1``, …."""
-        return [(prompt, self.seed + n) for prompt in self.prompts for n in range(self.count)]
+        """(prompt, seed) of each picture: every prompt with the seeds ``seed``, ``seed + 1``, …; "" without prompts."""
+        return [(prompt, self.seed + n) for prompt in self.prompts or ("",) for n in range(self.count)]
 
 
-def from_options(options: dict[str, Any]) -> Request:
-    """A request from the options that were given; without a seed, a random one."""
-    if not options.get("prompts"):
-        raise InputError(
-            'Say what to show: calotype generate "a red ball on grass"; or give --like FILE.png.'
-        )
-    return Request(**{"model": DEFAULT_MODEL, "seed": random.SystemRandom().randrange(2**32), **options})
+def from_options(options: dict[str, Any], video: bool = False) -> Request:
+    """A request from the options that were given, for a video or pictures; without a seed, a random one.
+
+    A picture needs no prompt for some models that move it.
+    """
+    if not options.get("prompts") and "image" not in options:
+        raise InputError(NOTHING)
+    usual = {"prompts": (), "model": default_model(video), "seed": random.SystemRandom().randrange(2**32)}
+    return Request(**{**usual, **options})
 
 
 def _inputs(recorded: Mapping[str, Any]) -> dict[str, Any]:
     """A request's part that says which pictures go in, from the settings of what was made from them."""
-    if not recorded.keys() - {"lora", "embedding"}:
+    if not recorded.keys() - {"lora", "embedding", "frames", "fps"}:
         return {}
     single = {name: recorded[name]["file"] for name in ("image", "mask") if name in recorded}
     controls, nets = recorded.get("control", ()), recorded.get("controlnet", ())
@@ -120,7 +133,9 @@ def like(made: Settings, options: dict[str, Any]) -> Request:
     """The request that makes a recorded picture again, changed by the options that were given."""
     inputs = _inputs(made.inputs) or {"width": made.size[0], "height": made.size[1]}
     recorded = Request(
-        prompts=(made.prompt,),
+        prompts=() if made.prompt == "" and "image" in made.inputs else (made.prompt,),
+        frames=made.inputs.get("frames"),
+        fps=made.inputs.get("fps"),
         model=made.model,
         seed=made.seed,
         steps=made.steps,

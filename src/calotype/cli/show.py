@@ -1,4 +1,4 @@
-"""``calotype show``: how was this picture made?"""
+"""``calotype show``: how was this picture or video made?"""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from calotype.utils.metadata import MetadataError, Settings
 
 @console.plainly
 def show(
-    file: Annotated[Path, typer.Argument(metavar="FILE.png", help="A picture.", show_default=False)],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A picture or video.", show_default=False)],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Print how a picture was made, from the settings that it carries.
+    """Print how a picture or video was made, from the settings that it carries.
 
     Reads what calotype writes, and the `parameters` text of other programs.
     """
@@ -63,6 +63,8 @@ def _rows(made: Settings) -> dict[str, Any]:
         "Strength": made.inputs.get("strength"),
         "Control": ", ".join(entry["file"] for entry in made.inputs.get("control", ())) or None,
         "ControlNet": ", ".join(entry["model"] for entry in made.inputs.get("controlnet", ())) or None,
+        "Frames": made.inputs.get("frames"),
+        "Pace": f"{made.inputs['fps']:g} frames a second" if "fps" in made.inputs else None,
         "Scheduler": f"{metadata.sampler_name(made.scheduler)} ({made.scheduler.get('class')})",
         "Size": f"{made.size[0]} x {made.size[1]}",
         "Computed": f"in {made.dtype} on {made.device}",

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from calotype.core.errors import ModelFilesError
 
+CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
+"""Endings of files that hold videos in H.264, and what FFmpeg calls them."""
+
 
 def check_inside(path: Path, folder: Path) -> None:
     """Refuse a file of a model's ``folder`` that is a link to somewhere else, which its author may not have meant.

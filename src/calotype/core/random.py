@@ -46,6 +46,22 @@ def seeds(first: int) -> Seeds:
     return Seeds(first)
 
 
+def aside(generator: Generators) -> Generators:
+    """Generators for what is drawn beside: as determined as the given ones, which stay where they are."""
+    if generator is None:
+        return None
+    if isinstance(generator, Sequence):
+        return type(generator)([_aside(one) for one in generator])  # type: ignore[call-arg]
+    return _aside(generator)
+
+
+def _aside(generator: torch.Generator) -> torch.Generator:
+    ahead = torch.Generator(generator.device)
+    ahead.set_state(generator.get_state())
+    seed = torch.randint(HIGHEST_SEED, (), generator=ahead, device=generator.device)
+    return torch.Generator(generator.device).manual_seed(int(seed))
+
+
 def randn_tensor(
     shape: Sequence[int],
     generator: Generators = None,

@@ -74,20 +74,24 @@ def denoise(
     predict: Predict,
     step_arguments: Mapping[str, Any] = MappingProxyType({}),
     observe: Observe = unobserved,
+    before: int = 0,
+    whole: int | None = None,
 ) -> State:
     """Take the latents from the first timestep to the end, one prediction and one solver step a timestep.
 
     ``observe`` sees the state after each step and may replace any part of it; a state that it marks as stopped ends
     the loop early. What the state holds for several branches stays stacked as it is at the start; a step that needs
-    fewer of them computes no others.
+    fewer of them computes no others. The timesteps may be a part of a way of so many as a ``whole``, with some
+    ``before``: guidance and ``predict`` are told the step's number on that.
     """
     prepared = state.guidance.branches
+    whole = before + len(timesteps) if whole is None else whole
     for index, timestep in enumerate(timesteps):
-        now = state.at(Moment(index, len(timesteps), timestep), prepared)
+        now = state.at(Moment(before + index, whole, timestep), prepared)
         branches = len(now.guidance.branches)
         stacked = state.latents if branches == 1 else torch.cat([state.latents] * branches)
         stacked = scheduler.scale_model_input(stacked, timestep)
-        prediction = now.guidance.combine(predict(index, stacked, timestep, now).chunk(branches))
+        prediction = now.guidance.combine(predict(before + index, stacked, timestep, now).chunk(branches))
         latents, *more = scheduler.step(
             prediction, timestep, state.latents, return_dict=False, **step_arguments
         )

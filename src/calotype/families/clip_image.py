@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+
+
+def normed(extractor: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """Pictures (batch, 3, height, width) in [0, 1], of the size that CLIP reads, with its mean and deviation."""
+    return extractor(
+        images=pixels,
+        do_normalize=True,
+        do_center_crop=False,
+        do_resize=False,
+        do_rescale=False,
+        return_tensors="pt",
+    ).pixel_values
 
 
 def smoothly_resized(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -32,19 +32,21 @@ def sample_size(unet: Any) -> tuple[int, int]:
 def unet_guidance(unet: Any, arguments: Mapping[str, Any]) -> Guidance:
     """Classifier-free guidance, or none for a UNet that is told the scale as an embedding."""
     guide = Guide.of(arguments)
-    if unet.config.time_cond_proj_dim is not None:
+    if unet.config.get("time_cond_proj_dim") is not None:
         return Unguided()
     return classifier_free(guide.guidance_scale, guide.guidance_rescale)
 
 
 def unet_branches(unet: Any) -> tuple[str, ...]:
     """The branches that a UNet can predict for; without the prompt none that is told the scale as an embedding."""
-    return (COND, PERTURBED) if unet.config.time_cond_proj_dim is not None else (COND, UNCOND, PERTURBED)
+    return (
+        (COND, PERTURBED) if unet.config.get("time_cond_proj_dim") is not None else (COND, UNCOND, PERTURBED)
+    )
 
 
 def embedded_scale(unet: Any, call: Call) -> torch.Tensor | None:
     """The guidance scale for a UNet that takes it so, one row a picture and branch; otherwise None."""
-    width = unet.config.time_cond_proj_dim
+    width = unet.config.get("time_cond_proj_dim")
     if width is None:
         return None
     row = guidance_embedding(Guide.of(call.arguments).guidance_scale, width)

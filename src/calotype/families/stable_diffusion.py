@@ -44,6 +44,8 @@ class StableDiffusionFamily(LatentUNetFamily):
     beside: ClassVar[tuple[str, ...]] = (
         *LatentUNetFamily.beside, "prompt_chunks", "prompt_weighting", "ip_adapter_scale",
     )  # fmt: skip
+    skips_in_negatives: ClassVar[bool] = False
+    """Whether ``clip_skip`` concerns the negative prompt, too; in Stable Diffusion it never has."""
 
     def subject(self, arguments: Mapping[str, Any]) -> Prompt:
         return Prompt.of(arguments)
@@ -88,8 +90,8 @@ class StableDiffusionFamily(LatentUNetFamily):
             cond = clip_text.encode(self.text_encoder, self.tokenizer, texts, length, subject.clip_skip, laid)
         assert cond is not None
         if negatives:
-            # clip_skip concerns the prompt alone, as it always has in this family
-            uncond = clip_text.encode(self.text_encoder, self.tokenizer, negatives, cond.shape[1], laid=laid)
+            skip = subject.clip_skip if self.skips_in_negatives else None
+            uncond = clip_text.encode(self.text_encoder, self.tokenizer, negatives, cond.shape[1], skip, laid)
 
         def placed(embeds: torch.Tensor) -> torch.Tensor:
             return repeated(embeds.to(device, self.text_dtype), subject.repeats)

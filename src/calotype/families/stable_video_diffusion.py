@@ -14,7 +14,7 @@ from calotype.diffusion.conditions import Conditions, repeated
 from calotype.diffusion.family import component
 from calotype.diffusion.guidance import UNCOND, FrameRamp, Guidance, Unguided
 from calotype.diffusion.inputs import FrameGuide, Motion, Still
-from calotype.families.clip_image import smoothly_resized
+from calotype.families.clip_image import normed, smoothly_resized
 from calotype.families.latent_unet import LatentFamily
 from calotype.image_processor import as_list, as_rgb, numpy_to_pt, pil_to_numpy
 
@@ -109,15 +109,8 @@ class StableVideoDiffusion(LatentFamily):
         else:
             each = (numpy_to_pt(pil_to_numpy([as_rgb(one)])) for one in as_list(image))
             pixels = torch.cat([smoothly_resized(one, size) for one in each])
-        normed = self.feature_extractor(
-            images=pixels,
-            do_normalize=True,
-            do_center_crop=False,
-            do_resize=False,
-            do_rescale=False,
-            return_tensors="pt",
-        ).pixel_values
-        return self.image_encoder(normed.to(device, self.dtype)).image_embeds
+        read = normed(self.feature_extractor, pixels)
+        return self.image_encoder(read.to(device, self.dtype)).image_embeds
 
     def seen(self, pixels: torch.Tensor) -> torch.Tensor:
         """The likeliest latents of pictures in [-1, 1], in the autoencoder's own unit, as the UNet reads them."""

@@ -80,7 +80,7 @@ class UNet3DConditionModel(AdapterAccess, AttentionAccess, FreeUAccess, FeedForw
                 "num_attention_heads cannot be set: give the width of a head as attention_head_dim, which is the "
                 "entry that checkpoints have for it."
             )
-        layout = _layout(self.config)
+        layout = layout_of(self.config)
         check_layout(layout, along_time="layers")
         first = block_out_channels[0]
 
@@ -148,8 +148,8 @@ class UNet3DConditionModel(AdapterAccess, AttentionAccess, FreeUAccess, FeedForw
         return UNet3DConditionOutput(sample=h) if return_dict else (h,)
 
 
-def _layout(config: Config) -> Config:
-    """The configuration with what the U-Net over pictures has as entries, and this one has fixed."""
+def layout_of(config: Config) -> Config:
+    """The configuration of a U-Net with layers along time, with what one over pictures has as entries beside it."""
     widths = tuple(config.block_out_channels)
     dims = config.attention_head_dim
     dims = (dims,) * len(widths) if isinstance(dims, int) else tuple(dims)

@@ -15,6 +15,7 @@ from calotype.core.errors import InputError
 from calotype.nn.norms import SpatialNorm
 
 if TYPE_CHECKING:
+    from calotype.nn.cross_frame import CrossFrame
     from calotype.nn.image_prompt import ImagePrompts, ImageSources
     from calotype.nn.perturbation import Perturbation
 
@@ -118,22 +119,25 @@ class Attention(nn.Module):
         attention_mask: torch.Tensor | None = None,
         perturbation: Perturbation | None = None,
         image_prompts: ImagePrompts | None = None,
+        cross_frame: CrossFrame | None = None,
         **cross_attention_kwargs: Any,
     ) -> torch.Tensor:
         """Attend from ``hidden_states`` (batch, n, channels) or (batch, channels, height, width) to a context.
 
         ``encoder_hidden_states`` (batch, m, channels) is the context, by default the input itself;
         ``attention_mask`` (batch, 1 or n, m) is added to the scores. A ``perturbation`` that concerns this layer puts
-        identity in place of self-attention for a part of the batch. ``image_prompts`` concern layers with
-        ``image_sources``. The other arguments are the processor's.
+        identity in place of self-attention for a part of the batch, ``cross_frame`` attention to a video's first frame.
+        ``image_prompts`` concern layers with ``image_sources``. The other arguments are the processor's.
         """
         if perturbation is not None and perturbation.concerns(self):
             kept, perturbed = perturbation.split(hidden_states)
             mask = attention_mask
             if mask is not None and len(mask) == len(hidden_states):
                 mask, _ = perturbation.split(mask)
-            seen = self(kept, attention_mask=mask, **cross_attention_kwargs)
+            seen = self(kept, attention_mask=mask, cross_frame=cross_frame, **cross_attention_kwargs)
             return torch.cat([seen, IdentityAttnProcessor()(self, perturbed)])
+        if cross_frame is not None and cross_frame.concerns(self, hidden_states, encoder_hidden_states):
+            return cross_frame.attend(self, hidden_states, attention_mask, **cross_attention_kwargs)
         if image_prompts is not None and self.image_sources is not None:
             cross_attention_kwargs = {**cross_attention_kwargs, "image_prompts": image_prompts}
         if cross_attention_kwargs:

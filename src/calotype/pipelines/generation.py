@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from calotype.diffusion.fitting import Fitting
 from calotype.diffusion.guidance import PERTURBED, Guidance
 from calotype.diffusion.images import NonFiniteError, check_finite, present, to_unit
 from calotype.diffusion.inputs import EARLIER_CALLBACK, Attention, Callbacks, Frames, Noise, Output, Span
-from calotype.diffusion.loop import Predict, State, denoise
+from calotype.diffusion.loop import State, denoise
 from calotype.diffusion.parts import Parts
 from calotype.diffusion.tasks.task import Path, Start, Task
 from calotype.diffusion.timesteps import check_seeded, set_timesteps, step_arguments, until_end
@@ -68,52 +69,45 @@ def sampled(pipe: Any, parts: Parts, call: Call, stopped: bool = False) -> State
     tensors = {**start.tensors, **{k: v for steering in steerings for k, v in steering.tensors.items()}}
     begun = State(start.latents, conditions.replaced(start.conditions), call.guidance, tensors)
     predict = predictor(call, start, together(steerings))
+    earlier = {name: arguments[name] for name in EARLIER_CALLBACK if name in arguments}
+    own = call.family.solver
+
+    def go(state: State, path: Path, solver: Any = None, *, whole: int) -> State:
+        with (
+            pipe.running(Running(pipe, parts, arguments, len(path.timesteps))) as running,
+            pipe.progress_bar(total=path.steps) as bar,
+        ):
+            running._interrupt = stopped or state.stopped
+            watch = Watch()
+            observe = observer(
+                running,
+                Callbacks.of(arguments),
+                earlier,
+                path.steps,
+                call.scheduler.order,
+                bar.update,
+                start.reimpose,
+            )
+            state = denoise(
+                state,
+                path.timesteps,
+                scheduler=own if solver is None else solver,
+                predict=predict,
+                step_arguments=step_arguments(call.scheduler, call.steps, call.noise),
+                observe=watch.over(observe),
+                before=path.before,
+                whole=whole,
+            )
+        watch.check(state.latents)
+        return state
+
     state = begun
     for number in range(rounds.count):
         way, latents = rounds.begin(number, call, task, path, start, state.latents)
-        state = one_round(pipe, parts, call, way, replace(begun, latents=latents), predict, start, stopped)
+        going = partial(go, whole=len(way.timesteps))
+        state = task.walk(call, way, replace(begun, latents=latents), going)
         if state.stopped:
             break
-    return state
-
-
-def one_round(
-    pipe: Any,
-    parts: Parts,
-    call: Call,
-    path: Path,
-    begun: State,
-    predict: Predict,
-    start: Start,
-    stopped: bool,
-) -> State:
-    """The state that one sampling ends in which begins with ``begun``."""
-    arguments = call.arguments
-    earlier = {name: arguments[name] for name in EARLIER_CALLBACK if name in arguments}
-    with (
-        pipe.running(Running(pipe, parts, arguments, len(path.timesteps))) as running,
-        pipe.progress_bar(total=path.steps) as bar,
-    ):
-        running._interrupt = stopped
-        watch = Watch()
-        observe = observer(
-            running,
-            Callbacks.of(arguments),
-            earlier,
-            path.steps,
-            call.scheduler.order,
-            bar.update,
-            start.reimpose,
-        )
-        state = denoise(
-            begun,
-            path.timesteps,
-            scheduler=call.family.solver,
-            predict=predict,
-            step_arguments=step_arguments(call.scheduler, call.steps, call.noise),
-            observe=watch.over(observe),
-        )
-    watch.check(state.latents)
     return state
 
 

@@ -54,10 +54,36 @@ class TextToVideoSDPipelineOutput(BaseOutput):
 
 
 @dataclass
+class TextToVideoPipelineOutput(BaseOutput):
+    """The frames of one video, and which of them the safety checker blanked (``None`` without a checker)."""
+
+    images: list[Image] | np.ndarray | torch.Tensor
+    nsfw_content_detected: list[bool] | None
+
+    def to_tuple(self) -> tuple[object, ...]:
+        """Both fields, the second also where it is ``None``."""
+        return self.images, self.nsfw_content_detected
+
+
+@dataclass
+class TextToVideoSDXLPipelineOutput(BaseOutput):
+    """The frames of one video: an array (frames, height, width, channels), a tensor (frames, …) or a list."""
+
+    images: list[Image] | np.ndarray | torch.Tensor
+
+
+@dataclass
 class StableVideoDiffusionPipelineOutput(BaseOutput):
     """Videos: an array (videos, frames, height, width, channels), a tensor (videos, frames, channels, …) or lists."""
 
     frames: list[list[Image]] | np.ndarray | torch.Tensor
+
+
+@dataclass
+class I2VGenXLPipelineOutput(BaseOutput):
+    """Videos: an array (videos, frames, height, width, channels), a tensor (videos, frames, channels, …) or lists."""
+
+    frames: torch.Tensor | np.ndarray | list[list[Image]]
 
 
 @dataclass

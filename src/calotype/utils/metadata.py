@@ -1,8 +1,9 @@
-"""How a picture was made, written into the PNG itself and read back.
+"""How a picture or video was made, written into the file itself and read back.
 
-Two text chunks carry it. ``calotype`` holds everything as versioned JSON: with it the picture can be made again.
-``parameters`` holds the most important settings in the plain form that the AUTOMATIC1111 web UI introduced and
-that galleries and other programs read.
+In a PNG two text chunks carry it. ``calotype`` holds everything as versioned JSON: with it the picture can be made
+again. ``parameters`` holds the most important settings in the plain form that the AUTOMATIC1111 web UI introduced and
+that galleries and other programs read. In an MP4 or the like they are its comment and its description; a GIF has the
+first alone, as its comment.
 """
 
 from __future__ import annotations
@@ -11,23 +12,23 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calotype.core.errors import InputError
-from calotype.core.files import replacing
+from calotype.core.files import CONTAINERS, replacing
 from calotype.core.version import __version__
 from calotype.schedulers.names import spoken
 
 if TYPE_CHECKING:
     import PIL.Image
 
-SCHEMA = 3
+SCHEMA = 4
 """The version of the JSON; a reader refuses a newer one instead of misreading it."""
 
-_SINCE = {"lora": 3, "embedding": 3}
+_SINCE = {"lora": 3, "embedding": 3, "frames": 4, "fps": 4}
 """What went in -> the version that knows of it; of anything else 2 does."""
 
 CHUNK = "calotype"
@@ -219,25 +220,65 @@ def write_png(path: str | os.PathLike[str], image: PIL.Image.Image, settings: Se
         image.save(temporary, format="PNG", pnginfo=chunks)
 
 
+def write_clip(
+    path: str | os.PathLike[str],
+    frames: Sequence[PIL.Image.Image],
+    fps: float,
+    settings: Settings | None = None,
+) -> None:
+    """Write a video, as a GIF or in another container that the path's ending names, atomically; with its settings."""
+    from calotype.utils import videos
+
+    if Path(path).suffix.lower() == ".gif":
+        videos.write_gif(frames, path, fps, "" if settings is None else settings.to_json())
+        return
+    words = {} if settings is None else {_JSON: settings.to_json(), _TEXT: to_parameters(settings)}
+    # in their own size: H.264 needs even sides and no more
+    videos.write_video(frames, path, fps, quality=8.0, macro_block_size=2, words=words)
+
+
+_JSON, _TEXT = "comment", "description"
+"""The tags of a video that stand for a PNG's chunks."""
+
+
 def read_chunks(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The text chunks of a PNG; ``InputError`` if there is no such file or it is no readable PNG."""
+    """The settings' texts in a PNG, GIF or video, by the names of a PNG's chunks.
+
+    Raises ``InputError`` if there is no such file or it cannot be read, of videos other than GIF also without PyAV.
+    """
     import PIL.Image
+
+    from calotype.utils import videos
 
     file = Path(path)
     if not file.is_file():
         raise InputError(f"There is no file {os.fspath(path)!r}.")
+    if file.suffix.lower() in CONTAINERS:
+        words = videos.words_of(file)
+        found = {CHUNK: words.get(_JSON, ""), PLAIN_CHUNK: words.get(_TEXT, "")}
+        return {name: text for name, text in found.items() if text and _ours(name, text)}
     try:
-        with PIL.Image.open(file, formats=("PNG",)) as image:
+        with PIL.Image.open(file, formats=("PNG", "GIF")) as image:
+            if image.format == "GIF":
+                comment = image.info.get("comment", b"").decode("utf-8", "replace")
+                return {CHUNK: comment} if _ours(CHUNK, comment) else {}
             image.load()  # text may also follow the pixels
             return {str(name): str(text) for name, text in image.info.items() if isinstance(text, str)}
     except PIL.UnidentifiedImageError:
-        raise InputError(f"{os.fspath(path)!r} is not a PNG file; only PNGs carry settings.") from None
+        raise InputError(
+            f"{os.fspath(path)!r} is not a PNG file, nor a GIF or video; only these carry settings."
+        ) from None
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
         raise InputError(f"The PNG {os.fspath(path)!r} cannot be read: {error}.") from error
 
 
+def _ours(name: str, text: str) -> bool:
+    """Whether a tag that anybody may write is one of the settings."""
+    return text.startswith('{"schema"') if name == CHUNK else len(from_parameters(text)) > 3
+
+
 def read_settings(path: str | os.PathLike[str]) -> Settings:
-    """The settings that calotype wrote into a PNG; ``MetadataError`` if there are none."""
+    """The settings that calotype wrote into a PNG, GIF or video; ``MetadataError`` if there are none."""
     chunks = read_chunks(path)
     if CHUNK in chunks:
         return Settings.from_json(chunks[CHUNK])

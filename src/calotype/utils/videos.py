@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,8 @@ import PIL.Image
 import PIL.ImageSequence
 
 from calotype.core.errors import InputError
-from calotype.core.files import replacing
+from calotype.core.files import CONTAINERS, replacing
 from calotype.utils.reading import download
-
-CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
-"""Endings of files that H.264 is written to, and what FFmpeg calls them."""
 
 COARSEST = 51
 """The quantiser of H.264 at which least is kept."""
@@ -42,11 +40,24 @@ def export_to_video(
     of ``macro_block_size``, which some players ask for; None or 1 leaves them. Raises ``InputError`` for frames of
     different sizes, odd sizes that are not scaled, endings other than those of ``CONTAINERS``, and without PyAV.
     """
-    pixels = _as_bytes(video_frames)
+    return write_video(video_frames, output_video_path, fps, quality, bitrate, macro_block_size)
+
+
+def write_video(
+    frames: VideoFrames,
+    path: str | os.PathLike[str] | None,
+    fps: float,
+    quality: float = 5.0,
+    bitrate: int | None = None,
+    macro_block_size: int | None = 16,
+    words: Mapping[str, str] = MappingProxyType({}),
+) -> str:
+    """:func:`export_to_video` with ``words`` about the video in the file, such as its title or a comment."""
+    pixels = _as_bytes(frames)
     if not 0 <= quality <= 10:
         raise InputError(f"quality must be between 0 and 10, not {quality!r}.")
-    rate = _rate(fps)
-    path = _target(output_video_path, ".mp4")
+    rate = as_rate(fps)
+    path = _target(path, ".mp4")
     if path.suffix.lower() not in CONTAINERS:
         raise InputError(
             f"export_to_video writes files that end in {', '.join(CONTAINERS)}, not {path.name!r}; for GIF there is "
@@ -58,10 +69,11 @@ def export_to_video(
             f"The frames are {width}x{height}, and H.264 needs even sides: leave macro_block_size at 16 to have them "
             f"scaled, or resize them."
         )
-    av = _pyav("export_to_video")
+    av = pyav("export_to_video")
     with replacing(path) as temporary:
         container = av.open(str(temporary), "w", format=CONTAINERS[path.suffix.lower()])
         with container:
+            container.metadata.update(words)
             stream = container.add_stream("libx264", rate=rate)
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             if bitrate is None:
@@ -82,9 +94,14 @@ def export_to_gif(
 
     The frames are those of :func:`export_to_video`. Raises ``InputError`` for frames of different sizes.
     """
-    pictures = [PIL.Image.fromarray(frame) for frame in _as_bytes(image)]
-    duration = max(1, int(1000 / _rate(fps)))
-    path = _target(output_gif_path, ".gif")
+    return write_gif(image, output_gif_path, fps)
+
+
+def write_gif(frames: VideoFrames, path: str | os.PathLike[str] | None, fps: float, comment: str = "") -> str:
+    """:func:`export_to_gif` with a comment in the file."""
+    pictures = [PIL.Image.fromarray(frame) for frame in _as_bytes(frames)]
+    duration = max(1, int(1000 / as_rate(fps)))
+    path = _target(path, ".gif")
     with replacing(path) as temporary:
         pictures[0].save(
             temporary,
@@ -94,6 +111,7 @@ def export_to_gif(
             optimize=False,
             duration=duration,
             loop=0,
+            **({"comment": comment.encode()} if comment else {}),
         )
     return str(path)
 
@@ -129,6 +147,17 @@ def load_video(
     return pictures, fps
 
 
+def words_of(video: str | os.PathLike[str]) -> dict[str, str]:
+    """What a video's file says about it, by names in lower case; ``InputError`` where it cannot be read."""
+    name = os.fspath(video)
+    av = pyav("Reading what a video says about itself")
+    try:
+        with av.open(name) as container:
+            return {str(key).lower(): str(value) for key, value in container.metadata.items()}
+    except (av.FFmpegError, OSError) as error:
+        raise InputError(f"The video {name!r} could not be read: {error}.") from error
+
+
 def _is_gif(data: str | BytesIO) -> bool:
     if isinstance(data, BytesIO):
         return data.getvalue()[:4] == b"GIF8"
@@ -154,7 +183,7 @@ def _frames_of_gif(data: str | BytesIO, name: str) -> tuple[list[PIL.Image.Image
 
 
 def _frames_of_video(data: str | BytesIO, name: str) -> tuple[list[PIL.Image.Image], float | None]:
-    av = _pyav("load_video")
+    av = pyav("load_video")
     try:
         with av.open(data) as container:
             if not container.streams.video:
@@ -168,7 +197,8 @@ def _frames_of_video(data: str | BytesIO, name: str) -> tuple[list[PIL.Image.Ima
     return pictures, None if rate is None else float(rate)
 
 
-def _pyav(what: str) -> Any:
+def pyav(what: str) -> Any:
+    """The package ``av``; without it an ``InputError`` that says ``what`` needs it and how to get it."""
     try:
         import av
     except ImportError:
@@ -213,7 +243,8 @@ def _as_bytes(frames: VideoFrames) -> list[np.ndarray]:
     return pixels
 
 
-def _rate(fps: float) -> Fraction:
+def as_rate(fps: float) -> Fraction:
+    """Frames a second as containers store them; ``InputError`` for what is no rate."""
     if isinstance(fps, bool) or not isinstance(fps, int | float | Fraction) or not 0 < fps <= 1000:
         raise InputError(f"fps must be a number of frames a second above 0 and at most 1000, not {fps!r}.")
     return Fraction(fps).limit_denominator(1001)

@@ -10,7 +10,7 @@ from calotype.diffusion.inputs.base import ANY, Inputs, argument
 from calotype.diffusion.inputs.embeds import Embedded, Hinted, TextMasks
 from calotype.diffusion.inputs.exchange import EARLIER_CALLBACK, Callbacks, EarlierCallback, Output
 from calotype.diffusion.inputs.image_prompt import ImagePrompt
-from calotype.diffusion.inputs.image_to_video import Decoding, Motion, Still
+from calotype.diffusion.inputs.image_to_video import Decoding, Motion, Pace, Still
 from calotype.diffusion.inputs.pictures import Degraded, Depth, Masked, Picture, Size
 from calotype.diffusion.inputs.prompts import Batch, MicroConditions, Original, Prompt, TwoPrompts
 from calotype.diffusion.inputs.steering import (
@@ -25,7 +25,7 @@ from calotype.diffusion.inputs.steering import (
     Perturbed,
 )
 from calotype.diffusion.inputs.unclip import DecoderWay, PriorWay, ReadText, Seen, SuperResolutionWay
-from calotype.diffusion.inputs.video import ControlFrames, Frames, Moving, frames_of, told_by_frame
+from calotype.diffusion.inputs.video import ControlFrames, Drift, Frames, Moving, frames_of, told_by_frame
 from calotype.diffusion.inputs.way import Distilled, Noise, Span, Steps
 
 GROUPS: tuple[type[Inputs], ...] = (
@@ -41,10 +41,12 @@ GROUPS: tuple[type[Inputs], ...] = (
     Hinted,
     TextMasks,
     Frames,
+    Drift,
     Moving,
     ControlFrames,
     Still,
     Motion,
+    Pace,
     Decoding,
     FrameGuide,
     Original,
@@ -88,6 +90,7 @@ __all__ = [
     "Degraded",
     "Depth",
     "Distilled",
+    "Drift",
     "EarlierCallback",
     "Embedded",
     "FrameGuide",
@@ -105,6 +108,7 @@ __all__ = [
     "Noise",
     "Original",
     "Output",
+    "Pace",
     "Perturbed",
     "Picture",
     "PriorWay",

@@ -74,6 +74,19 @@ class Motion(Inputs):
 
 
 @dataclass(frozen=True)
+class Pace(Inputs):
+    """How fast the frames of a video follow one another."""
+
+    target_fps: int | None = argument(16, "Frames a second that the video is meant for.")
+
+    def __post_init__(self) -> None:
+        if self.target_fps is None or finite("target_fps", self.target_fps) <= 0:
+            raise InputError(
+                f"target_fps must be a number of frames a second above 0, not {self.target_fps!r}."
+            )
+
+
+@dataclass(frozen=True)
 class Decoding(Inputs):
     """How much is decoded at once."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 
@@ -26,17 +26,19 @@ Reimpose = Callable[[int, "State"], torch.Tensor]
 class Path:
     """The part of a schedule that a call visits: its timesteps and the number of steps that they are.
 
-    ``beyond`` counts the timesteps that come after ``denoising_end``, which another model visits.
+    ``beyond`` counts the timesteps that come after ``denoising_end``, which another model visits; ``before`` those of
+    the call that come before a part of its path.
     """
 
     timesteps: torch.Tensor
     steps: int
     beyond: int = 0
+    before: int = 0
 
     @property
     def whole(self) -> int:
         """The timesteps of the way to the picture, whoever visits them."""
-        return len(self.timesteps) + self.beyond
+        return self.before + len(self.timesteps) + self.beyond
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,12 @@ class Start:
     conditions: Mapping[str, torch.Tensor] = field(default_factory=dict)
     noise: torch.Tensor | None = None
     """The noise in the latents, where they are not noise alone."""
+
+
+class Go(Protocol):
+    """Takes a state along a part of a call's path, with the call's solver or another one."""
+
+    def __call__(self, state: State, path: Path, solver: Any = None) -> State: ...
 
 
 class Task(ABC):
@@ -105,6 +113,10 @@ class Task(ABC):
 
         Random numbers are drawn here, in the reference's order.
         """
+
+    def walk(self, call: Call, path: Path, state: State, go: Go) -> State:
+        """From the start to the end of the path; most tasks go it once."""
+        return go(state, path)
 
     def result(self, state: State) -> torch.Tensor:
         """The latents that the pictures are decoded from: where the last step led."""
