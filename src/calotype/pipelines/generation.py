@@ -19,7 +19,7 @@ from calotype.diffusion.fitting import Fitting
 from calotype.diffusion.guidance import PERTURBED, Guidance
 from calotype.diffusion.images import NonFiniteError, check_finite, present, to_unit
 from calotype.diffusion.inputs import EARLIER_CALLBACK, Attention, Callbacks, Frames, Noise, Output, Span
-from calotype.diffusion.loop import State, denoise
+from calotype.diffusion.loop import Predict, State, denoise
 from calotype.diffusion.parts import Parts
 from calotype.diffusion.tasks.task import Path, Start, Task
 from calotype.diffusion.timesteps import check_seeded, set_timesteps, step_arguments, until_end
