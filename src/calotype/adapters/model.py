@@ -59,8 +59,8 @@ def add(model: nn.Module, name: str, updates: Mapping[str, Update]) -> None:
     for path, update in updates.items():
         _wrapped(model, path).put(name, update, turn)
     for layer in adapted_layers(model).values():
-        layer.strengths = {name: 1.0}
-        layer.enabled = True
+        layer.choose({name: 1.0})
+        layer.switch(True)
     _listen(model)
 
 
@@ -76,6 +76,8 @@ def exchange(models: Mapping[str, nn.Module], name: str, updates: Mapping[str, M
             raise InputError(f"The adapter {name!r} is fused; call unfuse_lora() before it is exchanged.")
         new = updates.get(key, {})
         own = {path: layer.update_named(name) for path, layer in adapted_layers(model).items()}
+        if any(update is not None and update.in_training for update in own.values()):
+            raise InputError(f"The adapter {name!r} is made to be trained, so it is not exchanged in place.")
         for path in new:
             if own.get(path) is None:
                 raise InputError(
@@ -115,13 +117,13 @@ def choose(model: nn.Module, chosen: Mapping[str, Strengths]) -> None:
     """Let these adapters act, and no others. Raises ``InputError`` for a name that the model does not have."""
     check_names(model, chosen)
     for path, layer in adapted_layers(model).items():
-        layer.strengths = {name: amount(path) for name, amount in chosen.items()}
+        layer.choose({name: amount(path) for name, amount in chosen.items()})
 
 
 def switch(model: nn.Module, on: bool) -> None:
     """Switch all adapters off, or on again as they were; what is fused stays in the weights."""
     for layer in adapted_layers(model).values():
-        layer.enabled = on
+        layer.switch(on)
 
 
 def remove(model: nn.Module, names: Iterable[str]) -> None:

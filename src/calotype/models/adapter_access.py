@@ -43,6 +43,17 @@ class AdapterAccess:
         contents = loading.opened(pretrained_model_name_or_path_or_dict, prefix, kwargs)
         loading.load({self._adapted_as: self._module}, contents, self._adapted_as, name, hotswap, rank)
 
+    def add_adapter(self, adapter_config: Any, adapter_name: str = "default") -> None:
+        """Give the model LoRA weights to train, as a ``peft.LoraConfig`` describes them; they act from now on.
+
+        Their parameters are among the model's :meth:`parameters` and require gradients while they act;
+        :meth:`save_lora_adapter` saves them. Raises ``InputError`` for a name that is in use and for layers that the
+        model does not have.
+        """
+        from calotype.adapters import fresh
+
+        fresh.put(self._module, adapter_config, adapter_name)
+
     def save_lora_adapter(
         self,
         save_directory: str | os.PathLike[str],

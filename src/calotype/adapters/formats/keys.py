@@ -56,7 +56,7 @@ _FLAT = {
 }
 """The start of keys in which the parts of a layer's name are joined by underscores -> the model."""
 
-MODELS = ("unet", "text_encoder", "text_encoder_2", "controlnet", "transformer", "prior")
+MODELS = ("unet", "text_encoder", "text_encoder_2", "controlnet", "transformer", "prior", "vae")
 """The models by whose name, and a dot, a key may start."""
 
 
