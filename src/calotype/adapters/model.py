@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from calotype.adapters import strength
@@ -24,18 +25,31 @@ Strengths = Callable[[str], float]
 
 def layers_of(model: nn.Module) -> dict[str, nn.Module]:
     """The layers that updates are for, by name, whether they have some already or not."""
-    found: dict[str, nn.Module] = {}
-    for name, part in model.named_modules():
-        if isinstance(part, ADAPTABLE):
-            found[name] = part
-        elif isinstance(part, Adapted):
-            found[name] = part.layer
-    return found
+    parts = _outermost(model, (*ADAPTABLE, Adapted))
+    return {name: part.layer if isinstance(part, Adapted) else part for name, part in parts}
 
 
 def adapted_layers(model: nn.Module) -> dict[str, Adapted]:
     """The layers that have updates, by name."""
-    return {name: part for name, part in model.named_modules() if isinstance(part, Adapted)}
+    return {name: part for name, part in _outermost(model, (Adapted,)) if isinstance(part, Adapted)}
+
+
+def _outermost(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> list[tuple[str, nn.Module]]:
+    """The parts of these kinds that are in no other such part, in the model's order; each one once."""
+    found, seen = [], set()
+    waiting = [("", model)]
+    while waiting:  # named_modules() hands every name up through all levels, which counts in a large model
+        name, part = waiting.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        if isinstance(part, kinds):
+            found.append((name, part))
+            continue
+        start = f"{name}." if name else ""
+        below = [(start + key, child) for key, child in part._modules.items() if child is not None]
+        waiting += reversed(below)
+    return found
 
 
 def adapters(model: nn.Module) -> tuple[str, ...]:
@@ -64,6 +78,7 @@ def add(model: nn.Module, name: str, updates: Mapping[str, Update]) -> None:
     _listen(model)
 
 
+@torch.no_grad()
 def exchange(models: Mapping[str, nn.Module], name: str, updates: Mapping[str, Mapping[str, Update]]) -> None:
     """Give an adapter of several models other values, where its tensors are; layers that get none get zeros.
 

@@ -46,11 +46,17 @@ class Update(nn.Module, ABC):
         mine, its = self.tensors(), other.tensors()
         return mine.keys() == its.keys() and all(mine[name].shape == its[name].shape for name in mine)
 
-    @torch.no_grad()
     def become(self, other: Update) -> None:
         """Take the values of ``other``; the tensors stay where they are."""
         for name, tensor in other.tensors().items():
             self.tensors()[name].copy_(tensor)
+
+    def owned(self) -> Update:
+        """Itself, with copies in the place of tensors that a mapped file or the caller may hold too."""
+        for part in self.modules():
+            for name, tensor in part._buffers.items():
+                part._buffers[name] = None if tensor is None else tensor.clone()
+        return self
 
     def _hold(self, **tensors: torch.Tensor) -> None:
         """Keep tensors under these names; parameters stay parameters."""

@@ -15,6 +15,7 @@ from calotype.core.frames import apart, together
 from calotype.core.outputs import BaseOutput
 from calotype.models.adapter_access import AdapterAccess
 from calotype.models.attention_access import AttentionAccess
+from calotype.models.attention_addons import MergesTokens
 from calotype.models.feed_forward_access import FeedForwardAccess
 from calotype.models.freeu_access import FreeUAccess
 from calotype.models.modeling import ModelMixin
@@ -38,7 +39,9 @@ class UNetMotionOutput(BaseOutput):
     sample: torch.Tensor | None = None
 
 
-class UNetMotionModel(AdapterAccess, AttentionAccess, FreeUAccess, FeedForwardAccess, ModelMixin):
+class UNetMotionModel(
+    AdapterAccess, AttentionAccess, FreeUAccess, FeedForwardAccess, MergesTokens, ModelMixin
+):
     """A U-Net over videos whose weights are those of one over pictures and of a :class:`MotionAdapter`.
 
     https://arxiv.org/abs/2307.04725. Entries that may differ between stages are one value or one for each of

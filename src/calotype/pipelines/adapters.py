@@ -292,7 +292,11 @@ class Adapters:
     def _adaptable(self) -> dict[str, nn.Module]:
         """The models that adapters are for, by their names in files; ``InputError`` where there are none."""
         models: dict[str, nn.Module] = self._modules_by_name  # type: ignore[attr-defined]
-        found = {_in_files(name): models[name] for name in self._lora_loadable_modules if name in models}
+        found = {  # a compiled model stands for the one inside
+            _in_files(name): getattr(models[name], "_orig_mod", models[name])
+            for name in self._lora_loadable_modules
+            if name in models
+        }
         if not found:
             raise InputError(
                 f"A {type(self).__name__} has none of {', '.join(self._lora_loadable_modules)}: LoRA "

@@ -23,6 +23,7 @@ from calotype.diffusion.tasks.task import Start, Task
 from calotype.diffusion.timesteps import check_seeded, set_timesteps, step_arguments, until_end
 from calotype.diffusion.watch import Watch
 from calotype.nn.perturbation import Perturbation, self_attention
+from calotype.nn.shared_attention import batch_of
 from calotype.pipelines.running import Running, observer
 
 logger = logging.getLogger(__name__)
@@ -139,7 +140,8 @@ def predictor(call: Call, start: Start, steer: Steer | None) -> Any:
         conditions, branches = state.conditions, state.guidance.branches
         if PERTURBED in branches:
             conditions = perturbed(conditions, Perturbation(call.perturbed, len(branches)))
-        return call.family.predict(latents, timestep, conditions, residuals)
+        with batch_of(len(latents) // len(branches)):
+            return call.family.predict(latents, timestep, conditions, residuals)
 
     return predict
 
