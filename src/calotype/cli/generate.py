@@ -106,6 +106,14 @@ Embedding = Annotated[
     list[str] | None,
     _option("--embedding", metavar="FILE", help="A learned word (textual inversion); may be repeated."),
 ]
+IpAdapter = Annotated[
+    list[str] | None,
+    _option("--ip-adapter", metavar="FILE[:X]", help="An IP-Adapter, X times as strong; may be repeated."),
+]
+IpImage = Annotated[
+    list[str] | None,
+    _option("--ip-image", metavar="FILE", help="The picture that it takes for a prompt, one for each."),
+]
 Sheet = Annotated[
     str | None,
     _option("--sheet", metavar="FILE.png", help="Also write all pictures on one sheet, with their prompts."),
@@ -137,6 +145,8 @@ def generate(
     controlnet: ControlNet = None,
     lora: Lora = None,
     embedding: Embedding = None,
+    ip_adapter: IpAdapter = None,
+    ip_image: IpImage = None,
     like: Like = None,
     sheet: Sheet = None,
     no_metadata: NoMetadata = False,
@@ -168,6 +178,8 @@ def generate(
         "controlnet": tuple(controlnet) if controlnet else None,
         "lora": tuple(lora) if lora else None,
         "embedding": tuple(embedding) if embedding else None,
+        "ip_adapter": tuple(ip_adapter) if ip_adapter else None,
+        "ip_image": tuple(ip_image) if ip_image else None,
     }
     options = {name: value for name, value in given.items() if value is not None}
     original = None if like is None else (metadata.read_settings(like), _pixels(like))

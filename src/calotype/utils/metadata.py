@@ -24,10 +24,10 @@ from calotype.schedulers.names import spoken
 if TYPE_CHECKING:
     import PIL.Image
 
-SCHEMA = 3
+SCHEMA = 4
 """The version of the JSON; a reader refuses a newer one instead of misreading it."""
 
-_SINCE = {"lora": 3, "embedding": 3}
+_SINCE = {"lora": 3, "embedding": 3, "ip_adapter": 4, "ip_image": 4}
 """What went in -> the version that knows of it; of anything else 2 does."""
 
 CHUNK = "calotype"
