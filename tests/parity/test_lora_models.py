@@ -107,6 +107,7 @@ def test_models(name: str, tmp_path: Path) -> None:
 
 PEFT_MODELS = [name for name in MODELS if name not in WITHOUT]
 METHODS = (
+    "load_attn_procs save_attn_procs "
     "add_adapter active_adapters delete_adapters disable_adapters disable_lora enable_adapters enable_lora "
     "enable_lora_hotswap fuse_lora save_lora_adapter set_adapter set_adapters unfuse_lora unload_lora"
 )
@@ -334,3 +335,61 @@ def ours_of(name: str, theirs: Any) -> Any:
 
             parts[key] = copy.deepcopy(part)
     return getattr(calotype, name)(**parts)
+
+
+# -- weights in the place of attention's ----------------------------------------------------------------------
+
+
+def test_custom_diffusion(tmp_path: Path) -> None:
+    from diffusers.models.attention_processor import CustomDiffusionAttnProcessor
+
+    theirs, ours = both("UNet2DConditionModel")
+    run, plain_theirs = MODELS["UNet2DConditionModel"][1], theirs.state_dict()
+    processors = {}
+    for name in theirs.attn_processors:
+        layer, cross = theirs.get_submodule(name.removesuffix(".processor")), "attn2" in name
+        processors[name] = CustomDiffusionAttnProcessor(
+            train_kv=cross,
+            train_q_out=cross and "mid" in name,
+            hidden_size=layer.inner_dim,
+            cross_attention_dim=32 if cross else None,
+        )
+        if cross:
+            tiny.randomise(processors[name], len(processors))
+    theirs.set_attn_processor(processors)
+    with torch.no_grad():
+        plain, expected = run(ours), run(theirs)
+        assert (expected - plain).abs().max() > 0.01
+        for form, safe in (("safe", True), ("pickle", False)):
+            theirs.save_attn_procs(tmp_path / form, safe_serialization=safe)
+            ours.load_attn_procs(tmp_path / form, use_safetensors=None if safe else False)
+            torch.testing.assert_close(run(ours), expected, atol=1e-5, rtol=0)
+            ours.save_attn_procs(tmp_path / f"{form} again", safe_serialization=safe)
+            with pytest.raises(InputError, match="bias of their own"):
+                ours.fuse_lora()
+            ours.unload_lora()
+            assert torch.equal(run(ours), plain)
+        again, _ = both("UNet2DConditionModel")
+        again.load_state_dict(plain_theirs, strict=False)
+        again.load_attn_procs(
+            tmp_path / "safe again", weight_name="pytorch_custom_diffusion_weights.safetensors"
+        )
+        torch.testing.assert_close(run(again), expected, atol=1e-5, rtol=0)
+        ours.load_lora_adapter(lora_files.peft(lora_files.pairs({"unet": ours})))
+        with pytest.raises(InputError, match="save_lora_adapter"):
+            ours.save_attn_procs(tmp_path / "none")
+        assert not (tmp_path / "none").exists()
+
+
+def test_a_folder_of_peft_s_own(tmp_path: Path) -> None:
+    """What PEFT saves of a model that it has wrapped."""
+    from peft import get_peft_model
+
+    theirs, ours = both("UNet2DConditionModel")
+    run = MODELS["UNet2DConditionModel"][1]
+    config = LoraConfig(r=4, lora_alpha=6, target_modules=["to_q", "conv1"], init_lora_weights=False)
+    wrapped = get_peft_model(theirs, config).eval()
+    wrapped.save_pretrained(tmp_path)
+    ours.load_lora_adapter(tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(run(ours), run(wrapped), atol=1e-5, rtol=0)

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from calotype.core.errors import InputError
+
 Layer = Any
 """An ``nn.Linear`` or an ``nn.Conv2d`` without groups."""
 
@@ -111,6 +113,36 @@ class LowRank(Update):
 
     def tensors(self) -> dict[str, torch.Tensor]:
         return {"lora_A.weight": self.down, "lora_B.weight": self.up}
+
+
+class Replaced(Update):
+    """ΔW = W' − W for a weight W' that takes the layer's place, perhaps with its bias."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        self._hold(weight=weight)
+        self.register_buffer("bias", bias, persistent=False)
+
+    def delta(self, layer: Layer) -> torch.Tensor:
+        return self.weight.float() - layer.weight.float()
+
+    def gain(self, layer: Layer, x: torch.Tensor, y: torch.Tensor, strength: float) -> torch.Tensor:
+        bias = layer.bias if self.bias is None else self.bias
+        outer = through(layer, x, self.weight)
+        return ((outer if bias is None else outer + bias) - y) * strength
+
+    def change(self, layer: Layer, strength: float) -> torch.Tensor:
+        if self.bias is not None:
+            raise InputError(
+                "Weights with a bias of their own cannot be made a part of the model's; leave them beside."
+            )
+        return self.delta(layer) * strength
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {"weight": self.weight} | ({} if self.bias is None else {"bias": self.bias})
 
 
 class Factored(Update):
