@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig
+from safetensors.torch import load_file
 
 import calotype
 from calotype.adapters.model import adapted_layers
 from calotype.core.errors import InputError
 from tests import tiny
 from tests.parity import kandinsky_parts, lora_files, stable_video_parts, video_runs
+from tests.parity.deviations import deviation
 from tests.parity.pipeline_runs import arrays, compare, quiet, seeded
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -344,7 +346,7 @@ def test_custom_diffusion(tmp_path: Path) -> None:
     from diffusers.models.attention_processor import CustomDiffusionAttnProcessor
 
     theirs, ours = both("UNet2DConditionModel")
-    run, plain_theirs = MODELS["UNet2DConditionModel"][1], theirs.state_dict()
+    run = MODELS["UNet2DConditionModel"][1]
     processors = {}
     for name in theirs.attn_processors:
         layer, cross = theirs.get_submodule(name.removesuffix(".processor")), "attn2" in name
@@ -369,12 +371,15 @@ def test_custom_diffusion(tmp_path: Path) -> None:
                 ours.fuse_lora()
             ours.unload_lora()
             assert torch.equal(run(ours), plain)
-        again, _ = both("UNet2DConditionModel")
-        again.load_state_dict(plain_theirs, strict=False)
-        again.load_attn_procs(
-            tmp_path / "safe again", weight_name="pytorch_custom_diffusion_weights.safetensors"
+        # files are alike; the reference does not use what it loads from its own
+        name = "pytorch_custom_diffusion_weights.safetensors"
+        saved = [load_file(tmp_path / folder / name) for folder in ("safe", "safe again")]
+        assert saved[0].keys() == saved[1].keys() and all(
+            torch.equal(saved[1][key], saved[0][key]) for key in saved[0]
         )
-        torch.testing.assert_close(run(again), expected, atol=1e-5, rtol=0)
+        again, _ = both("UNet2DConditionModel")
+        again.load_attn_procs(tmp_path / "safe", weight_name=name)
+        assert deviation("models/*/load_attn_procs") and (run(again) - expected).abs().max() > 0.01
         ours.load_lora_adapter(lora_files.peft(lora_files.pairs({"unet": ours})))
         with pytest.raises(InputError, match="save_lora_adapter"):
             ours.save_attn_procs(tmp_path / "none")

@@ -19,7 +19,7 @@ def tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     names = active(model)
     if len(names) != 1:
         raise InputError(f"One adapter must act to be saved; {', '.join(names) or 'none'} act here.")
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for path, layer in adapted_layers(model).items():
         update, match = layer.update_named(names[0]), _LAYER.fullmatch(path)
         if update is None:
