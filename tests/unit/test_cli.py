@@ -19,6 +19,7 @@ from calotype.cli import making
 from calotype.cli.app import app
 from calotype.core import progress
 from calotype.utils.metadata import read_settings, write_png
+from tests.parity import ip_adapter_parts
 from tests.tiny import stable_diffusion_folder
 
 QUICK = ["--steps", "2", "--device", "cpu"]
@@ -512,10 +513,39 @@ def test_adapters_act_and_are_recorded(tiny, tmp_path):
     assert "only safetensors are read here" in result.stderr
 
 
+def test_a_picture_for_a_prompt_can_be_made_again(tiny, drawn, tmp_path):
+    import calotype
+
+    unet = calotype.UNet2DConditionModel.from_pretrained(tiny / "unet")
+    ip_adapter_parts.save(ip_adapter_parts.adapter(unet, "plain", 1), tmp_path / "look.safetensors")
+    ip_adapter_parts.image_encoder_folder(tmp_path / "image_encoder")
+    given = ("a ball", "-m", tiny, *QUICK, "--seed", 3)
+    look = ("--ip-adapter", "look.safetensors:0.7", "--ip-image", "photo.png")
+    succeeded(run("generate", *given, "-o", "plain.png"))
+    succeeded(run("generate", *given, *look, "-o", "a.png"))
+    assert not np.array_equal(pixels("plain.png"), pixels("a.png"))
+    made = read_settings("a.png")
+    assert made.inputs["ip_adapter"][0]["scale"] == 0.7
+    assert made.inputs["ip_image"][0]["file"] == "photo.png"
+    shown = " ".join(succeeded(run("show", "a.png")).stdout.split())
+    assert "IP-Adapter look.safetensors (0.7) Its picture photo.png" in shown
+    result = succeeded(run("generate", "--like", "a.png", "-o", "b.png", "--json"))
+    assert json.loads(result.stdout)["same_pixels"] is True
+    succeeded(run("generate", "--like", "a.png", "--ip-adapter", "look.safetensors:0", "-o", "c.png"))
+    assert np.array_equal(pixels("plain.png"), pixels("c.png"))
+    edges = ("--image", "photo.png", "--strength", 0.9, "--ip-image", "edges.png")
+    succeeded(run("generate", "--like", "a.png", *edges, "-o", "d.png"))
+    assert not np.array_equal(pixels("a.png"), pixels("d.png"))
+    PIL.Image.new("RGB", (8, 8)).save("photo.png")
+    assert "has changed since" in run("generate", "--like", "a.png", "-o", "e.png").stderr
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--lora", ":0.5"], "names no file"),
+        (["--ip-adapter", "a.safetensors"], "1 --ip-adapter and 0 --ip-image"),
+        (["--ip-adapter", "nowhere.safetensors", "--ip-image", "photo.png"], "is no file"),
         (["--mask", "mask.png"], "--mask needs --image"),
         (["--strength", "0.5"], "--strength needs --image"),
         (["--image", "photo.png", "--strength", "2"], "strength must be between 0 and 1"),

@@ -63,6 +63,19 @@ def test_a_batch_that_does_not_fit_is_computed_in_parts(
     assert "The denoiser's batch of 3 pictures does not fit into the memory of cpu" in caplog.text
 
 
+def test_pictures_that_share_attention_are_not_computed_apart(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = calotype.StableDiffusionPipeline.from_pretrained(folder)
+    pipe.enable_style_aligned()
+    seen = small_memory(pipe.unet, "forward", 2, monkeypatch)
+    with pytest.raises(torch.OutOfMemoryError, match="full"):
+        pictures(pipe)
+    assert seen == [6, 4, 2]
+    pipe.disable_style_aligned()
+    assert pictures(pipe).isfinite().all()
+
+
 @pytest.mark.parametrize("kind", ["StableDiffusionXLPAGPipeline", "StableDiffusionControlNetPipeline"])
 def test_what_stands_beside_the_latents_is_cut_with_them(
     folder: Path, xl_folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch

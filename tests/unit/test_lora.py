@@ -318,6 +318,27 @@ def test_exchanged_in_place(net: Any) -> None:
     assert torch.equal(predicted(net), now)
 
 
+def test_the_caller_s_tensors_stay_as_they_are(net: Any) -> None:
+    state = lora(net, rank=4)
+    before = {key: tensor.clone() for key, tensor in state.items()}
+    net.load_lora_adapter(state, adapter_name="one")
+    net.load_lora_adapter(lora(net, rank=4, seed=7), adapter_name="one", hotswap=True)
+    assert all(torch.equal(state[key], before[key]) for key in state)
+
+
+def test_a_compiled_model_takes_adapters(pipe: Any) -> None:
+    state, plain = lora(pipe.unet), pipe.unet
+    pipe.unet = torch.compile(plain, backend="eager", fullgraph=False)
+    try:
+        pipe.load_lora_weights(state)
+        assert pipe.get_list_adapters() == {"unet": ["default_0"]}
+        assert [*model.adapters(plain)] == ["default_0"]
+        pipe.unload_lora_weights()
+        assert not model.adapted_layers(plain)
+    finally:
+        pipe.unet = plain
+
+
 def test_room_for_a_higher_rank(pipe: Any) -> None:
     pipe.enable_lora_hotswap(target_rank=8)
     pipe.load_lora_weights(lora(pipe.unet, rank=2), adapter_name="one")

@@ -72,9 +72,24 @@ class Adapted(nn.Module):
                 return update
         return None
 
+    def choose(self, strengths: dict[str, float]) -> None:
+        """Let these adapters act, as strongly as this says; of those in training they alone are trained."""
+        self.strengths = strengths
+        self._settle()
+
+    def switch(self, on: bool) -> None:
+        """Let the chosen adapters act, or none."""
+        self.enabled = on
+        self._settle()
+
+    def _settle(self) -> None:
+        for name, update in zip(self.names, self.updates, strict=True):
+            for parameter in update.parameters():
+                parameter.requires_grad_(self.enabled and name in self.strengths)
+
     def put(self, name: str, update: Update, turn: int) -> None:
         """Add the update of an adapter that has none here."""
-        self.updates.append(update)
+        self.updates.append(update.train(self.training))
         self.names = (*self.names, name)
         self.turns[name] = turn
 

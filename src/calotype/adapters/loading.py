@@ -119,7 +119,7 @@ def load(
         if rank is not None:
             updates = {layer: with_rank(update, rank) for layer, update in updates.items()}
         if updates:
-            adapted.add(models[model], chosen, updates)
+            adapted.add(models[model], chosen, {layer: update.owned() for layer, update in updates.items()})
     return chosen
 
 

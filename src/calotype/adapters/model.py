@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from calotype.adapters import strength
@@ -24,18 +25,31 @@ Strengths = Callable[[str], float]
 
 def layers_of(model: nn.Module) -> dict[str, nn.Module]:
     """The layers that updates are for, by name, whether they have some already or not."""
-    found: dict[str, nn.Module] = {}
-    for name, part in model.named_modules():
-        if isinstance(part, ADAPTABLE):
-            found[name] = part
-        elif isinstance(part, Adapted):
-            found[name] = part.layer
-    return found
+    parts = _outermost(model, (*ADAPTABLE, Adapted))
+    return {name: part.layer if isinstance(part, Adapted) else part for name, part in parts}
 
 
 def adapted_layers(model: nn.Module) -> dict[str, Adapted]:
     """The layers that have updates, by name."""
-    return {name: part for name, part in model.named_modules() if isinstance(part, Adapted)}
+    return {name: part for name, part in _outermost(model, (Adapted,)) if isinstance(part, Adapted)}
+
+
+def _outermost(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> list[tuple[str, nn.Module]]:
+    """The parts of these kinds that are in no other such part, in the model's order; each one once."""
+    found, seen = [], set()
+    waiting = [("", model)]
+    while waiting:  # named_modules() hands every name up through all levels, which counts in a large model
+        name, part = waiting.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        if isinstance(part, kinds):
+            found.append((name, part))
+            continue
+        start = f"{name}." if name else ""
+        below = [(start + key, child) for key, child in part._modules.items() if child is not None]
+        waiting += reversed(below)
+    return found
 
 
 def adapters(model: nn.Module) -> tuple[str, ...]:
@@ -59,11 +73,12 @@ def add(model: nn.Module, name: str, updates: Mapping[str, Update]) -> None:
     for path, update in updates.items():
         _wrapped(model, path).put(name, update, turn)
     for layer in adapted_layers(model).values():
-        layer.strengths = {name: 1.0}
-        layer.enabled = True
+        layer.choose({name: 1.0})
+        layer.switch(True)
     _listen(model)
 
 
+@torch.no_grad()
 def exchange(models: Mapping[str, nn.Module], name: str, updates: Mapping[str, Mapping[str, Update]]) -> None:
     """Give an adapter of several models other values, where its tensors are; layers that get none get zeros.
 
@@ -76,6 +91,8 @@ def exchange(models: Mapping[str, nn.Module], name: str, updates: Mapping[str, M
             raise InputError(f"The adapter {name!r} is fused; call unfuse_lora() before it is exchanged.")
         new = updates.get(key, {})
         own = {path: layer.update_named(name) for path, layer in adapted_layers(model).items()}
+        if any(update is not None and update.in_training for update in own.values()):
+            raise InputError(f"The adapter {name!r} is made to be trained, so it is not exchanged in place.")
         for path in new:
             if own.get(path) is None:
                 raise InputError(
@@ -115,13 +132,13 @@ def choose(model: nn.Module, chosen: Mapping[str, Strengths]) -> None:
     """Let these adapters act, and no others. Raises ``InputError`` for a name that the model does not have."""
     check_names(model, chosen)
     for path, layer in adapted_layers(model).items():
-        layer.strengths = {name: amount(path) for name, amount in chosen.items()}
+        layer.choose({name: amount(path) for name, amount in chosen.items()})
 
 
 def switch(model: nn.Module, on: bool) -> None:
     """Switch all adapters off, or on again as they were; what is fused stays in the weights."""
     for layer in adapted_layers(model).values():
-        layer.enabled = on
+        layer.switch(on)
 
 
 def remove(model: nn.Module, names: Iterable[str]) -> None:

@@ -1,6 +1,7 @@
 """Updates ΔW of a layer's weight, in the forms in which they are trained, and what a layer's output gains by them.
 
-Their tensors are buffers that are not saved with the model. The factor α/r is multiplied in when they are made.
+Their tensors are buffers or, in training, parameters; neither is saved with the model. The factor α/r is multiplied in
+when they are made, or stands apart (:class:`Scaled`) where the factors are trained.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from calotype.core.errors import InputError
 
 Layer = Any
 """An ``nn.Linear`` or an ``nn.Conv2d`` without groups."""
@@ -35,16 +38,41 @@ class Update(nn.Module, ABC):
     def tensors(self) -> dict[str, torch.Tensor]:
         """All tensors by their names in files, without those of the layer; with them α is the rank."""
 
+    @property
+    def in_training(self) -> bool:
+        """Whether the tensors are parameters, which an optimiser holds."""
+        return next(self.parameters(), None) is not None
+
     def takes(self, other: Update) -> bool:
         """Whether :meth:`become` can be: the other has tensors of the same names and shapes."""
         mine, its = self.tensors(), other.tensors()
         return mine.keys() == its.keys() and all(mine[name].shape == its[name].shape for name in mine)
 
-    @torch.no_grad()
     def become(self, other: Update) -> None:
         """Take the values of ``other``; the tensors stay where they are."""
         for name, tensor in other.tensors().items():
             self.tensors()[name].copy_(tensor)
+
+    def owned(self) -> Update:
+        """Itself, with copies in the place of tensors that a mapped file or the caller may hold too."""
+        for part in self.modules():
+            for name, tensor in part._buffers.items():
+                part._buffers[name] = None if tensor is None else tensor.clone()
+        return self
+
+    def _hold(self, **tensors: torch.Tensor) -> None:
+        """Keep tensors under these names; parameters stay parameters."""
+        for name, tensor in tensors.items():
+            if isinstance(tensor, nn.Parameter):
+                self.register_parameter(name, tensor)
+            else:
+                self.register_buffer(name, tensor, persistent=False)
+
+    def _save_to_state_dict(self, *args: Any) -> None:
+        """Parameters, which cannot be declared to be left out, are no part of the model's state either."""
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        """See above."""
 
 
 class LowRank(Update):
@@ -55,8 +83,7 @@ class LowRank(Update):
 
     def __init__(self, down: torch.Tensor, up: torch.Tensor) -> None:
         super().__init__()
-        self.register_buffer("down", down, persistent=False)
-        self.register_buffer("up", up, persistent=False)
+        self._hold(down=down, up=up)
 
     @property
     def rank(self) -> int:
@@ -88,13 +115,42 @@ class LowRank(Update):
         return {"lora_A.weight": self.down, "lora_B.weight": self.up}
 
 
+class Replaced(Update):
+    """ΔW = W' − W for a weight W' that takes the layer's place, perhaps with its bias."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        self._hold(weight=weight)
+        self.register_buffer("bias", bias, persistent=False)
+
+    def delta(self, layer: Layer) -> torch.Tensor:
+        return self.weight.float() - layer.weight.float()
+
+    def gain(self, layer: Layer, x: torch.Tensor, y: torch.Tensor, strength: float) -> torch.Tensor:
+        bias = layer.bias if self.bias is None else self.bias
+        outer = through(layer, x, self.weight)
+        return ((outer if bias is None else outer + bias) - y) * strength
+
+    def change(self, layer: Layer, strength: float) -> torch.Tensor:
+        if self.bias is not None:
+            raise InputError(
+                "Weights with a bias of their own cannot be made a part of the model's; leave them beside."
+            )
+        return self.delta(layer) * strength
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {"weight": self.weight} | ({} if self.bias is None else {"bias": self.bias})
+
+
 class Factored(Update):
     """ΔW from factors whose product is made anew each time; abstract."""
 
     def __init__(self, **factors: torch.Tensor) -> None:
         super().__init__()
-        for name, tensor in factors.items():
-            self.register_buffer(name, tensor, persistent=False)
+        self._hold(**factors)
 
     def gain(self, layer: Layer, x: torch.Tensor, y: torch.Tensor, strength: float) -> torch.Tensor:
         outer = through(layer, x, self.delta(layer).to(x.dtype))
@@ -136,6 +192,33 @@ class Kronecker(Factored):
         return torch.kron(first, second.contiguous()).reshape(layer.weight.shape)
 
 
+class Scaled(Update):
+    """ΔW = (α/r)·B·A with the factor apart, as B and A are trained; a part of the input's entries may be left out.
+
+    ``dropout`` is that part, in training.
+    """
+
+    def __init__(self, factors: LowRank, factor: float, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.factors = factors
+        self.factor = factor
+        self.dropout = dropout
+
+    def delta(self, layer: Layer) -> torch.Tensor:
+        return self.factors.delta(layer) * self.factor
+
+    def gain(self, layer: Layer, x: torch.Tensor, y: torch.Tensor, strength: float) -> torch.Tensor:
+        x = F.dropout(x, self.dropout, self.training).to(self.factors.down.dtype)
+        return self.factors.gain(layer, x, y, strength * self.factor).to(y.dtype)
+
+    def change(self, layer: Layer, strength: float) -> torch.Tensor:
+        return self.delta(layer) * strength
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        down, up = self.factors.down, self.factors.up
+        return {"lora_A.weight": down, "lora_B.weight": up if self.factor == 1.0 else up * self.factor}
+
+
 class Decomposed(Update):
     """W' = m·(W + ΔW)/‖W + ΔW‖ with ΔW of another update and magnitudes m: DoRA (https://arxiv.org/abs/2402.09353).
 
@@ -147,7 +230,7 @@ class Decomposed(Update):
     def __init__(self, direction: Update, magnitude: torch.Tensor) -> None:
         super().__init__()
         self.direction = direction
-        self.register_buffer("magnitude", magnitude, persistent=False)
+        self._hold(magnitude=magnitude)
 
     def delta(self, layer: Layer) -> torch.Tensor:
         return self.change(layer, 1.0)
@@ -175,10 +258,12 @@ class Decomposed(Update):
         return {**self.direction.tensors(), "lora_magnitude_vector": m}
 
     def _moved(self, layer: Layer, strength: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """W + ΔW, and m/‖W + ΔW‖."""
+        """W + ΔW, and m/‖W + ΔW‖, in which the norm counts as a constant in training (section 4.3)."""
         moved = layer.weight.float() + self.direction.change(layer, strength)
         axes = [axis for axis, size in enumerate(self.magnitude.shape) if size == 1]
-        return moved, self.magnitude.float() / torch.linalg.vector_norm(moved, dim=axes, keepdim=True)
+        return moved, self.magnitude.float() / torch.linalg.vector_norm(
+            moved.detach(), dim=axes, keepdim=True
+        )
 
 
 def through(layer: Layer, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

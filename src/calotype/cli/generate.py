@@ -115,6 +115,14 @@ Embedding = Annotated[
 ]
 Frames = Annotated[int | None, _option("--frames", metavar="N", help="Of a video; by default the model's.")]
 Fps = Annotated[float | None, _option("--fps", metavar="X", help="Frames a second of a video.")]
+IpAdapter = Annotated[
+    list[str] | None,
+    _option("--ip-adapter", metavar="FILE[:X]", help="An IP-Adapter, X times as strong; may be repeated."),
+]
+IpImage = Annotated[
+    list[str] | None,
+    _option("--ip-image", metavar="FILE", help="The picture that it takes for a prompt, one for each."),
+]
 Sheet = Annotated[
     str | None,
     _option("--sheet", metavar="FILE.png", help="Also write all pictures on one sheet, with their prompts."),
@@ -148,6 +156,8 @@ def generate(
     embedding: Embedding = None,
     frames: Frames = None,
     fps: Fps = None,
+    ip_adapter: IpAdapter = None,
+    ip_image: IpImage = None,
     like: Like = None,
     sheet: Sheet = None,
     no_metadata: NoMetadata = False,
@@ -181,6 +191,8 @@ def generate(
         "embedding": tuple(embedding) if embedding else None,
         "frames": frames,
         "fps": fps,
+        "ip_adapter": tuple(ip_adapter) if ip_adapter else None,
+        "ip_image": tuple(ip_image) if ip_image else None,
     }
     options = {name: value for name, value in given.items() if value is not None}
     clip = files.is_clip(output) or frames is not None or fps is not None

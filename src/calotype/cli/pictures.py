@@ -26,6 +26,8 @@ def opened(asked: Request) -> dict[str, Any]:
         found["mask"] = _picture(asked.mask, "--mask", asked.known, "L")
     if asked.control:
         found["control"] = [_picture(file, "--control", asked.known) for file in asked.control]
+    if asked.ip_image:
+        found["ip_image"] = [_picture(file, "--ip-image", asked.known) for file in asked.ip_image]
     return found
 
 
@@ -78,6 +80,8 @@ def arguments(asked: Request, pictures: dict[str, Any], models: list[Any]) -> di
         given = pictures["control"]
         pairs = zip(models, given, strict=True) if models else ()
         found["control"] = [calotype.control(*pair) for pair in pairs] or given
+    if "ip_image" in pictures:
+        found["ip_adapter_image"] = pictures["ip_image"]
     return found
 
 
@@ -92,9 +96,10 @@ def record(asked: Request, pictures: dict[str, Any]) -> dict[str, Any]:
         for name in ("image", "mask")
         if name in pictures
     }
-    if "control" in pictures:
-        pairs = zip(asked.control, pictures["control"], strict=True)
-        found["control"] = [{"file": file, "sha256": digest(picture)} for file, picture in pairs]
+    for name in ("control", "ip_image"):
+        if name in pictures:
+            pairs = zip(getattr(asked, name), pictures[name], strict=True)
+            found[name] = [{"file": file, "sha256": digest(picture)} for file, picture in pairs]
     if asked.controlnet:
         found["controlnet"] = [
             {"model": name, **asdict(identify(name, "config.json"))} for name in asked.controlnet

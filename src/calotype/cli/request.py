@@ -50,6 +50,8 @@ class Request:
     embedding: tuple[str, ...] = ()
     frames: int | None = None
     fps: float | None = None
+    ip_adapter: tuple[str, ...] = ()
+    ip_image: tuple[str, ...] = ()
     known: dict[str, str] = field(default_factory=dict)
     """What a picture recorded of files and models that it was made with: contents and commits, by name."""
 
@@ -81,8 +83,14 @@ class Request:
             raise InputError(f"--frames must be at least 1, not {self.frames}.")
         if self.fps is not None and not 0 < self.fps <= 1000:
             raise InputError(f"--fps must be above 0 and at most 1000, not {self.fps:g}.")
-        for text in self.lora:
-            adapters.lora_of(text)
+        for option, given in (("--lora", self.lora), ("--ip-adapter", self.ip_adapter)):
+            for text in given:
+                adapters.weighted(text, option)
+        if len(self.ip_adapter) != len(self.ip_image):
+            raise InputError(
+                f"There are {len(self.ip_adapter)} --ip-adapter and {len(self.ip_image)} --ip-image; give a picture "
+                f"for each adapter."
+            )
         if self.controlnet and len(self.controlnet) != len(self.control):
             raise InputError(
                 f"There are {len(self.control)} --control and {len(self.controlnet)} --controlnet; give a model for "
@@ -105,9 +113,13 @@ def from_options(options: dict[str, Any], video: bool = False) -> Request:
     return Request(**{**usual, **options})
 
 
+_BESIDE = {"lora", "embedding", "ip_adapter", "ip_image", "frames", "fps"}
+"""What goes in without taking the place of the picture's size."""
+
+
 def _inputs(recorded: Mapping[str, Any]) -> dict[str, Any]:
     """A request's part that says which pictures go in, from the settings of what was made from them."""
-    if not recorded.keys() - {"lora", "embedding", "frames", "fps"}:
+    if not recorded.keys() - _BESIDE:
         return {}
     single = {name: recorded[name]["file"] for name in ("image", "mask") if name in recorded}
     controls, nets = recorded.get("control", ()), recorded.get("controlnet", ())
@@ -124,9 +136,9 @@ def _inputs(recorded: Mapping[str, Any]) -> dict[str, Any]:
 
 def _adapters(recorded: Mapping[str, Any], known: Mapping[str, str]) -> dict[str, Any]:
     """A request's part that says which adapters go in; ``known`` is what the other files contain."""
-    entries = [*recorded.get("lora", ()), *recorded.get("embedding", ())]
-    own = {entry["file"]: entry["sha256"] for entry in entries}
-    return {**adapters.requested(dict(recorded)), "known": {**known, **own}}
+    own = {entry["file"]: entry["sha256"] for name in _BESIDE for entry in recorded.get(name, ())}
+    pictures = tuple(entry["file"] for entry in recorded.get("ip_image", ()))
+    return {**adapters.requested(dict(recorded)), "ip_image": pictures, "known": {**known, **own}}
 
 
 def like(made: Settings, options: dict[str, Any]) -> Request:
@@ -154,7 +166,9 @@ def like(made: Settings, options: dict[str, Any]) -> Request:
         options.get("mask"),
         *options.get("control", ()),
         *options.get("controlnet", ()),
-        *(adapters.lora_of(text).name for text in options.get("lora", ())),
+        *(adapters.weighted(text, "--lora").name for text in options.get("lora", ())),
+        *(adapters.weighted(text, "--ip-adapter").name for text in options.get("ip_adapter", ())),
+        *options.get("ip_image", ()),
         *options.get("embedding", ()),
     }
     known = {name: value for name, value in recorded.known.items() if name not in named}

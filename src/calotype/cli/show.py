@@ -46,6 +46,16 @@ def show(
             typer.echo(f"{'':<{width}}  {line}")
 
 
+_ADAPTERS = {"LoRA": "lora", "IP-Adapter": "ip_adapter", "Its picture": "ip_image", "Words": "embedding"}
+
+
+def _named(made: Settings, key: str) -> str | None:
+    """The files of adapters, and how strongly they act where it is not fully."""
+    entries = made.inputs.get(key, ())
+    scales = ["" if one.get("scale", 1.0) == 1.0 else f" ({one['scale']:g})" for one in entries]
+    return ", ".join(one["file"] + scale for one, scale in zip(entries, scales, strict=True)) or None
+
+
 def _rows(made: Settings) -> dict[str, Any]:
     """The settings as a person wants to read them; what was not set is left out."""
     rows = {
@@ -65,6 +75,7 @@ def _rows(made: Settings) -> dict[str, Any]:
         "ControlNet": ", ".join(entry["model"] for entry in made.inputs.get("controlnet", ())) or None,
         "Frames": made.inputs.get("frames"),
         "Pace": f"{made.inputs['fps']:g} frames a second" if "fps" in made.inputs else None,
+        **{name: _named(made, key) for name, key in _ADAPTERS.items()},
         "Scheduler": f"{metadata.sampler_name(made.scheduler)} ({made.scheduler.get('class')})",
         "Size": f"{made.size[0]} x {made.size[1]}",
         "Computed": f"in {made.dtype} on {made.device}",

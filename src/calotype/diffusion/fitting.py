@@ -12,6 +12,7 @@ import torch
 from calotype.core.memory import empty_cache
 from calotype.diffusion.conditions import Conditions
 from calotype.diffusion.controls.control import Residuals
+from calotype.nn.shared_attention import TiedError
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +36,15 @@ class Fitting:
         The memory's error remains if a single picture does not fit, or the pictures are not independent.
         """
         pictures = len(latents) // branches
+        short = torch.OutOfMemoryError()
         while True:
             try:
                 return self._in_parts(compute, latents, told, pictures, branches)
+            except TiedError:
+                self.parts = 1
+                raise short from None
             except torch.OutOfMemoryError as error:
+                short = error.with_traceback(None)  # which holds what was computed
                 if self.parts >= pictures:
                     raise
                 try:

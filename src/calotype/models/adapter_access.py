@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -43,6 +43,17 @@ class AdapterAccess:
         contents = loading.opened(pretrained_model_name_or_path_or_dict, prefix, kwargs)
         loading.load({self._adapted_as: self._module}, contents, self._adapted_as, name, hotswap, rank)
 
+    def add_adapter(self, adapter_config: Any, adapter_name: str = "default") -> None:
+        """Give the model LoRA weights to train, as a ``peft.LoraConfig`` describes them; they act from now on.
+
+        Their parameters are among the model's :meth:`parameters` and require gradients while they act;
+        :meth:`save_lora_adapter` saves them. Raises ``InputError`` for a name that is in use and for layers that the
+        model does not have.
+        """
+        from calotype.adapters import fresh
+
+        fresh.put(self._module, adapter_config, adapter_name)
+
     def save_lora_adapter(
         self,
         save_directory: str | os.PathLike[str],
@@ -67,6 +78,40 @@ class AdapterAccess:
             weight_name=weight_name,
             safe_serialization=safe_serialization,
         )
+
+    def load_attn_procs(self, pretrained_model_name_or_path_or_dict: Source, **kwargs: Any) -> None:
+        """Load weights that take the place of attention's (Custom Diffusion, arXiv:2212.04488); LoRA weights too.
+
+        They are an adapter: chosen, weighed and taken out as others. See :meth:`load_lora_adapter`.
+        """
+        self.load_lora_adapter(pretrained_model_name_or_path_or_dict, **kwargs)
+
+    def save_attn_procs(
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        weight_name: str | None = None,
+        save_function: Callable[..., Any] | None = None,
+        safe_serialization: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """Save the weights of Custom Diffusion that act, in a folder.
+
+        Raises ``InputError`` where there are none: LoRA weights are saved by :meth:`save_lora_adapter`.
+        """
+        from calotype.adapters import custom_diffusion
+        from calotype.adapters.formats import files
+
+        tensors = custom_diffusion.tensors(self._module)
+        if is_main_process:
+            name = f"{files.CUSTOM_WEIGHTS}{'.safetensors' if safe_serialization else '.bin'}"
+            files.write(
+                {"": tensors},
+                Path(save_directory),
+                weight_name=weight_name or name,
+                safe_serialization=safe_serialization,
+                save_function=save_function,
+            )
 
     def set_adapters(self, adapter_names: list[str] | str, weights: Any = None) -> None:
         """Let these adapters act, and no others, as strongly as ``weights`` say: a number, one for each, or by block.

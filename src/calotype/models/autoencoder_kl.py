@@ -9,6 +9,7 @@ from torch import nn
 
 from calotype.core.errors import InputError
 from calotype.core.random import Generators
+from calotype.models.adapter_access import AdapterAccess
 from calotype.models.attention_access import AttentionAccess
 from calotype.models.gaussian import AutoencoderKLOutput, DiagonalGaussianDistribution
 from calotype.models.modeling import ModelMixin
@@ -16,7 +17,7 @@ from calotype.models.tiling import AutoencoderMixin, overlapping_tiles
 from calotype.models.vae import Decoder, DecoderOutput, Encoder
 
 
-class AutoencoderKL(ModelMixin, AutoencoderMixin, AttentionAccess):
+class AutoencoderKL(AdapterAccess, ModelMixin, AutoencoderMixin, AttentionAccess):
     """Pictures in [-1, 1] to a distribution over latents, and latents to pictures.
 
     A picture (batch, in_channels, h, w) becomes latents (batch, latent_channels, h/f, w/f) with ``f`` doubling for
@@ -25,6 +26,7 @@ class AutoencoderKL(ModelMixin, AutoencoderMixin, AttentionAccess):
     """
 
     _supports_gradient_checkpointing = True
+    _adapted_as = "vae"
 
     def __init__(
         self,

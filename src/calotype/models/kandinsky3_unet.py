@@ -11,6 +11,7 @@ from torch import nn
 
 from calotype.core.errors import InputError
 from calotype.core.outputs import BaseOutput
+from calotype.models.adapter_access import AdapterAccess
 from calotype.models.attention_access import AttentionAccess
 from calotype.models.modeling import ModelMixin
 from calotype.models.unet_conditioning import additive_mask, as_times
@@ -208,7 +209,7 @@ class TokenProjector(nn.Module):
         return self.projection_norm(self.projection_linear(states))
 
 
-class Kandinsky3UNet(AttentionAccess, ModelMixin):
+class Kandinsky3UNet(AdapterAccess, AttentionAccess, ModelMixin):
     """A U-Net over latents that attends to the tokens of a large language model.
 
     At most four levels, of ``block_out_channels``, each of ``layers_per_block`` (at least 2) pairs of residual blocks.

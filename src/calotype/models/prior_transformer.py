@@ -13,6 +13,7 @@ from torch import nn
 
 from calotype.core.errors import InputError
 from calotype.core.outputs import BaseOutput
+from calotype.models.adapter_access import AdapterAccess
 from calotype.models.attention_access import AttentionAccess
 from calotype.models.modeling import ModelMixin
 from calotype.nn.embeddings import TimestepEmbedding, Timesteps
@@ -29,7 +30,7 @@ class PriorTransformerOutput(BaseOutput):
     predicted_image_embedding: torch.Tensor
 
 
-class PriorTransformer(ModelMixin, AttentionAccess):
+class PriorTransformer(AdapterAccess, AttentionAccess, ModelMixin):
     """Tokens of the text, of the projected embedding, of the time and of the noisy embedding, read in this order.
 
     ``added_emb_type="prd"`` appends a learned token, at whose place the prediction is read; None reads it at the
@@ -37,6 +38,8 @@ class PriorTransformer(ModelMixin, AttentionAccess):
     ``norm_in_type`` and ``embedding_proj_norm_type`` ("layer" or None) are norms before the blocks and on the
     projected embedding. ``num_embeddings`` tokens have positions, and ``additional_embeddings`` more.
     """
+
+    _adapted_as = "prior"
 
     def __init__(
         self,

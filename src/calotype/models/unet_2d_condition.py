@@ -13,6 +13,7 @@ from calotype.core.errors import InputError
 from calotype.core.outputs import BaseOutput
 from calotype.models.adapter_access import AdapterAccess
 from calotype.models.attention_access import AttentionAccess
+from calotype.models.attention_addons import MergesTokens, SharesStyle
 from calotype.models.freeu_access import FreeUAccess
 from calotype.models.modeling import ModelMixin
 from calotype.models.unet_conditioning import (
@@ -36,7 +37,9 @@ class UNet2DConditionOutput(BaseOutput):
     sample: torch.Tensor | None = None
 
 
-class UNet2DConditionModel(AdapterAccess, AttentionAccess, FreeUAccess, ModelMixin):
+class UNet2DConditionModel(
+    AdapterAccess, AttentionAccess, FreeUAccess, MergesTokens, SharesStyle, ModelMixin
+):
     """A U-Net over pictures or latents that attends to a context (https://arxiv.org/abs/2112.10752).
 
     Entries that may differ between stages are one value or one for each of ``down_block_types``.

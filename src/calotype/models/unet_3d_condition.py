@@ -14,6 +14,7 @@ from calotype.core.frames import apart, together
 from calotype.core.outputs import BaseOutput
 from calotype.models.adapter_access import AdapterAccess
 from calotype.models.attention_access import AttentionAccess
+from calotype.models.attention_addons import MergesTokens
 from calotype.models.feed_forward_access import FeedForwardAccess
 from calotype.models.freeu_access import FreeUAccess
 from calotype.models.modeling import ModelMixin
@@ -34,7 +35,9 @@ class UNet3DConditionOutput(BaseOutput):
     sample: torch.Tensor | None = None
 
 
-class UNet3DConditionModel(AdapterAccess, AttentionAccess, FreeUAccess, FeedForwardAccess, ModelMixin):
+class UNet3DConditionModel(
+    AdapterAccess, AttentionAccess, FreeUAccess, FeedForwardAccess, MergesTokens, ModelMixin
+):
     """A U-Net over videos that attends to a context (https://arxiv.org/abs/2308.06571).
 
     It is the U-Net over pictures with convolutions and attention along time after those within the pictures.

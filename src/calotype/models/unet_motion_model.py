@@ -16,6 +16,7 @@ from calotype.core.frames import apart, context_of_frames, for_frames, together
 from calotype.core.outputs import BaseOutput
 from calotype.models.adapter_access import AdapterAccess
 from calotype.models.attention_access import AttentionAccess
+from calotype.models.attention_addons import MergesTokens
 from calotype.models.feed_forward_access import FeedForwardAccess
 from calotype.models.freeu_access import FreeUAccess
 from calotype.models.modeling import ModelMixin
@@ -42,7 +43,7 @@ class UNetMotionOutput(BaseOutput):
 
 
 class UNetMotionModel(
-    AdapterAccess, AttentionAccess, FreeUAccess, FeedForwardAccess, SplitAccess, ModelMixin
+    AdapterAccess, AttentionAccess, FreeUAccess, FeedForwardAccess, SplitAccess, MergesTokens, ModelMixin
 ):
     """A U-Net over videos whose weights are those of one over pictures and of a :class:`MotionAdapter`.
 

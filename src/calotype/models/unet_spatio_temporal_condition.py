@@ -10,6 +10,7 @@ from torch import nn
 from calotype.core.config import Config
 from calotype.core.errors import InputError
 from calotype.core.outputs import BaseOutput
+from calotype.models.adapter_access import AdapterAccess
 from calotype.models.attention_access import AttentionAccess
 from calotype.models.feed_forward_access import FeedForwardAccess
 from calotype.models.modeling import ModelMixin
@@ -29,7 +30,7 @@ class UNetSpatioTemporalConditionOutput(BaseOutput):
     sample: torch.Tensor | None = None
 
 
-class UNetSpatioTemporalConditionModel(AttentionAccess, FeedForwardAccess, ModelMixin):
+class UNetSpatioTemporalConditionModel(AdapterAccess, AttentionAccess, FeedForwardAccess, ModelMixin):
     """A U-Net over videos that attends to a picture's embedding (https://arxiv.org/abs/2311.15127).
 
     Each of its layers works on the frames and then along time. ``num_frames`` is how many frames it was trained with;

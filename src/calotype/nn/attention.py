@@ -295,7 +295,7 @@ class AttnProcessor:
                 return out
             return attn.image_sources(attn, q, out, image_prompts)
 
-        return _with_projections(attn, hidden_states, mix, temb)
+        return with_projections(attn, hidden_states, mix, temb)
 
 
 class IdentityAttnProcessor:
@@ -305,10 +305,10 @@ class IdentityAttnProcessor:
         self, attn: Attention, hidden_states: torch.Tensor, temb: torch.Tensor | None = None
     ) -> torch.Tensor:
         assert attn.to_v is not None
-        return _with_projections(attn, hidden_states, attn.to_v, temb)
+        return with_projections(attn, hidden_states, attn.to_v, temb)
 
 
-def _with_projections(
+def with_projections(
     attn: Attention,
     hidden_states: torch.Tensor,
     mix: Callable[[torch.Tensor], torch.Tensor],

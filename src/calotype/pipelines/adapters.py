@@ -130,6 +130,12 @@ class Adapters:
                 save_function=save_function,
             )
 
+    @staticmethod
+    def pack_weights(layers: nn.Module | Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+        """The tensors of a module, or by their keys, as files have them for the model ``prefix``."""
+        tensors = layers.state_dict() if isinstance(layers, nn.Module) else layers
+        return {f"{prefix}.{key}": tensor for key, tensor in tensors.items()}
+
     # -- which act, and how strongly ---------------------------------------------------------------------------
 
     def set_adapters(
@@ -284,9 +290,13 @@ class Adapters:
     # -- the models --------------------------------------------------------------------------------------------
 
     def _adaptable(self) -> dict[str, nn.Module]:
-        """The models that adapters are for; ``InputError`` where there are none."""
+        """The models that adapters are for, by their names in files; ``InputError`` where there are none."""
         models: dict[str, nn.Module] = self._modules_by_name  # type: ignore[attr-defined]
-        found = {name: models[name] for name in self._lora_loadable_modules if name in models}
+        found = {  # a compiled model stands for the one inside
+            _in_files(name): getattr(models[name], "_orig_mod", models[name])
+            for name in self._lora_loadable_modules
+            if name in models
+        }
         if not found:
             raise InputError(
                 f"A {type(self).__name__} has none of {', '.join(self._lora_loadable_modules)}: LoRA "
@@ -296,12 +306,14 @@ class Adapters:
 
     def _named(self, components: list[str] | None) -> dict[str, nn.Module]:
         models = self._adaptable()
-        for name in components or ():
-            if name not in self._lora_loadable_modules:
-                raise InputError(
-                    f"components may name {', '.join(models)}, not {name!r}: adapters are for these models."
-                )
-        return {key: module for key, module in models.items() if not components or key in components}
+        if not components:
+            return models
+        wanted = set(map(_in_files, components))
+        if wrong := wanted.difference(models, map(_in_files, self._lora_loadable_modules)):
+            raise InputError(
+                f"components may name {', '.join(models)}, not {wrong.pop()!r}: adapters are for these models."
+            )
+        return {key: module for key, module in models.items() if key in wanted}
 
     def _check_names(self, names: Any) -> None:
         known = {name for own in self.get_list_adapters().values() for name in own}
@@ -314,6 +326,11 @@ class Adapters:
     def _suspended(self) -> Any:
         """Offloading suspended while layers or weights are changed."""
         return self._at_home(None)  # type: ignore[attr-defined]
+
+
+def _in_files(component: str) -> str:
+    """What files call a component: where a pipeline holds another one, that is a part of its name."""
+    return "prior" if component == "prior_prior" else component
 
 
 class SavesLora:

@@ -260,6 +260,28 @@ class Efficiency:
         """Undo :meth:`enable_freeu`."""
         self._part("unet", "disable_freeu")()
 
+    def enable_tome(self, ratio: float = 0.5, **settings: Any) -> None:
+        """Merge ``ratio`` of the UNet's pixels in attention, which saves time and changes the picture a little.
+
+        https://arxiv.org/abs/2303.17604; ``settings`` are those of the UNet's own ``enable_tome``.
+        """
+        self._part("unet", "enable_tome")(ratio, **settings)
+
+    def disable_tome(self) -> None:
+        """Undo :meth:`enable_tome`: everything is as it was, to the bit."""
+        self._part("unet", "disable_tome")()
+
+    def enable_style_aligned(self, **settings: Any) -> None:
+        """Give all pictures of a call the style of its first (https://arxiv.org/abs/2312.02133).
+
+        ``settings`` are those of the UNet's own ``enable_style_aligned``.
+        """
+        self._part("unet", "enable_style_aligned")(**settings)
+
+    def disable_style_aligned(self) -> None:
+        """Undo :meth:`enable_style_aligned`: each picture is by itself again."""
+        self._part("unet", "disable_style_aligned")()
+
     def fuse_qkv_projections(self, unet: bool = True, vae: bool = True) -> None:
         """Compute the attention's queries, keys and values in one product; numbers and files stay the same."""
         for name, wanted in (("unet", unet), ("vae", vae)):

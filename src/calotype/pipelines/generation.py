@@ -25,6 +25,7 @@ from calotype.diffusion.tasks.task import Path, Start, Task
 from calotype.diffusion.timesteps import check_seeded, set_timesteps, step_arguments, until_end
 from calotype.diffusion.watch import Watch
 from calotype.nn.perturbation import Perturbation, self_attention
+from calotype.nn.shared_attention import batch_of
 from calotype.pipelines.running import Running, observer
 
 logger = logging.getLogger(__name__)
@@ -160,13 +161,14 @@ def predictor(call: Call, start: Start, steer: Steer | None) -> Predict:
             beside = [state.tensors[name] for name in start.channels]
             beside = [tensor.repeat(len(latents) // len(tensor), 1, 1, 1) for tensor in beside]
             latents = torch.cat([latents, *beside], dim=1)
-        branches = state.guidance.branches
+        branches, rows = state.guidance.branches, len(latents)
 
         def compute(latents: torch.Tensor, told: tuple[Any, Residuals]) -> torch.Tensor:
             conditions, beside = told
             if PERTURBED in branches:
                 conditions = perturbed(conditions, Perturbation(call.perturbed, len(branches)))
-            return call.family.predict(latents, timestep, conditions, beside)
+            with batch_of(len(latents) // len(branches), whole=len(latents) == rows):
+                return call.family.predict(latents, timestep, conditions, beside)
 
         return fitting.predict(compute, latents, (state.conditions, residuals), len(branches))
 

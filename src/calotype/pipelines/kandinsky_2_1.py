@@ -9,6 +9,7 @@ from calotype.diffusion.tasks.from_image import FromImage
 from calotype.diffusion.tasks.from_noise import FromNoise
 from calotype.diffusion.tasks.inpaint_latents import InpaintLatents
 from calotype.families.kandinsky_2_1 import Kandinsky21, noised_by_strength
+from calotype.pipelines.adapters import Adapters
 from calotype.pipelines.outputs import ImagePipelineOutput
 from calotype.pipelines.pipeline import DiffusionPipeline
 from calotype.pipelines.signature import call, constructor
@@ -21,7 +22,7 @@ _LAST = "output_type callback callback_steps return_dict"
 _PICTURE_PARTS = "text_encoder movq tokenizer unet scheduler"
 
 
-class KandinskyBase(DiffusionPipeline):
+class KandinskyBase(Adapters, DiffusionPipeline):
     """What the pipelines of Kandinsky 2.1 share; abstract."""
 
     family = Kandinsky21

@@ -9,6 +9,7 @@ from calotype.diffusion.tasks.from_image import FromImage
 from calotype.diffusion.tasks.from_noise import FromNoise
 from calotype.diffusion.tasks.inpaint_latents import InpaintLatents
 from calotype.families.kandinsky_2_2 import Kandinsky22
+from calotype.pipelines.adapters import Adapters
 from calotype.pipelines.outputs import ImagePipelineOutput
 from calotype.pipelines.pipeline import DiffusionPipeline
 from calotype.pipelines.signature import call, constructor
@@ -20,7 +21,7 @@ _LAST = "output_type return_dict callback_on_step_end callback_on_step_end_tenso
 _EARLIER_LAST = "output_type callback callback_steps return_dict"
 
 
-class KandinskyV22Base(DiffusionPipeline):
+class KandinskyV22Base(Adapters, DiffusionPipeline):
     """What the pipelines of Kandinsky 2.2 share; abstract."""
 
     family = Kandinsky22

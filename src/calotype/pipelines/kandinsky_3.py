@@ -11,6 +11,7 @@ from calotype.diffusion.inputs import Prompt, TextMasks
 from calotype.diffusion.tasks.from_image import FromImage
 from calotype.diffusion.tasks.from_noise import FromNoise
 from calotype.families.kandinsky_3 import Kandinsky3
+from calotype.pipelines.adapters import Adapters, SavesLora
 from calotype.pipelines.outputs import ImagePipelineOutput
 from calotype.pipelines.pipeline import DiffusionPipeline
 from calotype.pipelines.signature import call, constructor
@@ -57,7 +58,7 @@ def encoding(cut: bool) -> Callable[..., Any]:
     return encode_prompt
 
 
-class Kandinsky3Base(DiffusionPipeline):
+class Kandinsky3Base(Adapters, SavesLora, DiffusionPipeline):
     """What the pipelines of Kandinsky 3 share; abstract."""
 
     family = Kandinsky3

@@ -18,6 +18,7 @@ from calotype.families.kandinsky_combined import (
     ImaginedKandinsky22,
 )
 from calotype.families.kandinsky_prior import KandinskyPrior
+from calotype.pipelines.adapters import Adapters
 from calotype.pipelines.outputs import ImagePipelineOutput
 from calotype.pipelines.pipeline import DiffusionPipeline
 from calotype.pipelines.signature import call, constructor
@@ -51,7 +52,7 @@ _CALLBACKS = (
 )
 
 
-class KandinskyV22CombinedBase(DiffusionPipeline):
+class KandinskyV22CombinedBase(Adapters, DiffusionPipeline):
     """What the pipelines of Kandinsky 2.2 with its prior share; abstract."""
 
     family = ImaginedKandinsky22
@@ -59,6 +60,7 @@ class KandinskyV22CombinedBase(DiffusionPipeline):
     connected = "prior"
     model_cpu_offload_seq = "prior_text_encoder->prior_image_encoder->unet->movq"
     _exclude_from_cpu_offload = ("prior_prior",)
+    _lora_loadable_modules = ("unet", "text_encoder", "prior_prior")
     __init__ = constructor(CombinedKandinsky22)
 
 
@@ -98,7 +100,7 @@ class KandinskyV22InpaintCombinedPipeline(KandinskyV22CombinedBase):
     )
 
 
-class KandinskyCombinedBase(DiffusionPipeline):
+class KandinskyCombinedBase(Adapters, DiffusionPipeline):
     """What the pipelines of Kandinsky 2.1 with its prior share; abstract."""
 
     family = ImaginedKandinsky21
@@ -106,6 +108,7 @@ class KandinskyCombinedBase(DiffusionPipeline):
     connected = "prior"
     model_cpu_offload_seq = "prior_text_encoder->prior_image_encoder->prior_prior->text_encoder->unet->movq"
     _exclude_from_cpu_offload = ("prior_prior",)
+    _lora_loadable_modules = ("unet", "text_encoder", "prior_prior")
     __init__ = constructor(CombinedKandinsky21)
 
 

@@ -15,6 +15,7 @@ from calotype.diffusion.parts import Parts
 from calotype.diffusion.tasks.from_embedding import FromEmbedding
 from calotype.diffusion.tasks.from_noise import FromNoise
 from calotype.families.kandinsky_prior import KandinskyPrior, in_pairs, nothing_seen
+from calotype.pipelines.adapters import Adapters
 from calotype.pipelines.outputs import KandinskyPriorPipelineOutput
 from calotype.pipelines.pipeline import DiffusionPipeline
 from calotype.pipelines.signature import call, constructor, run
@@ -50,12 +51,13 @@ def embeddings(pipe: Any, parts: Parts, arguments: Mapping[str, Any], output_cla
     return result if output.return_dict else result.to_tuple()
 
 
-class KandinskyPriorBase(DiffusionPipeline):
+class KandinskyPriorBase(Adapters, DiffusionPipeline):
     """What the priors share; abstract."""
 
     family = KandinskyPrior
     model_cpu_offload_seq = "text_encoder->image_encoder->prior"
     _exclude_from_cpu_offload = ("prior",)
+    _lora_loadable_modules = ("prior", "text_encoder")
     __init__ = constructor(KandinskyPrior, required="image_processor")
 
     @torch.no_grad()

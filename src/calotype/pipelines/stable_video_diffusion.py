@@ -9,6 +9,7 @@ from typing import Any
 from calotype.diffusion.parts import Parts
 from calotype.diffusion.tasks.animate import Animate
 from calotype.families.stable_video_diffusion import StableVideoDiffusion
+from calotype.pipelines.adapters import Adapters
 from calotype.pipelines.generation import generate
 from calotype.pipelines.outputs import StableVideoDiffusionPipelineOutput
 from calotype.pipelines.signature import call, constructor
@@ -23,12 +24,13 @@ def animated(pipe: Any, parts: Parts, arguments: Mapping[str, Any], output: type
     return result[0] if isinstance(result, tuple) else result
 
 
-class StableVideoDiffusionPipeline(WithVideos):
+class StableVideoDiffusionPipeline(Adapters, WithVideos):
     """A picture to a video (arXiv:2311.15127)."""
 
     family = StableVideoDiffusion
     task = Animate()
     model_cpu_offload_seq = "image_encoder->unet->vae"
+    _lora_loadable_modules = ("unet",)
     __init__ = constructor(StableVideoDiffusion)
     __call__ = call(
         "image height width num_frames num_inference_steps sigmas min_guidance_scale max_guidance_scale fps "

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 SCHEMA = 4
 """The version of the JSON; a reader refuses a newer one instead of misreading it."""
 
-_SINCE = {"lora": 3, "embedding": 3, "frames": 4, "fps": 4}
+_SINCE = {"lora": 3, "embedding": 3, "frames": 4, "fps": 4, "ip_adapter": 4, "ip_image": 4}
 """What went in -> the version that knows of it; of anything else 2 does."""
 
 CHUNK = "calotype"

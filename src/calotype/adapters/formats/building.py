@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from calotype.adapters.formats.keys import Piece
-from calotype.adapters.updates import Decomposed, Hadamard, Kronecker, Layer, LowRank, Update
+from calotype.adapters.updates import Decomposed, Hadamard, Kronecker, Layer, LowRank, Replaced, Update
 from calotype.core.errors import WeightsError
 
 
@@ -26,6 +26,8 @@ def built(piece: Piece, layer: Layer, name: str) -> Update:
         update: Update = _low_rank(tensors, alpha, layer, piece.config, name)
     elif kinds == {"hada"} and tensors.keys() >= _HADAMARD:
         update = _hadamard(tensors, alpha, layer, name)
+    elif kinds == {"whole"} and "whole_weight" in tensors:
+        update = _whole(tensors, layer, name)
     elif kinds == {"lokr"}:
         update = _kronecker(tensors, alpha, layer, name)
     else:
@@ -95,6 +97,13 @@ def _scaled(
         name: _placed(tensor.float() * factor if name == one and factor != 1.0 else tensor, layer)
         for name, tensor in tensors.items()
     }
+
+
+def _whole(tensors: dict[str, torch.Tensor], layer: Layer, name: str) -> Replaced:
+    weight, bias = tensors["whole_weight"], tensors.get("whole_bias")
+    if weight.shape != layer.weight.shape or (bias is not None and bias.shape != layer.weight.shape[:1]):
+        raise _misfit(name, layer, f"{tuple(weight.shape)}")
+    return Replaced(_placed(weight, layer), None if bias is None else _placed(bias, layer))
 
 
 def _check(update: Hadamard | Kronecker, layer: Layer, name: str) -> None:

@@ -18,6 +18,7 @@ from calotype.core.tensor_files import read_header, read_pickle, read_tensors
 
 WEIGHTS = "pytorch_lora_weights"
 PEFT_WEIGHTS = "adapter_model"
+CUSTOM_WEIGHTS = "pytorch_custom_diffusion_weights"
 PEFT_CONFIG = "adapter_config.json"
 METADATA = "lora_adapter_metadata"
 """The entry of a safetensors file's metadata that has PEFT's settings."""
@@ -50,7 +51,7 @@ def read(
         state: dict[str, Any] = dict(read_tensors(path, names, lambda _, tensor: tensor))
         configs = _by_model(_metadata(path))
     elif use_safetensors is False:
-        state, configs = dict(read_pickle(path)), {}
+        state, configs = dict(read_pickle(path, nested=True)), {}  # Custom Diffusion's have empty ones inside
     else:
         raise ModelFilesError(
             f"{path} is a pickle, which may be made to run code when it is loaded: pass use_safetensors=False if you "
@@ -68,7 +69,7 @@ def find(
     subfolder: str | None,
     use_safetensors: bool | None,
     options: hub.HubOptions,
-    stems: Sequence[str] = (WEIGHTS, PEFT_WEIGHTS),
+    stems: Sequence[str] = (WEIGHTS, PEFT_WEIGHTS, CUSTOM_WEIGHTS),
 ) -> Path:
     """The weight file that is meant: of the usual name, or else the only one."""
     if os.path.isfile(source):

@@ -1,6 +1,6 @@
 """The languages of LoRA files: which tensor of which layer a key names.
 
-Known are the reference's own of today (which is PEFT's) and before, PEFT's, Kohya's and LyCORIS's.
+Known are the reference's own of today (which is PEFT's) and before, PEFT's, Kohya's, LyCORIS's and Custom Diffusion's.
 """
 
 from __future__ import annotations
@@ -21,6 +21,11 @@ _OLD = (
     (re.compile(r"\.to_out_lora\."), ".out_proj.lora."),
 )
 """Updates that hung on attention processors of UNets and attention layers of text encoders, until 2023."""
+
+_CUSTOM = re.compile(
+    r"(?P<path>.+)\.processor\.(?P<layer>to_[qkv]|to_out)_custom_diffusion(?P<rest>\.0)?\.(?P<role>weight|bias)"
+)
+"""Weights that take the layer's place (Custom Diffusion, https://arxiv.org/abs/2212.04488)."""
 
 _NAMED = r"(?:\.[^.]+)?"
 """The name of the adapter, which PEFT writes into keys in some versions."""
@@ -56,7 +61,7 @@ _FLAT = {
 }
 """The start of keys in which the parts of a layer's name are joined by underscores -> the model."""
 
-MODELS = ("unet", "text_encoder", "text_encoder_2", "controlnet", "transformer", "prior")
+MODELS = ("unet", "text_encoder", "text_encoder_2", "controlnet", "transformer", "prior", "vae")
 """The models by whose name, and a dot, a key may start."""
 
 
@@ -121,17 +126,23 @@ def _split(key: str) -> tuple[str | None, str, str] | None:
     key = key.removeprefix("base_model.model.")
     for old, new in _OLD:
         key = old.sub(new, key)
+    if match := _CUSTOM.fullmatch(key):
+        model, path = _of_model(match["path"])
+        return model, f"{path}.{match['layer']}{match['rest'] or ''}", f"whole_{match['role']}"
     for pattern, role in _ROLES:
         if match := pattern.fullmatch(key):
             path = match["path"]
             for start, model in _FLAT.items():
                 if path.startswith(start):
                     return model, path.removeprefix(start), role
-            first, _, rest = path.partition(".")
-            if first in MODELS and rest:
-                return first, rest, role
-            return None, path, role
+            return *_of_model(path), role
     return None
+
+
+def _of_model(path: str) -> tuple[str | None, str]:
+    """The model that a name starts with, if it does, and the rest."""
+    first, _, rest = path.partition(".")
+    return (first, rest) if first in MODELS and rest else (None, path)
 
 
 def likely_for(contents: Contents) -> str:
