@@ -113,7 +113,9 @@ def from_options(options: dict[str, Any], video: bool = False) -> Request:
     return Request(**{**usual, **options})
 
 
-_BESIDE = {"lora", "embedding", "ip_adapter", "ip_image", "frames", "fps"}
+_FILES = {"lora", "embedding", "ip_adapter", "ip_image"}
+"""Adapters and what they read."""
+_BESIDE = _FILES | {"frames", "fps"}
 """What goes in without taking the place of the picture's size."""
 
 
@@ -136,7 +138,7 @@ def _inputs(recorded: Mapping[str, Any]) -> dict[str, Any]:
 
 def _adapters(recorded: Mapping[str, Any], known: Mapping[str, str]) -> dict[str, Any]:
     """A request's part that says which adapters go in; ``known`` is what the other files contain."""
-    own = {entry["file"]: entry["sha256"] for name in _BESIDE for entry in recorded.get(name, ())}
+    own = {entry["file"]: entry["sha256"] for name in _FILES for entry in recorded.get(name, ())}
     pictures = tuple(entry["file"] for entry in recorded.get("ip_image", ()))
     return {**adapters.requested(dict(recorded)), "ip_image": pictures, "known": {**known, **own}}
 
