@@ -20,8 +20,8 @@ _WEIGHTS = Path(__file__).parents[1] / "pocket"
 BUNDLED = {"pocket": _WEIGHTS / "weights", "pocket-motion": _WEIGHTS / "motion_weights"}
 """What comes with the package, by name: a checkpoint, and a motion adapter for it."""
 _ABSENT = {
-    "pocket-motion": "This installation has no moving pocket model: `calotype train pocket-motion --out DIR` makes one, "
-    'and calotype.load("DIR/pocket-motion") loads it.'
+    "pocket-motion": "This installation has no moving pocket model: `calotype train pocket-motion --out DIR` makes "
+    'one, and calotype.load("DIR/pocket-motion") loads it.'
 }
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
@@ -33,7 +33,7 @@ def default_device() -> torch.device:
 
 
 def locate(name_or_path: str | os.PathLike[str]) -> str | os.PathLike[str]:
-    """The folder of what is bundled by this name; any other name or path as it is. A folder of the name takes precedence.
+    """The folder of what is bundled by this name; any other name or path, a folder of this name too, as it is.
 
     Raises ``ModelFilesError`` if it is not in this installation.
     """
