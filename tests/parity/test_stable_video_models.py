@@ -14,6 +14,7 @@ import calotype
 from calotype.core.errors import InputError
 from tests.parity.pipeline_runs import seeded
 from tests.parity.stable_video_parts import UNETS, VAES, WIDTH
+from tests.peak import peak_bytes
 from tests.tiny import randomise
 
 UNET, VAE = "UNetSpatioTemporalConditionModel", "AutoencoderKLTemporalDecoder"
@@ -95,6 +96,21 @@ def test_unet(unets: tuple[Any, Any]) -> None:
         _close(ours(*inputs).sample, theirs(*inputs).sample)
     sample, _, *told = _inputs(ours)
     _close(ours(sample, 7, *told, return_dict=False)[0], theirs(sample, 7, *told, return_dict=False)[0])
+
+
+@torch.no_grad()
+def test_less_memory_than_the_reference(unets: tuple[Any, Any], vaes: tuple[Any, Any]) -> None:
+    """Activations that are alive at the peak: a stage lets go of what it has read."""
+    g = seeded(3)
+    theirs, ours = unets
+    _, timestep, context, numbers = _inputs(ours, videos=1)
+    sample = torch.randn(1, 4, ours.config.in_channels, 32, 48, generator=g)
+    peaks = [peak_bytes(lambda m=m: m(sample, timestep, context, numbers)) for m in (theirs, ours)]
+    assert peaks[1] < 0.95 * peaks[0], peaks
+    theirs, ours = vaes
+    latents = torch.randn(4, ours.config.latent_channels, 16, 24, generator=g)
+    peaks = [peak_bytes(lambda m=m: m.decode(latents, num_frames=4)) for m in (theirs, ours)]
+    assert peaks[1] <= peaks[0], peaks
 
 
 def test_unet_gradients(unets: tuple[Any, Any]) -> None:

@@ -381,6 +381,13 @@ def test_training_is_mounted():
     assert "Train a model from scratch" in succeeded(run("train", "--help")).stdout
 
 
+def test_options_that_a_recipe_has_not_are_refused(in_an_empty_folder):
+    for recipe, option in (("pocket", "--base"), ("pocket-motion", "--vae")):
+        result = run("train", recipe, "--out", "out", "--preset", "tiny", option, "there")
+        assert result.exit_code == 2
+        assert f"The recipe {recipe} has no {option}." in result.stderr
+
+
 # -- pictures that go in ---------------------------------------------------------------------------------------
 
 

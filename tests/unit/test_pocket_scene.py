@@ -45,17 +45,14 @@ def test_same_seed_same_scenes():
 def test_objects_stand_apart():
     """Of many points in space none is inside two objects."""
     scenes = drawn(256, 1)
-    packed = pack_bodies(scenes.shape, scenes.position, scenes.scale, scenes.yaw, scenes.roll, scenes.present)
     g = torch.Generator().manual_seed(0)
     depth = torch.full((256, 1500), 1e9)
     second = depth.clone()
     p = torch.rand(256, 1500, 3, generator=g) * torch.tensor([5.0, 3.0, 4.4]) - torch.tensor([2.5, 0.0, 2.4])
     point = Vec3(*p.unbind(-1))
     for k in range(3):
-        only = packed.clone()
-        for other in range(3):
-            if other != k:
-                only[:, other, 7] = 1.0  # the flag `absent`
+        alone = scenes.present & (torch.arange(3) == k)
+        only = pack_bodies(scenes.shape, scenes.position, scenes.scale, scenes.yaw, scenes.roll, alone)
         distance = scene_distance(point, only)
         second = torch.minimum(second, torch.maximum(depth, distance))
         depth = torch.minimum(depth, distance)

@@ -41,19 +41,19 @@ def down_path(
 def up_path(
     blocks: Iterable[nn.Module],
     h: torch.Tensor,
-    kept: Sequence[torch.Tensor],
+    kept: list[torch.Tensor],
     given: Conditioning,
 ) -> torch.Tensor:
-    """From the lowest resolution to that of the input, reading what was kept on the way down.
+    """From the lowest resolution to that of the input, reading what was kept on the way down and emptying the list.
 
     Each stage grows to the size of what the next one reads, so inputs need not be divisible by a power of two.
     """
-    left = list(kept)
     for block in blocks:
         stage = cast(UpStage, block)
         count = len(stage.resnets)
-        taken, left = left[-count:], left[:-count]
-        h = stage(h, taken, given, odd_size(h, left))
+        taken = kept[-count:]
+        del kept[-count:]
+        h = stage(h, taken, given, odd_size(h, kept))
     return h
 
 

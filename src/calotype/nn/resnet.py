@@ -115,7 +115,8 @@ class ResnetBlock2D(nn.Module):
                 h = h + self._projected(temb)
             h = self.norm2(h)
 
-        h = self.conv2(self.dropout(self.nonlinearity(h)))
+        h = self.dropout(self.nonlinearity(h))  # by name, so that nothing else is held during the convolution
+        h = self.conv2(h)
         if self.conv_shortcut is not None:
             x = self.conv_shortcut(x)
         h = x + h

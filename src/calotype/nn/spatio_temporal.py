@@ -64,7 +64,8 @@ class TemporalResnet(nn.Module):
         h = self.conv1(self.nonlinearity(self.norm1(video)))
         if temb is not None and self.time_emb_proj is not None:
             h = h + self.time_emb_proj(self.nonlinearity(temb))[:, :, None, None, None]
-        return video + self.conv2(self.nonlinearity(self.norm2(h)))
+        h = self.nonlinearity(self.norm2(h))  # by name, so that nothing else is held during the convolution
+        return video + self.conv2(h)
 
 
 class SpatioTemporalResnet(nn.Module):
@@ -140,8 +141,9 @@ class TemporalTransformerBlock(nn.Module):
         h = h + self.attn1(self.norm1(h).flatten(0, 1)).unflatten(0, (-1, pixels))
         if self.attn2 is not None and self.norm2 is not None:
             # a query's answer depends on no other query, so that a video's pixels can ask its context together
-            asked = self.norm2(h).flatten(1, 2)
-            h = h + self.attn2(asked, encoder_hidden_states=context).unflatten(1, (pixels, frames))
+            h = h + self.attn2(self.norm2(h).flatten(1, 2), encoder_hidden_states=context).unflatten(
+                1, (pixels, frames)
+            )
         h = h + self.ff(self.norm3(h))
         return h.transpose(1, 2).flatten(0, 1)
 

@@ -106,9 +106,19 @@ class _Stage(nn.Module):
         self.gradient_checkpointing = False
         self._gradient_checkpointing_func: Callable[..., torch.Tensor] = _recompute
 
-    def layer(self, index: int, h: torch.Tensor, given: Conditioning) -> torch.Tensor:
-        """One residual block and the attention after it."""
-        return self.run(lambda h: self.mixed(index, self.refined(index, h, given), given), h)
+    @property
+    def recomputes(self) -> bool:
+        """Whether what is inside of a layer is computed again for its gradient."""
+        return self.gradient_checkpointing and torch.is_grad_enabled()
+
+    def layer(self, index: int, features: list[torch.Tensor], given: Conditioning) -> torch.Tensor:
+        """One residual block and the attention after it, of the last of the ``features``, which is taken off the list.
+
+        So nothing holds a layer's input while the attention runs: in U-Nets over videos that is where memory is short.
+        """
+        if self.recomputes:
+            return self.run(lambda h: self.mixed(index, self.refined(index, h, given), given), features.pop())
+        return self.mixed(index, self.refined(index, features.pop(), given), given)
 
     def refined(self, index: int, h: torch.Tensor, given: Conditioning) -> torch.Tensor:
         """The residual block and the convolutions along time."""
@@ -125,7 +135,7 @@ class _Stage(nn.Module):
 
     def run(self, function: Callable[[torch.Tensor], torch.Tensor], h: torch.Tensor) -> torch.Tensor:
         """``function(h)``, forgetting what is inside until the gradient needs it if checkpointing is on."""
-        if self.gradient_checkpointing and torch.is_grad_enabled():
+        if self.recomputes:
             return self._gradient_checkpointing_func(function, h)
         return function(h)
 
@@ -158,7 +168,7 @@ class DownStage(_Stage):
         """
         kept: list[torch.Tensor] = []
         for index in range(len(self.resnets)):
-            h = self.layer(index, h, given)
+            h = self.layer(index, [h], given)
             kept.append(h)
         if residual is not None:
             h = kept[-1] = h + residual
@@ -195,20 +205,26 @@ class UpStage(_Stage):
     def forward(
         self,
         h: torch.Tensor,
-        kept: Sequence[torch.Tensor],
+        kept: list[torch.Tensor],
         given: Conditioning = Conditioning(),  # noqa: B008 (immutable)
         upsample_size: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """(batch, channels, height, width) -> the stage's output, of ``upsample_size`` where 2x is not it.
 
-        ``kept`` are as many features of the way down as the stage has layers, the last to be read first.
+        ``kept`` are as many features of the way down as the stage has layers, the last to be read first; they are taken
+        off the list.
         """
         if self.joins == "once":
             h = self._join(h, kept[-1])
+        features = [h]
+        del h
         for index in range(len(self.resnets)):
+            skip = kept.pop()
             if self.joins == "each":
-                h = self._join(h, kept[-1 - index])
-            h = self.layer(index, h, given)
+                features = [self._join(features.pop(), skip)]
+            del skip
+            features.append(self.layer(index, features, given))
+        h = features.pop()
         if self.upsamplers is not None:
             h = resample(self.upsamplers[0], h, given, upsample_size)
         return h

@@ -9,17 +9,21 @@ from typing import Any
 import torch
 
 from calotype.core import hub
+from calotype.core.config import read_json
 from calotype.core.errors import ModelFilesError
-from calotype.pipelines.components import index_of
+from calotype.pipelines.components import INDEX, index_of
 from calotype.pipelines.control import COMPONENTS, control_of
 from calotype.pipelines.pipeline import DiffusionPipeline
 from calotype.pipelines.versatile import versatile
 
-BUNDLED = {"pocket": Path(__file__).parents[1] / "pocket" / "weights"}
-"""The checkpoints that come with the package, by name."""
+_WEIGHTS = Path(__file__).parents[1] / "pocket"
+BUNDLED = {"pocket": _WEIGHTS / "weights", "pocket-motion": _WEIGHTS / "motion_weights"}
+"""What comes with the package, by name: a checkpoint, and a motion adapter for it."""
+_ABSENT = {
+    "pocket-motion": "This installation has no moving pocket model: `calotype train pocket-motion --out DIR` makes "
+    'one, and calotype.load("DIR/pocket-motion") loads it.'
+}
 LORA_FILE = "pytorch_lora_weights.safetensors"
-MOVING = {"pocket-motion": ("pocket", Path(__file__).parents[1] / "pocket" / "motion_weights")}
-"""The motion adapters that come with it: the checkpoint that each is for, and its folder."""
 
 
 def default_device() -> torch.device:
@@ -29,15 +33,27 @@ def default_device() -> torch.device:
 
 
 def locate(name_or_path: str | os.PathLike[str]) -> str | os.PathLike[str]:
-    """The folder of a bundled checkpoint; any other name or path as it is. A folder of the name takes precedence."""
-    if os.path.exists(name_or_path) or os.fspath(name_or_path) not in BUNDLED:
+    """The folder of what is bundled by this name; any other name or path, a folder of this name too, as it is.
+
+    Raises ``ModelFilesError`` if it is not in this installation.
+    """
+    name = os.fspath(name_or_path)
+    if os.path.exists(name_or_path) or name not in BUNDLED:
         return name_or_path
-    folder = BUNDLED[os.fspath(name_or_path)]
+    folder = BUNDLED[name]
     if not folder.is_dir():
         raise ModelFilesError(
-            f"The bundled checkpoint {name_or_path!r} is not in this installation ({folder})."
+            _ABSENT.get(name) or f"The bundled checkpoint {name!r} is not in this installation ({folder})."
         )
     return folder
+
+
+def is_motion_adapter(place: str | os.PathLike[str]) -> bool:
+    """Whether the folder holds a motion adapter and no whole checkpoint."""
+    config = Path(place) / "config.json"
+    if not config.is_file() or (Path(place) / INDEX).is_file():
+        return False
+    return read_json(config).get("_class_name") == "MotionAdapter"
 
 
 def _place(
@@ -57,14 +73,15 @@ def load_moving(
 ) -> Any:
     """An ``AnimateDiffPipeline`` of the checkpoint ``base``, moved by the motion adapter in the folder ``adapter``.
 
-    LoRA weights beside the adapter become a part of the UNet's. Raises ``ModelFilesError`` if the folder is not there.
+    LoRA weights beside the adapter become a part of the UNet's. Raises ``ModelFilesError`` if there is no adapter in
+    the folder, and ``InputError`` if it is for another checkpoint.
     """
     from calotype.models.motion_adapter import MotionAdapter
     from calotype.pipelines.animatediff import AnimateDiffPipeline
 
-    folder = Path(adapter)
-    if not folder.is_dir():
-        raise ModelFilesError(f"The motion adapter is not in this installation ({folder}).")
+    folder = Path(locate(adapter))
+    if not is_motion_adapter(folder):
+        raise ModelFilesError(f"There is no motion adapter in {folder}: name a folder with its config.json.")
     where, torch_dtype = _place(device, torch_dtype)
     motion = MotionAdapter.from_pretrained(folder, torch_dtype=torch_dtype)
     pipe = AnimateDiffPipeline.from_pretrained(
@@ -83,8 +100,8 @@ def load(
     torch_dtype: torch.dtype | None = None,
     **kwargs: Any,
 ) -> Any:
-    """A pipeline by the name of a bundled checkpoint (``"pocket"``, and ``"pocket-motion"`` for videos), a folder, file
-    or Hub repository, on ``device``.
+    """A pipeline by the name of a bundled model (``"pocket"``, ``"pocket-motion"`` for videos), a folder, file or Hub
+    repository, on ``device``. A folder with nothing but a motion adapter is taken to be one for the pocket model.
 
     What it makes follows from what it is given: ``pipe("a fox")``, ``pipe("a fox", image=photo, strength=0.6)``,
     ``pipe("a fox", image=photo, mask_image=mask, control=[canny, depth])``; ``pipe.tasks`` lists what the checkpoint
@@ -93,15 +110,14 @@ def load(
     The default device is the accelerator if there is one; the default type is float16 there and float32 on the CPU.
     Other arguments are those of ``DiffusionPipeline.from_pretrained``.
     """
-    if os.fspath(name_or_path) in MOVING and not os.path.exists(name_or_path):
-        base, folder = MOVING[os.fspath(name_or_path)]
-        return load_moving(base, folder, device=device, torch_dtype=torch_dtype, **kwargs)
     where, torch_dtype = _place(device, torch_dtype)
     if os.path.isfile(name_or_path):
         pipe = DiffusionPipeline.from_single_file(name_or_path, torch_dtype=torch_dtype, **kwargs)
         found = versatile(type(pipe).__name__, ())
         return (pipe if found is None else found.from_pipe(pipe)).to(where)
     place = locate(name_or_path)
+    if is_motion_adapter(place):
+        return load_moving("pocket", place, device=device, torch_dtype=torch_dtype, **kwargs)
     index = index_of(place, hub.HubOptions.take(dict(kwargs)))
     declared = DiffusionPipeline._class_for(index, place)
     steering = {name: kwargs.get(name, (index.get(name) or [None, None])[1]) for name in COMPONENTS}

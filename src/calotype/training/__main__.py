@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from calotype.core.errors import CalotypeError
-from calotype.training.recipes import pocket, pocket_motion
+from calotype.training.recipes import RECIPES, train
 
 
 def parser() -> argparse.ArgumentParser:
@@ -16,7 +16,7 @@ def parser() -> argparse.ArgumentParser:
     arguments = argparse.ArgumentParser(
         prog="python -m calotype.training", description="Train a model by a recipe."
     )
-    arguments.add_argument("recipe", choices=["pocket", "pocket-motion"])
+    arguments.add_argument("recipe", choices=RECIPES)
     arguments.add_argument("--out", type=Path, required=True, help="folder for the results")
     arguments.add_argument("--stage", help="stages, separated by commas; by default all of the recipe")
     arguments.add_argument(
@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--seed", type=int)
     arguments.add_argument("--compile", action=argparse.BooleanOptionalAction, help="use torch.compile")
     arguments.add_argument(
-        "--resume", action="store_true", help="pocket: go on from the checkpoints in --work"
+        "--resume", action="store_const", const=True, help="pocket: go on from the checkpoints in --work"
     )
     arguments.add_argument("--workers", type=int, help="pocket: processes that write captions")
     arguments.add_argument(
@@ -49,25 +49,12 @@ def parser() -> argparse.ArgumentParser:
 def main(words: Sequence[str] | None = None) -> int:
     """Run the recipe; an error of the user's is one line, without a traceback."""
     given = parser().parse_args(words)
-    recipe = pocket if given.recipe == "pocket" else pocket_motion
-    common = {
-        "stages": given.stage.split(",") if given.stage else recipe.STAGES,
-        "preset": given.preset,
-        "work": given.work,
-        "init": given.init,
-        "max_minutes": given.max_minutes,
-        "device": given.device,
-        "seed": given.seed,
-        "compile": given.compile,
-        "changes": given.set,
-    }
+    options = vars(given)
+    recipe, out = options.pop("recipe"), options.pop("out")
+    stage, changes = options.pop("stage"), options.pop("set")
+    options |= {"stages": stage.split(",") if stage else None, "changes": changes or None}
     try:
-        if given.recipe == "pocket":
-            pocket.train_pocket(
-                given.out, vae=given.vae, resume=given.resume, workers=given.workers, **common
-            )
-        else:
-            pocket_motion.train_pocket_motion(given.out, base=given.base, **common)
+        train(recipe, out, options)
     except CalotypeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,0 +1,281 @@
+"""The recipe of the pocket model's motion from clips to an adapter that both libraries load, at a size of seconds."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import calotype
+from calotype.core.errors import CalotypeError, InputError, ModelFilesError
+from calotype.pipelines.load import BUNDLED, LORA_FILE, load_moving, locate
+from calotype.training.__main__ import main
+from calotype.training.recipes.pocket.networks import (
+    build_scheduler,
+    build_text_encoder,
+    build_unet,
+    build_vae,
+    save_text_encoder,
+)
+from calotype.training.recipes.pocket.settings import changed
+from calotype.training.recipes.pocket.settings import preset as pocket_preset
+from calotype.training.recipes.pocket_motion import stages, train_pocket_motion
+from calotype.training.recipes.pocket_motion.base import load_base
+from calotype.training.recipes.pocket_motion.networks import build_unet as build_moving_unet
+from calotype.training.recipes.pocket_motion.settings import PRESETS, preset
+from tests.tiny import randomise
+
+INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "feature_extractor": [None, None],
+    "requires_safety_checker": False,
+    "safety_checker": [None, None],
+    "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pocket checkpoint of random weights, with the bundled one's words.
+
+    Its embedding of time is as wide as AnimateDiff's, which is the only one that the reference takes.
+    """
+    folder = tmp_path_factory.mktemp("base")
+    settings = changed(pocket_preset("tiny"), ["unet.time_width=32"])
+    shutil.copytree(BUNDLED["pocket"] / "tokenizer", folder / "tokenizer")
+    words = json.loads((folder / "tokenizer" / "vocab.json").read_text(encoding="utf-8"))
+    randomise(build_vae(settings), 1).save_pretrained(folder / "vae")
+    randomise(build_unet(settings), 2).save_pretrained(folder / "unet")
+    save_text_encoder(randomise(build_text_encoder(settings, len(words)), 3), folder / "text_encoder")
+    build_scheduler(settings).save_pretrained(folder / "scheduler")
+    (folder / "model_index.json").write_text(json.dumps(INDEX), encoding="utf-8")
+    return folder
+
+
+def train(out: Path, base: Path, **options: Any) -> None:
+    train_pocket_motion(out, preset="tiny", base=base, device="cpu", **options)
+
+
+@pytest.fixture(scope="module")
+def trained(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(out, work) of a dry run of all stages."""
+    folder = tmp_path_factory.mktemp("motion")
+    few = ["clips.count=4", "clips.chunk=2", "clips.frames=2", "clips.validation=1"]
+    train(folder / "out", base, work=folder / "work", changes=["train.learning_rate=0.05", *few])
+    return folder / "out", folder / "work"
+
+
+def clip(pipe: Any, prompt: str = "a red ball rolling to the right") -> np.ndarray[Any, Any]:
+    pipe.set_progress_bar_config(disable=True)
+    frames = pipe(
+        prompt, num_frames=3, num_inference_steps=2, guidance_scale=4.0, output_type="np",
+        generator=torch.Generator().manual_seed(0), height=32, width=32,
+    ).frames  # fmt: skip
+    return np.asarray(frames)
+
+
+def test_results_are_an_adapter_a_sheet_and_the_log(trained: tuple[Path, Path]) -> None:
+    out, _ = trained
+    assert sorted(path.name for path in out.iterdir()) == ["motion-log.jsonl", "motion.png", "pocket-motion"]
+    adapter = out / "pocket-motion"
+    assert sorted(path.name for path in adapter.iterdir()) == ["README.md", "config.json", WEIGHTS, LORA_FILE]
+    card = (adapter / "README.md").read_text(encoding="utf-8")
+    assert "| preset | none, settings as below |" in card and '"learning_rate": 0.05' in card
+    assert "| clips | 4 rendered, of 2 frames" in card and "| steps | 3 of 2 clips |" in card
+    assert "random weights" in card and "nan" not in card
+    for name in (WEIGHTS, LORA_FILE):
+        tensors = load_file(adapter / name)
+        assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
+        assert all(tensor.isfinite().all() for tensor in tensors.values())
+    assert all(".motion_modules." in name for name in load_file(adapter / WEIGHTS))
+    entries = [
+        json.loads(line) for line in (out / "motion-log.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    assert any("validation_loss" in entry for entry in entries)
+
+
+def test_training_moves_the_adapter_and_nothing_else(trained: tuple[Path, Path], base: Path) -> None:
+    """Its last layers began as zeros; what is frozen has no gradient."""
+    adapter = trained[0] / "pocket-motion"
+    moved = {n: t for n, t in load_file(adapter / WEIGHTS).items() if ".proj_out." in n}
+    moved |= {n: t for n, t in load_file(adapter / LORA_FILE).items() if ".lora_B." in n}
+    assert len(moved) > 8 and all(tensor.abs().max() > 0 for tensor in moved.values())
+    unet = build_moving_unet(preset("tiny"), load_base(base, torch.device("cpu")), None)
+    learning = {name for name, parameter in unet.named_parameters() if parameter.requires_grad}
+    assert all(".motion_modules." in name or ".transformer_blocks." in name for name in learning)
+    assert not any(
+        name.endswith(("attn1.to_q.weight", "norm1.weight")) for name in learning if "motion" not in name
+    )
+
+
+def test_a_new_adapter_changes_nothing(base: Path) -> None:
+    parts = load_base(base, torch.device("cpu"))
+    unet = build_moving_unet(preset("tiny"), parts, None).eval()
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 4, 3, *parts.latent_shape[1:], generator=g)
+    context = torch.randn(2, 5, parts.unet.config.cross_attention_dim, generator=g)
+    with torch.no_grad():
+        ours = unet(x, 500, context).sample
+        alone = torch.stack([parts.unet(frame, 500, context).sample for frame in x.unbind(2)], dim=2)
+    torch.testing.assert_close(ours, alone, atol=1e-5, rtol=1e-5)
+
+
+def test_an_adapter_is_gone_on_from(trained: tuple[Path, Path], base: Path, tmp_path: Path) -> None:
+    """With hardly a step it is what it was; with a step it is not."""
+    first = trained[0] / "pocket-motion"
+    shutil.copytree(trained[1] / "clips", tmp_path / "work" / "clips")
+    for name, rate in (("same", 1e-9), ("further", 0.05)):
+        train(
+            tmp_path / name, base, work=tmp_path / "work", init=first, stages=["motion", "export"],
+            changes=["train.steps=1", f"train.learning_rate={rate}", "train.warmup=0", "train.ema_decay=0.0"],
+        )  # fmt: skip
+        second = tmp_path / name / "pocket-motion"
+        for file in (WEIGHTS, LORA_FILE):
+            before, after = load_file(first / file), load_file(second / file)
+            assert before.keys() == after.keys()
+            apart = max(float((after[n].float() - t.float()).abs().max()) for n, t in before.items())
+            assert (apart < 1e-4) == (name == "same"), (file, apart)
+        assert "the weights of an earlier training" in (second / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_reference_moves_the_same(trained: tuple[Path, Path], base: Path) -> None:
+    import diffusers
+
+    adapter = trained[0] / "pocket-motion"
+    ours = load_moving(base, adapter, device="cpu")
+    assert isinstance(ours, calotype.AnimateDiffPipeline)
+    motion = diffusers.MotionAdapter.from_pretrained(adapter)
+    theirs = diffusers.AnimateDiffPipeline.from_pretrained(base, motion_adapter=motion)
+    plain = clip(theirs)
+    theirs.load_lora_weights(adapter, weight_name=LORA_FILE)
+    expected = clip(theirs)
+    assert expected.shape == (1, 3, 32, 32, 3) and expected.std() > 0.01
+    np.testing.assert_allclose(clip(ours), expected, atol=1e-4, rtol=0)
+    assert np.abs(plain - expected).max() > 1e-3  # the updates beside the adapter count
+
+
+def test_the_trained_folder_is_loaded_by_its_path(
+    trained: tuple[Path, Path], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = trained[0] / "pocket-motion"
+    monkeypatch.setitem(BUNDLED, "pocket", base)
+    expected = clip(load_moving(base, adapter, device="cpu"))
+    np.testing.assert_array_equal(clip(calotype.load(adapter, device="cpu")), expected)
+    monkeypatch.setitem(BUNDLED, "pocket-motion", adapter)
+    np.testing.assert_array_equal(clip(calotype.load("pocket-motion", device="cpu")), expected)
+    (tmp_path / "config.json").write_text('{"_class_name": "UNet2DModel"}', encoding="utf-8")
+    with pytest.raises(ModelFilesError, match="no motion adapter in"):
+        load_moving("pocket", tmp_path)
+
+
+def test_an_adapter_for_another_checkpoint_is_refused(trained: tuple[Path, Path]) -> None:
+    with pytest.raises(CalotypeError):
+        load_moving("pocket", trained[0] / "pocket-motion", device="cpu")
+
+
+def test_without_the_adapter_the_name_is_answered_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(BUNDLED, "pocket-motion", tmp_path / "none")
+    for ask in (calotype.load, locate):
+        with pytest.raises(
+            ModelFilesError, match="no moving pocket model: `calotype train pocket-motion --out DIR`"
+        ):
+            ask("pocket-motion")
+    assert Path(locate("pocket")).is_dir()
+
+
+def test_a_folder_that_is_too_large_is_refused(
+    trained: tuple[Path, Path], base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "MAX_BYTES", 1000)
+    with pytest.raises(InputError, match="more than 1,000: make it smaller"):
+        train(trained[0], base, work=trained[1], stages=["export"])
+
+
+def test_the_full_preset_is_within_the_limit() -> None:
+    """The adapter of the bundled checkpoint in float16."""
+    from calotype.training.recipes.pocket_motion.networks import build_adapter
+
+    unet = calotype.UNet2DConditionModel.from_config(
+        calotype.UNet2DConditionModel.load_config(BUNDLED["pocket"] / "unet")
+    )
+    adapter = build_adapter(PRESETS["full"], type("Base", (), {"unet": unet})())
+    assert 1e6 < 2 * sum(p.numel() for p in adapter.parameters()) < 0.8 * stages.MAX_BYTES
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--preset", "cpu"], "no preset 'cpu' of pocket-motion; there are full, tiny"),
+        (["--stage", "vae"], "no stage vae; there are clips, motion, export"),
+        (["--base", "nowhere"], "no checkpoint in nowhere"),
+        (["--vae", "there", "--resume"], "The recipe pocket-motion has no --vae and no --resume."),
+        (["--stage", "motion", "--init", "nowhere"], "no motion adapter in nowhere"),
+        (["--stage", "motion"], "run the stage clips first"),
+        (["--stage", "export"], "run the stage motion first"),
+        (["--set", "unet.depth=3"], "no setting 'unet.depth=3'"),
+    ],
+)
+def test_mistakes_are_one_line_and_a_code(
+    words: list[str], message: str, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usual = ["--preset", "tiny", "--base", str(base), "--device", "cpu"]
+    code = main(["pocket-motion", "--out", str(tmp_path), "--work", str(tmp_path / "work"), *usual, *words])
+    *_, error = capsys.readouterr().err.splitlines()  # after the bars of what was loaded
+    assert code == 1
+    assert error.startswith("error: ") and message in error
+
+
+def test_the_other_recipe_takes_no_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pocket", "--out", str(tmp_path), "--preset", "tiny", "--base", "here"]) == 1
+    assert "The recipe pocket has no --base." in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not BUNDLED["pocket-motion"].is_dir(), reason="the moving pocket model is not installed")
+def test_the_bundled_adapter_moves_things_as_asked_and_in_the_reference_too(tmp_path: Path) -> None:
+    import diffusers
+
+    from calotype.pocket.classifier import load_classifier, read_pictures
+    from calotype.pocket.motion_judging import MotionPrompt, judge_motion
+
+    asked = [
+        MotionPrompt(f"a {color} {noun} {motion} to the {side} on grass", side, shape, color)
+        for color, noun, shape, motion, side in (
+            ("red", "ball", "sphere", "rolling", "right"),
+            ("blue", "cube", "cube", "sliding", "left"),
+        )
+    ]
+    pipe = calotype.load("pocket-motion", device="cpu")
+    pipe.set_progress_bar_config(disable=True)
+    options = {"num_frames": 8, "num_inference_steps": 10, "guidance_scale": 5.0, "output_type": "pt"}
+    frames = pipe(
+        [prompt.text for prompt in asked],
+        generator=[torch.Generator().manual_seed(s) for s in (0, 1)],
+        **options,
+    ).frames
+    classifier = load_classifier(
+        Path(__file__).parents[2] / "benchmarks" / "pocket_classifier.safetensors", "cpu"
+    )
+    verdicts = judge_motion(asked, read_pictures(classifier, frames.flatten(0, 1)), 8)
+    assert all(verdict.direction and verdict.color for verdict in verdicts), verdicts
+    # as a whole pipeline, because the reference takes no embedding of time as narrow as the pocket model's
+    pipe.save_pretrained(tmp_path)
+    theirs = diffusers.AnimateDiffPipeline.from_pretrained(tmp_path)
+    few = {**options, "num_inference_steps": 2, "num_frames": 2, "output_type": "np"}
+    clips = [
+        np.asarray(p(asked[0].text, generator=torch.Generator().manual_seed(0), **few).frames)
+        for p in (pipe, theirs)
+    ]
+    np.testing.assert_allclose(clips[0], clips[1], atol=1e-4, rtol=0)
