@@ -16,7 +16,7 @@ import calotype
 from calotype.core.errors import InputError
 from calotype.schedulers import grid
 from calotype.schedulers.affine import affine
-from calotype.schedulers.brownian import BrownianNoise, BrownianPath
+from calotype.core.brownian import BrownianNoise, BrownianPath
 from calotype.schedulers.exponential import exponential_update, moments
 from calotype.schedulers.transfer import Level, fresh_noise, posterior, transfer
 from tests.parity.scheduler_cases import OPTIONS

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from calotype.core.random import Generators, randn_tensor
 from calotype.schedulers.affine import Value, affine, cast, evaluate
-from calotype.schedulers.brownian import BrownianNoise
+from calotype.core.brownian import BrownianNoise
 from calotype.schedulers.checks import exactly_one, step_count
 from calotype.schedulers.churn import noise_like, raised_level, raised_sample
 from calotype.schedulers.coordinates import edm

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from calotype.core.random import Generators, randn_tensor
 from calotype.schedulers.affine import Value, affine
-from calotype.schedulers.brownian import BrownianNoise
+from calotype.core.brownian import BrownianNoise
 from calotype.schedulers.checks import conversion, step_count
 from calotype.schedulers.exploding import ExplodingScheduler
 from calotype.schedulers.grid import Grid
