@@ -97,7 +97,9 @@ def compare() -> None:
     for pair in ((x, y), (y[:1], x[1:]), halves):
         found = affine_kernel.evaluated([later((2.0, pair[0]), (-1.0, pair[1]))])[0]
         torch.testing.assert_close(found, 2 * pair[0] - pair[1])
-    infinite = affine_kernel.evaluated([later((1.0, x), divisor=0.0, bound=2.0), later((1.0, x * NAN), bound=1.0)])
+    infinite = affine_kernel.evaluated(
+        [later((1.0, x), divisor=0.0, bound=2.0), later((1.0, x * NAN), bound=1.0)]
+    )
     assert infinite[0].abs().eq(2.0).all()
     assert infinite[1].isnan().all()
     print("same wherever they lie; clips bring infinities back and keep NaN")

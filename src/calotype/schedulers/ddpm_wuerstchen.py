@@ -10,27 +10,24 @@ import torch
 from torch import Tensor
 
 from calotype.core.errors import InputError
-from calotype.core.random import Generators, randn_tensor
-from calotype.schedulers.affine import Value, affine
-from calotype.schedulers.checks import step_count
-from calotype.schedulers.options import Device
-from calotype.schedulers.run import Plan, Run
-from calotype.schedulers.scheduler import SchedulerMixin
-from calotype.schedulers.stepping import stepping
-from calotype.schedulers.transfer import level_of_alpha_bar, posterior
+from calotype.core.random import Generators
+from calotype.schedulers.affine import affine
+from calotype.schedulers.levels import level_of_alpha_bar, posterior
+from calotype.schedulers.options import Device, step_count
+from calotype.schedulers.run import Step
+from calotype.schedulers.scheduler import SchedulerMixin, Unscaled
+from calotype.schedulers.stepping import Values, once, stepping
 
 
-class DDPMWuerstchenScheduler(SchedulerMixin):
+class DDPMWuerstchenScheduler(Unscaled):
     """x' = (x − β/σ·ε̂)/√(1 − β) + ς·z with β = 1 − ᾱ/ᾱ'. ``timesteps`` fall from 1 to 0, both included."""
 
     init_noise_sigma: float = 1.0
+    _begin_initial = SchedulerMixin._begin_nothing
 
     def __init__(self, scaler: float = 1.0, s: float = 0.008) -> None:
         if scaler <= 0:
             raise InputError(f"scaler={scaler} must be above 0.")
-
-    def _begin_initial(self) -> None:
-        self._start(Plan(None))
 
     def _alpha_bar(self, t: Any) -> Any:
         """ᾱ at a tensor of times: the cosine of Nichol & Dhariwal (arXiv:2102.09672), time warped by ``scaler``."""
@@ -50,12 +47,7 @@ class DDPMWuerstchenScheduler(SchedulerMixin):
             times = torch.linspace(1.0, 0.0, step_count(num_inference_steps) + 1)
         else:
             times = torch.as_tensor(timesteps, dtype=torch.float32).cpu()
-        count = step_count(len(times) - 1)
-        self._start(Plan(times.to(device), count=count, t=tuple(times.tolist())))
-
-    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """The network's input: the sample itself."""
-        return sample
+        self._begin(times, device, step_count(len(times) - 1))
 
     def _locate(self, timestep: Any) -> int:
         """The step nearest to a time, which is a number or a batch of equal ones."""
@@ -74,20 +66,20 @@ class DDPMWuerstchenScheduler(SchedulerMixin):
         return following.expand_as(timestep) if isinstance(timestep, Tensor) else following
 
     @stepping(begun=True)
-    def step(
-        self, run: Run, i: int, output: Tensor, sample: Tensor, generator: Generators = None
-    ) -> tuple[Value]:
+    def step(self, at: Step, generator: Generators = None) -> Values:
         """The sample one step on; draws noise at every step, the last included."""
-        plan = run.plan
-        if i not in plan.memo:
-            bar, following = self._alpha_bar(torch.tensor(plan.t[i : i + 2])).tolist()
-            s, beta = level_of_alpha_bar(bar), 1 - bar / following
-            mean = 1 / math.sqrt(1 - beta)
-            deviation = math.sqrt(posterior(s, level_of_alpha_bar(following), beta)[2])
-            plan.memo[i] = mean, -mean * beta / s.sigma, deviation if plan.t[i + 1] else 0.0
-        along, across, fresh = plan.memo[i]
-        z = randn_tensor(output.shape, generator, output.device, output.dtype)
-        return (affine((along, sample), (across, output), (fresh, z), dtype=output.dtype),)
+        along, across, fresh = self._coefficients(at.i)
+        terms = (along, at.sample), (across, at.output), (fresh, at.noise(generator))
+        return (affine(*terms, dtype=at.output.dtype),)
+
+    @once
+    def _coefficients(self, i: int) -> tuple[float, float, float]:
+        """The weights of the sample, the output and the noise in x'."""
+        t = self._run.plan.t[i : i + 2]
+        bar, following = self._alpha_bar(torch.tensor(t)).tolist()
+        s, beta = level_of_alpha_bar(bar), 1 - bar / following
+        mean, variance = 1 / math.sqrt(1 - beta), posterior(s, level_of_alpha_bar(following), beta)[2]
+        return mean, -mean * beta / s.sigma, math.sqrt(variance) if t[1] else 0.0
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """√ᾱ·x0 + √(1 − ᾱ)·ε at times in [0, 1], one an item."""

@@ -1,4 +1,4 @@
-"""The options of schedulers' configurations, in one table, and constructors put together from them.
+"""The options of schedulers' configurations, in one table, constructors put together from them, and refusals of values.
 
 Names and meanings are the same for all classes that have an option; defaults differ, and a class states its own.
 """
@@ -6,20 +6,19 @@ Names and meanings are the same for all classes that have an option; defaults di
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from calotype.core.errors import InputError
-from calotype.schedulers.checks import conversion, one_of
 from calotype.schedulers.grid import SPACINGS
 from calotype.schedulers.noise import BETA_SCHEDULES
 from calotype.schedulers.prediction import PREDICTION_TYPES, VARIANCE_TYPES
 
 Device: TypeAlias = str | torch.device | None
-Time: TypeAlias = float | Tensor
 Numbers: TypeAlias = Sequence[float] | None
 
 
@@ -130,16 +129,25 @@ THRESHOLDING = "thresholding dynamic_thresholding_ratio sample_max_value"
 CONVERTED = "use_karras_sigmas use_exponential_sigmas use_beta_sigmas"
 SPACED = "timestep_spacing steps_offset"
 
+LATENT: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012}
+"""The ends of β that models of latents are trained with."""
+LEADING = choice("leading", "linspace", "trailing")
+
 
 def constructor(
-    names: str, *, setup: Callable[[Any], None], former: Mapping[str, str] | None = None, **own: Any
+    names: str,
+    *,
+    setup: Callable[[Any], None] | None = None,
+    former: Mapping[str, str] | None = None,
+    **own: Any,
 ) -> Callable[..., None]:
     """An ``__init__`` that takes the options ``names`` (separated by spaces), refuses values that are not allowed, and
-    calls ``setup``, which finds them in ``self.config``.
+    calls ``setup`` (default: the class's ``_prepare``), which finds them in ``self.config``.
 
     ``own`` are the defaults, or the choices, of this class where they differ from the table's. ``former`` are other
     names that an option may be given by.
     """
+    former = former or {}
     options = {name: (OPTIONS[name], own.pop(name, OPTIONS[name].default)) for name in names.split()}
     if own:
         raise TypeError(f"constructor: {', '.join(own)} not among the options.")
@@ -154,11 +162,10 @@ def constructor(
     signature = inspect.Signature(parameters, return_annotation="None")
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        extra = signature.bind(self, *args, **kwargs).arguments.get("kwargs", {})
-        for name, value in extra.items():
-            if name not in (former or {}):
+        for name, value in signature.bind(self, *args, **kwargs).arguments.get("kwargs", {}).items():
+            if name not in former:
                 raise InputError(f"{type(self).__name__} has no option {name!r}.")
-            self.register_to_config(**{(former or {})[name]: value})
+            self.register_to_config(**{former[name]: value})
         for name, (_, allowed, others) in choices.items():
             value = self.config[name]
             if isinstance(value, str) and value in others:
@@ -166,9 +173,73 @@ def constructor(
             else:
                 one_of(name, value, allowed)
         conversion(self.config)
-        setup(self)
+        (setup or type(self)._prepare)(self)
 
     __init__.__signature__ = signature  # type: ignore[attr-defined]
     lines = (f"    {name}: {option.doc}" for name, (option, _) in options.items())
     __init__.__doc__ = "\n".join(["Options:", *lines])
     return __init__
+
+
+def one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
+    """Raise ``InputError`` unless ``value`` is one of ``allowed``."""
+    if value not in allowed:
+        raise InputError(f"{name}={value!r} is not known; choose one of {', '.join(map(repr, allowed))}.")
+
+
+def conversion(config: Mapping[str, Any]) -> str | None:
+    """Which conversion of the noise levels a configuration asks for; raises ``InputError`` if it asks for two."""
+    chosen = [flag for flag in CONVERTED.split() if config.get(flag)]
+    if len(chosen) > 1:
+        raise InputError(
+            f"{' and '.join(chosen)} exclude each other: set at most one of {', '.join(CONVERTED.split())}."
+        )
+    return chosen[0].split("_")[1] if chosen else None
+
+
+def step_count(value: Any, limit: int | None = None) -> int:
+    """``num_inference_steps`` as a positive integer, at most ``limit``."""
+    try:
+        steps = operator.index(value)
+    except TypeError:
+        raise InputError(f"num_inference_steps={value!r} is not a whole number of steps.") from None
+    if steps < 1:
+        raise InputError(f"num_inference_steps={steps} makes no run: give at least 1.")
+    if limit is not None and steps > limit:
+        raise InputError(
+            f"num_inference_steps={steps} is more than the {limit} steps that the model was trained with "
+            f"(num_train_timesteps): give at most {limit}."
+        )
+    return steps
+
+
+def exactly_one(**given: Any) -> None:
+    """Raise ``InputError`` unless exactly one of the arguments is not None."""
+    present = [name for name, value in given.items() if value is not None]
+    if len(present) != 1:
+        raise InputError(f"Give exactly one of {', '.join(given)}; got {' and '.join(present) or 'none'}.")
+
+
+def steps_or_timesteps(config: Mapping[str, Any], num_inference_steps: Any, timesteps: Numbers) -> int:
+    """The number of steps, of which or of whose ``timesteps`` one is given; raises ``InputError`` if these are, and
+    the noise levels are to be converted."""
+    exactly_one(num_inference_steps=num_inference_steps, timesteps=timesteps)
+    if timesteps is None:
+        return step_count(num_inference_steps)
+    for flag in (*CONVERTED.split(), "use_lu_lambdas"):
+        if config.get(flag):
+            raise InputError(
+                f"timesteps cannot be given together with {flag}=True: give num_inference_steps."
+            )
+    return step_count(len(timesteps))
+
+
+def descending(timesteps: Sequence[float], total: int) -> np.ndarray:
+    """Training steps that the caller chose; raises ``InputError`` unless they descend within the table."""
+    given = np.asarray(timesteps, dtype=np.int64)
+    if len(given) == 0 or given[0] >= total or np.any(np.diff(given) >= 0) or given[-1] < 0:
+        raise InputError(
+            f"timesteps must descend, from below {total} (num_train_timesteps) to 0 at the lowest; "
+            f"got {list(timesteps)}."
+        )
+    return given

@@ -6,7 +6,8 @@ With x = α·x0 + σ·ε every parametrisation is linear in the sample and the o
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -77,6 +78,19 @@ def noise_from_clean(alpha: float, sigma: float) -> Linear:
     return Linear(1.0, -alpha, sigma)
 
 
+class Lines(NamedTuple):
+    """x̂0, ε̂, and ε̂ by way of x̂0 (which may have been clipped)."""
+
+    clean: Linear
+    noise: Linear
+    from_clean: Linear
+
+
+def lines(kind: str, alpha: float, sigma: float) -> Lines:
+    """All that is predicted at a level by a network of one of the ``PREDICTION_TYPES``, or of a flow's velocity."""
+    return Lines(clean(kind, alpha, sigma), noise(kind, alpha, sigma), noise_from_clean(alpha, sigma))
+
+
 def threshold(x0: Tensor, ratio: float, largest: float) -> Tensor:
     """Dynamic thresholding (Imagen, arXiv:2205.11487, section 2.3): clip each item at its quantile s, divide by s."""
     flat = x0.reshape(len(x0), -1)
@@ -93,10 +107,18 @@ class Limits(NamedTuple):
     ratio: float | None = None
     largest: float = 1.0
 
+    @classmethod
+    def of(cls, config: Mapping[str, Any], options: Collection[str]) -> Limits:
+        """What a configuration wants, of a class with these ``options``: an entry may have come along from another."""
+        if config.get("thresholding") and "thresholding" in options:
+            return cls(ratio=config["dynamic_thresholding_ratio"], largest=config["sample_max_value"])
+        clips = config.get("clip_sample") and "clip_sample" in options
+        return cls(clip=config.get("clip_sample_range", 1.0)) if clips else cls()
+
     @property
     def active(self) -> bool:
         """Whether x̂0 is changed at all."""
-        return self.clip is not None or self.ratio is not None
+        return self != (None, None, 1.0)
 
     def apply(self, x0: Tensor) -> Tensor:
         """x̂0 within its limits."""

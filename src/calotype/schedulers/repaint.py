@@ -10,14 +10,12 @@ from torch import Tensor
 from calotype.core.errors import InputError
 from calotype.core.random import Generators, randn_tensor
 from calotype.schedulers.affine import affine, combined, evaluate
-from calotype.schedulers.checks import step_count
-from calotype.schedulers.options import Device, choice, constructor
-from calotype.schedulers.outputs import PredictionSchedulerOutput
+from calotype.schedulers.levels import transfer
+from calotype.schedulers.options import Device, choice, constructor, step_count
 from calotype.schedulers.prediction import clean
-from calotype.schedulers.run import Run
-from calotype.schedulers.stepping import stepping
+from calotype.schedulers.run import Step
+from calotype.schedulers.stepping import PredictionSchedulerOutput, Values, stepping
 from calotype.schedulers.table import TableScheduler
-from calotype.schedulers.transfer import fresh_noise, transfer
 
 
 class RePaintScheduler(TableScheduler):
@@ -28,13 +26,13 @@ class RePaintScheduler(TableScheduler):
 
     _compatibles = ()
 
-    def _prepare(self) -> None:
-        self._make_table()
+    def _prepare_noise(self) -> None:
+        self._prepare()
         self.eta = self.config.eta
 
     __init__ = constructor(
         "num_train_timesteps beta_start beta_end beta_schedule eta trained_betas clip_sample",
-        setup=_prepare,
+        setup=_prepare_noise,
         beta_schedule=choice("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"),
     )
 
@@ -57,29 +55,16 @@ class RePaintScheduler(TableScheduler):
                 left[t] -= 1
                 walk.extend(range(t + 1, t + jump_length + 1))
                 t += jump_length
-        self._begin_table(np.array(walk) * (total // steps), device, steps)
+        self._begin(np.array(walk) * (total // steps), device, steps)
 
     @stepping(PredictionSchedulerOutput, indexed=False, begun=True)
-    def step(
-        self,
-        run: Run,
-        t: int,
-        output: Tensor,
-        sample: Tensor,
-        original_image: Tensor,
-        mask: Tensor,
-        generator: Generators = None,
-    ) -> tuple[Tensor, Tensor]:
+    def step(self, at: Step, original_image: Tensor, mask: Tensor, generator: Generators = None) -> Values:
         """The sample one step on; ``mask`` is 1 where ``original_image`` is kept. Draws noise at every step."""
-        memo = run.plan.memo
-        if (t, self.eta) not in memo:
-            s, to = self._level(t), self._level(t - self._jump)
-            fresh = fresh_noise(s, to, self.eta) if t > 0 else 0.0
-            memo[t, self.eta] = clean("epsilon", *s), to, transfer(to, fresh), fresh
-        to_clean, to, (toward, direction), fresh = memo[t, self.eta]
-        x0 = to_clean.of(sample, output, self._limits)
-        z = randn_tensor(output.shape, generator, output.device, output.dtype)
-        unknown = affine((toward, x0), (direction, output), (fresh, z))
+        t = at.t
+        s, to = self._level(t), self._level(t - self._jump)
+        toward, direction, fresh = transfer(s, to, self.eta if t > 0 else 0.0)
+        x0, z = clean("epsilon", *s).of(at.sample, at.output, self._limits), at.noise(generator)
+        unknown = affine((toward, x0), (direction, at.output), (fresh, z))
         known = affine((to.alpha, original_image), (to.sigma, z))
         unknown, known, x0 = evaluate(unknown, known, x0)
         return mask * known + (1.0 - mask) * unknown, x0

@@ -6,19 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from calotype.core.errors import InputError
-from calotype.schedulers.transfer import Level
+from calotype.core.random import Generators, randn_tensor
+from calotype.schedulers.levels import Level
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
     """A schedule: ``timesteps`` where the caller wants them, everything else as Python numbers on the host.
 
-    ``sigmas`` (CPU, float32) and ``levels`` have the final level as their last entry; both are None for methods that
-    read their levels from the noise table. ``count`` is None before a number of steps was chosen. ``memo`` keeps a
-    method's coefficients by what they depend on: computed once, the same for every run.
+    ``sigmas`` (CPU, float32) and ``levels`` have the final level as their last entry; methods that read their levels
+    from the noise table have none. ``count`` is None before a number of steps was chosen. ``memo`` keeps a method's
+    coefficients by what they depend on: computed once, the same for every run.
     """
 
     timesteps: Tensor | None
@@ -61,35 +63,54 @@ class Plan:
         value = self.value(timestep)
         matches = [i for i, other in enumerate(t) if other == value]
         if not matches:
+            shown = [f"{x:g}" for x in t]
+            shown = shown if len(shown) <= 12 else [*shown[:6], "…", *shown[-5:]]
             raise InputError(
                 f"timestep {value} is not one of the schedule's; give an element of `scheduler.timesteps` "
-                f"(after `set_timesteps`): {_abridged(t)}."
+                f"(after `set_timesteps`): {', '.join(shown)}."
             )
         return matches[min(1, len(matches) - 1)]
 
 
+@dataclass(slots=True)
 class Run:
     """Where one run of a plan stands: the next step, the predictions that a multistep method remembers."""
 
-    __slots__ = ("begin", "history", "index", "noise", "plan", "scaled", "stage")
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.index: int | None = None
-        self.begin: int | None = None
-        self.history: Sequence[Any] = ()
-        self.stage: Any = None
-        self.noise: Any = None
-        self.scaled = False
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__slots__}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        for name, value in state.items():
-            setattr(self, name, value)
+    plan: Plan
+    index: int | None = None
+    begin: int | None = None
+    history: Sequence[Any] = ()
+    stage: Any = None
+    noise: Any = None
+    scaled: bool = False
 
 
-def _abridged(t: Sequence[float]) -> str:
-    shown = [f"{x:g}" for x in t]
-    return ", ".join(shown if len(shown) <= 12 else [*shown[:6], "…", *shown[-5:]])
+@dataclass(slots=True)
+class Step:
+    """One call of ``step``: the run, the index ``i`` of its next step, and what the caller gave."""
+
+    run: Run
+    i: int
+    output: Tensor
+    timestep: Any
+    sample: Tensor
+
+    @property
+    def plan(self) -> Plan:
+        """The run's."""
+        return self.run.plan
+
+    @property
+    def t(self) -> int:
+        """The training step, for methods that go by it."""
+        return int(self.run.plan.value(self.timestep))
+
+    @property
+    def last(self) -> bool:
+        """Whether no other step comes after this one."""
+        return self.i + 1 == len(self.run.plan.t)
+
+    def noise(self, generator: Generators, dtype: torch.dtype | None = None) -> Tensor:
+        """Standard normal noise shaped as the output, on its device, in its dtype or another."""
+        output = self.output
+        return randn_tensor(output.shape, generator, output.device, dtype or output.dtype)
