@@ -11,7 +11,7 @@ from calotype.schedulers.affine import affine, evaluate
 from calotype.schedulers.exponential import exponential_update
 from calotype.schedulers.levels import Level
 from calotype.schedulers.noise import make_betas
-from calotype.schedulers.options import LATENT, LEADING, TABLE, Device, choice, constructor
+from calotype.schedulers.options import LATENT, LEADING, Device, choice, constructor
 from calotype.schedulers.run import Step
 from calotype.schedulers.stepping import PredictionSchedulerOutput, Values, stepping
 from calotype.schedulers.table import TableScheduler
@@ -38,7 +38,7 @@ class ShiftedTableScheduler(TableScheduler):
         self._use(bar)
 
     __init__ = constructor(
-        f"{TABLE} clip_sample set_alpha_to_one steps_offset prediction_type clip_sample_range sample_max_value "
+        "TABLE clip_sample set_alpha_to_one steps_offset prediction_type clip_sample_range sample_max_value "
         "timestep_spacing rescale_betas_zero_snr snr_shift_scale",
         setup=_prepare_shifted,
         beta_schedule=choice("scaled_linear", "linear", "squaredcos_cap_v2"),

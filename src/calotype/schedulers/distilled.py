@@ -20,8 +20,6 @@ from calotype.schedulers.affine import affine
 from calotype.schedulers.options import (
     LATENT,
     LEADING,
-    TABLE,
-    THRESHOLDING,
     Device,
     Numbers,
     choice,
@@ -29,7 +27,7 @@ from calotype.schedulers.options import (
     descending,
     exactly_one,
     step_count,
-)  # fmt: skip
+)
 from calotype.schedulers.run import Step
 from calotype.schedulers.sigmas import IndexedScheduler, SigmaScheduler
 from calotype.schedulers.stepping import PredictionSchedulerOutput, Values, stepping
@@ -42,8 +40,8 @@ class DistilledScheduler(IndexedScheduler, TableScheduler):
     _compatibles = ()
 
     __init__ = constructor(
-        f"{TABLE} original_inference_steps clip_sample clip_sample_range set_alpha_to_one steps_offset prediction_type "
-        f"{THRESHOLDING} timestep_spacing timestep_scaling rescale_betas_zero_snr",
+        "TABLE original_inference_steps clip_sample clip_sample_range set_alpha_to_one steps_offset prediction_type "
+        "THRESHOLDING timestep_spacing timestep_scaling rescale_betas_zero_snr",
         beta_schedule=choice("scaled_linear", "linear", "squaredcos_cap_v2", "exp", "laplace", "sigmoid"),
         clip_sample=False,
         timestep_spacing=LEADING,

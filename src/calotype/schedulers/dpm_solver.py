@@ -20,10 +20,6 @@ from calotype.schedulers.exponential import Update, exponential_update
 from calotype.schedulers.grid import spaced
 from calotype.schedulers.ladders import PreservingScheduler
 from calotype.schedulers.options import (
-    CONVERTED,
-    SPACED,
-    TABLE,
-    THRESHOLDING,
     Device,
     Numbers,
     choice,
@@ -31,7 +27,7 @@ from calotype.schedulers.options import (
     conversion,
     step_count,
     steps_or_timesteps,
-)  # fmt: skip
+)
 from calotype.schedulers.prediction import PREDICTION_TYPES, VARIANCE_TYPES
 from calotype.schedulers.run import Run, Step
 from calotype.schedulers.stepping import Values, once, stepping
@@ -130,9 +126,9 @@ class DPMSolverMultistepScheduler(MultistepScheduler):
     _zero_snr_floor = True
 
     __init__ = constructor(
-        f"{TABLE} solver_order prediction_type {THRESHOLDING} algorithm_type solver_type lower_order_final "
-        f"euler_at_final {CONVERTED} use_lu_lambdas use_flow_sigmas flow_shift final_sigmas_type lambda_min_clipped "
-        f"variance_type {SPACED} rescale_betas_zero_snr use_dynamic_shifting time_shift_type",
+        "TABLE solver_order prediction_type THRESHOLDING algorithm_type solver_type lower_order_final "
+        "euler_at_final CONVERTED use_lu_lambdas use_flow_sigmas flow_shift final_sigmas_type lambda_min_clipped "
+        "variance_type SPACED rescale_betas_zero_snr use_dynamic_shifting time_shift_type",
         setup=DPMSolverScheduler._prepare_solver,
         algorithm_type=ALGORITHMS,
         time_shift_type=EXPONENTIAL_SHIFT,
@@ -158,8 +154,8 @@ class DPMSolverMultistepInverseScheduler(MultistepScheduler):
     _ascending = True
 
     __init__ = constructor(
-        f"{TABLE} solver_order prediction_type {THRESHOLDING} algorithm_type solver_type lower_order_final "
-        f"euler_at_final {CONVERTED} use_flow_sigmas flow_shift lambda_min_clipped variance_type {SPACED}",
+        "TABLE solver_order prediction_type THRESHOLDING algorithm_type solver_type lower_order_final "
+        "euler_at_final CONVERTED use_flow_sigmas flow_shift lambda_min_clipped variance_type SPACED",
         setup=DPMSolverScheduler._prepare_solver,
         algorithm_type=ALGORITHMS,
         **OF_DPM,
@@ -185,7 +181,7 @@ class DPMSolverSinglestepScheduler(DPMSolverScheduler):
     al., arXiv:2211.01095, alg. 1)."""
 
     __init__ = constructor(
-        f"{TABLE} solver_order prediction_type {THRESHOLDING} algorithm_type solver_type lower_order_final {CONVERTED} "
+        "TABLE solver_order prediction_type THRESHOLDING algorithm_type solver_type lower_order_final CONVERTED "
         "use_flow_sigmas flow_shift final_sigmas_type lambda_min_clipped variance_type use_dynamic_shifting "
         "time_shift_type",
         setup=DPMSolverScheduler._prepare_solver,
@@ -263,8 +259,8 @@ class DEISMultistepScheduler(PreservingScheduler):
     """The exact integral of the polynomial through the last ε̂, x' = (α'/α)·x − α'·Σ m_j ∫e^{−λ}ℓ_j dλ: log-ρ."""
 
     __init__ = constructor(
-        f"{TABLE} solver_order prediction_type {THRESHOLDING} algorithm_type solver_type lower_order_final "
-        f"{CONVERTED} use_flow_sigmas flow_shift {SPACED} use_dynamic_shifting time_shift_type",
+        "TABLE solver_order prediction_type THRESHOLDING algorithm_type solver_type lower_order_final "
+        "CONVERTED use_flow_sigmas flow_shift SPACED use_dynamic_shifting time_shift_type",
         prediction_type=PREDICTIONS,
         algorithm_type=choice("deis", others=dict.fromkeys(("dpmsolver", "dpmsolver++"), "deis")),
         solver_type=choice("logrho", others=dict.fromkeys(("midpoint", "heun", "bh1", "bh2"), "logrho")),

@@ -20,7 +20,7 @@ from calotype.schedulers import grid, levels
 from calotype.schedulers.affine import affine, evaluate
 from calotype.schedulers.dpm_solver import SOLVER_TYPES, multistep
 from calotype.schedulers.euler import STILL, Churn
-from calotype.schedulers.options import THRESHOLDING, Device, choice, constructor, exactly_one, step_count
+from calotype.schedulers.options import Device, choice, constructor, exactly_one, step_count
 from calotype.schedulers.prediction import Limits, Linear
 from calotype.schedulers.run import Step
 from calotype.schedulers.sigmas import SigmaScheduler
@@ -151,7 +151,7 @@ class EDMDPMSolverMultistepScheduler(EDMMultistepScheduler):
     _time = staticmethod(quarter_log)
 
     __init__ = constructor(
-        f"{LEVELS} prediction_type rho solver_order {THRESHOLDING} algorithm_type solver_type lower_order_final "
+        f"{LEVELS} prediction_type rho solver_order THRESHOLDING algorithm_type solver_type lower_order_final "
         "euler_at_final final_sigmas_type",
         algorithm_type=choice("dpmsolver++", "sde-dpmsolver++", others={"deis": "dpmsolver++"}),
         solver_type=SOLVER_TYPES,

@@ -19,17 +19,7 @@ from calotype.schedulers.affine import Value, affine, cast
 from calotype.schedulers.ladders import ExplodingScheduler
 from calotype.schedulers.levels import Level, transfer
 from calotype.schedulers.noise import sigma_to_t
-from calotype.schedulers.options import (
-    CONVERTED,
-    SPACED,
-    TABLE,
-    Device,
-    Numbers,
-    choice,
-    constructor,
-    exactly_one,
-    step_count,
-)  # fmt: skip
+from calotype.schedulers.options import Device, Numbers, choice, constructor, exactly_one, step_count
 from calotype.schedulers.prediction import Linear
 from calotype.schedulers.run import Step
 from calotype.schedulers.stepping import PredictionSchedulerOutput, Values, once, stepping
@@ -64,7 +54,7 @@ class EulerDiscreteScheduler(ExplodingScheduler):
     _zero_snr_floor = True
 
     __init__ = constructor(
-        f"{TABLE} prediction_type interpolation_type {CONVERTED} sigma_min sigma_max timestep_spacing timestep_type "
+        "TABLE prediction_type interpolation_type CONVERTED sigma_min sigma_max timestep_spacing timestep_type "
         "steps_offset rescale_betas_zero_snr final_sigmas_type",
         prediction_type=choice("epsilon", "sample", "v_prediction", "original_sample"),
     )
@@ -127,7 +117,7 @@ class EulerAncestralDiscreteScheduler(ExplodingScheduler):
 
     _zero_snr_floor = True
 
-    __init__ = constructor(f"{TABLE} prediction_type {SPACED} rescale_betas_zero_snr")
+    __init__ = constructor("TABLE prediction_type SPACED rescale_betas_zero_snr")
 
     def _begin_initial(self) -> None:
         self._begin_every(torch.float64)

@@ -17,22 +17,14 @@ from calotype.core.random import Generators, randn_tensor
 from calotype.schedulers import grid, levels
 from calotype.schedulers.affine import affine, cast, evaluate
 from calotype.schedulers.euler import STILL, Churn
-from calotype.schedulers.options import (
-    CONVERTED,
-    Device,
-    Numbers,
-    constructor,
-    conversion,
-    one_of,
-    step_count,
-)  # fmt: skip
+from calotype.schedulers.options import Device, Numbers, constructor, conversion, one_of, step_count
 from calotype.schedulers.run import Step
 from calotype.schedulers.sigmas import SigmaScheduler
 from calotype.schedulers.stepping import Values, stepping
 
 SHIFTED = (
     "num_train_timesteps shift use_dynamic_shifting base_shift max_shift base_image_seq_len max_image_seq_len "
-    f"invert_sigmas shift_terminal {CONVERTED} time_shift_type"
+    "invert_sigmas shift_terminal CONVERTED time_shift_type"
 )
 UPSCALE_MODES = ("nearest", "linear", "bilinear", "bicubic", "trilinear", "area", "nearest-exact")
 

@@ -124,10 +124,15 @@ OPTIONS: Mapping[str, Option] = {
     "eta": Option("float", 0.0, "how much of a step's noise is new"),
 }
 
-TABLE = "num_train_timesteps beta_start beta_end beta_schedule trained_betas"
-THRESHOLDING = "thresholding dynamic_thresholding_ratio sample_max_value"
-CONVERTED = "use_karras_sigmas use_exponential_sigmas use_beta_sigmas"
-SPACED = "timestep_spacing steps_offset"
+GROUPS = {
+    "TABLE": "num_train_timesteps beta_start beta_end beta_schedule trained_betas",
+    "THRESHOLDING": "thresholding dynamic_thresholding_ratio sample_max_value",
+    "CONVERTED": "use_karras_sigmas use_exponential_sigmas use_beta_sigmas",
+    "SPACED": "timestep_spacing steps_offset",
+}
+"""Options that are mostly found together."""
+
+CONVERSIONS = GROUPS["CONVERTED"].split()
 
 LATENT: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012}
 """The ends of β that models of latents are trained with."""
@@ -141,14 +146,15 @@ def constructor(
     former: Mapping[str, str] | None = None,
     **own: Any,
 ) -> Callable[..., None]:
-    """An ``__init__`` that takes the options ``names`` (separated by spaces), refuses values that are not allowed, and
-    calls ``setup`` (default: the class's ``_prepare``), which finds them in ``self.config``.
+    """An ``__init__`` that takes the options ``names`` (and ``GROUPS``, separated by spaces), refuses values that are not
+    allowed, and calls ``setup`` (default: the class's ``_prepare``), which finds them in ``self.config``.
 
     ``own`` are the defaults, or the choices, of this class where they differ from the table's. ``former`` are other
     names that an option may be given by.
     """
     former = former or {}
-    options = {name: (OPTIONS[name], own.pop(name, OPTIONS[name].default)) for name in names.split()}
+    chosen = [name for word in names.split() for name in GROUPS.get(word, word).split()]
+    options = {name: (OPTIONS[name], own.pop(name, OPTIONS[name].default)) for name in chosen}
     if own:
         raise TypeError(f"constructor: {', '.join(own)} not among the options.")
     choices = {name: default for name, (_, default) in options.items() if isinstance(default, Choice)}
@@ -189,10 +195,10 @@ def one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
 
 def conversion(config: Mapping[str, Any]) -> str | None:
     """Which conversion of the noise levels a configuration asks for; raises ``InputError`` if it asks for two."""
-    chosen = [flag for flag in CONVERTED.split() if config.get(flag)]
+    chosen = [flag for flag in CONVERSIONS if config.get(flag)]
     if len(chosen) > 1:
         raise InputError(
-            f"{' and '.join(chosen)} exclude each other: set at most one of {', '.join(CONVERTED.split())}."
+            f"{' and '.join(chosen)} exclude each other: set at most one of {', '.join(CONVERSIONS)}."
         )
     return chosen[0].split("_")[1] if chosen else None
 
@@ -226,7 +232,7 @@ def steps_or_timesteps(config: Mapping[str, Any], num_inference_steps: Any, time
     exactly_one(num_inference_steps=num_inference_steps, timesteps=timesteps)
     if timesteps is None:
         return step_count(num_inference_steps)
-    for flag in (*CONVERTED.split(), "use_lu_lambdas"):
+    for flag in (*CONVERSIONS, "use_lu_lambdas"):
         if config.get(flag):
             raise InputError(
                 f"timesteps cannot be given together with {flag}=True: give num_inference_steps."

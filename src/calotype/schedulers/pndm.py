@@ -14,7 +14,7 @@ from torch import Tensor
 from calotype.core.errors import InputError
 from calotype.schedulers.affine import Value, affine, evaluate
 from calotype.schedulers.levels import Level
-from calotype.schedulers.options import LEADING, TABLE, Device, choice, constructor, step_count
+from calotype.schedulers.options import LEADING, Device, choice, constructor, step_count
 from calotype.schedulers.run import Step
 from calotype.schedulers.scheduler import SchedulerMixin, Unscaled
 from calotype.schedulers.sigmas import IndexedScheduler
@@ -46,7 +46,7 @@ class PNDMScheduler(TableScheduler):
     pndm_order = 4
 
     __init__ = constructor(
-        f"{TABLE} skip_prk_steps set_alpha_to_one prediction_type timestep_spacing steps_offset",
+        "TABLE skip_prk_steps set_alpha_to_one prediction_type timestep_spacing steps_offset",
         set_alpha_to_one=False,
         prediction_type=choice("epsilon", "v_prediction"),
         timestep_spacing=LEADING,

@@ -21,17 +21,7 @@ from calotype.schedulers.dpm_solver import PREDICTIONS, VARIANCES
 from calotype.schedulers.exponential import Update, exponential_update
 from calotype.schedulers.grid import shifted
 from calotype.schedulers.ladders import PreservingScheduler
-from calotype.schedulers.options import (
-    CONVERTED,
-    SPACED,
-    TABLE,
-    THRESHOLDING,
-    Device,
-    choice,
-    constructor,
-    conversion,
-    step_count,
-)  # fmt: skip
+from calotype.schedulers.options import Device, choice, constructor, conversion, step_count
 from calotype.schedulers.run import Step
 from calotype.schedulers.stepping import Values, once, stepping
 
@@ -94,8 +84,8 @@ class UniPCMultistepScheduler(CorrectingScheduler):
         self._prepare()
 
     __init__ = constructor(
-        f"{TABLE} solver_order prediction_type {THRESHOLDING} predict_x0 solver_type lower_order_final "
-        f"disable_corrector solver_p {CONVERTED} use_flow_sigmas flow_shift {SPACED} final_sigmas_type "
+        "TABLE solver_order prediction_type THRESHOLDING predict_x0 solver_type lower_order_final "
+        "disable_corrector solver_p CONVERTED use_flow_sigmas flow_shift SPACED final_sigmas_type "
         "rescale_betas_zero_snr use_dynamic_shifting time_shift_type sigma_min sigma_max shift_terminal",
         setup=_prepare_solver,
         solver_order=choice(2, 1, 3, 4, 5, 6, 7, 8, 9),
@@ -177,8 +167,8 @@ class SASolverScheduler(CorrectingScheduler):
         self._prepare()
 
     __init__ = constructor(
-        f"{TABLE} predictor_order corrector_order prediction_type tau_func {THRESHOLDING} algorithm_type "
-        f"lower_order_final {CONVERTED} use_flow_sigmas flow_shift lambda_min_clipped variance_type {SPACED}",
+        "TABLE predictor_order corrector_order prediction_type tau_func THRESHOLDING algorithm_type "
+        "lower_order_final CONVERTED use_flow_sigmas flow_shift lambda_min_clipped variance_type SPACED",
         setup=_prepare_solver,
         prediction_type=PREDICTIONS,
         algorithm_type=choice("data_prediction", "noise_prediction"),

@@ -18,16 +18,7 @@ from calotype.schedulers.exponential import interpolation_weights
 from calotype.schedulers.ladders import ExplodingScheduler
 from calotype.schedulers.levels import Level, transfer
 from calotype.schedulers.noise import sigma_to_t
-from calotype.schedulers.options import (
-    CONVERTED,
-    LATENT,
-    SPACED,
-    TABLE,
-    Device,
-    Numbers,
-    constructor,
-    conversion,
-)  # fmt: skip
+from calotype.schedulers.options import LATENT, Device, Numbers, constructor, conversion
 from calotype.schedulers.run import Step
 from calotype.schedulers.scheduler import SchedulerMixin
 from calotype.schedulers.stepping import PredictionSchedulerOutput, Values, once, stepping
@@ -36,7 +27,7 @@ from calotype.schedulers.stepping import PredictionSchedulerOutput, Values, once
 class LMSDiscreteScheduler(ExplodingScheduler):
     """x' = x + Σ d_j·∫ℓ_j(κ) dκ with the Lagrange basis ℓ_j on the last levels: Adams-Bashforth on uneven steps."""
 
-    __init__ = constructor(f"{TABLE} {CONVERTED} prediction_type {SPACED}")
+    __init__ = constructor("TABLE CONVERTED prediction_type SPACED")
     _begin_initial = SchedulerMixin._begin_trained
 
     def set_timesteps(self, num_inference_steps: int, device: Device = None) -> None:
@@ -73,7 +64,7 @@ class HeunDiscreteScheduler(ExplodingScheduler):
     order = 2
 
     __init__ = constructor(
-        f"{TABLE} prediction_type {CONVERTED} clip_sample clip_sample_range {SPACED}",
+        "TABLE prediction_type CONVERTED clip_sample clip_sample_range SPACED",
         clip_sample=False,
         **LATENT,
     )
@@ -147,7 +138,7 @@ class SecondOrderScheduler(MidpointScheduler):
 
     _ancestral: ClassVar[bool]
 
-    __init__ = constructor(f"{TABLE} {CONVERTED} prediction_type {SPACED}", **LATENT)
+    __init__ = constructor("TABLE CONVERTED prediction_type SPACED", **LATENT)
 
     def set_timesteps(
         self, num_inference_steps: int, device: Device = None, num_train_timesteps: int | None = None
@@ -211,7 +202,7 @@ class DPMSolverSDEScheduler(MidpointScheduler):
         self.noise_sampler_seed = self.config.noise_sampler_seed
 
     __init__ = constructor(
-        f"{TABLE} prediction_type {CONVERTED} noise_sampler_seed {SPACED}", setup=_prepare_path, **LATENT
+        "TABLE prediction_type CONVERTED noise_sampler_seed SPACED", setup=_prepare_path, **LATENT
     )
 
     def set_timesteps(
