@@ -6,14 +6,13 @@ import torch
 from torch import Tensor
 
 from calotype.core.random import Generators, randn_tensor
-from calotype.schedulers import prediction
+from calotype.schedulers import levels
 from calotype.schedulers.affine import affine, evaluate
 from calotype.schedulers.exponential import exponential_update
 from calotype.schedulers.levels import Level
 from calotype.schedulers.noise import make_betas
 from calotype.schedulers.options import LATENT, LEADING, Device, choice, constructor
-from calotype.schedulers.run import Step
-from calotype.schedulers.stepping import PredictionSchedulerOutput, Values, stepping
+from calotype.schedulers.stepping import PredictionSchedulerOutput, Step, Values, stepping
 from calotype.schedulers.table import TableScheduler
 
 
@@ -50,10 +49,10 @@ class ShiftedTableScheduler(TableScheduler):
         """Begin a run of so many steps."""
         self._begin_spaced(num_inference_steps, device)
 
-    def _ends(self, t: int) -> tuple[Level, Level, prediction.Linear]:
+    def _ends(self, t: int) -> tuple[Level, Level, levels.Linear]:
         """The levels of a step from ``t``, there and T//N training steps on, and the line of x̂0."""
         s = self._level(t)
-        return s, self._level(t - self._jump), prediction.clean(self.config.prediction_type, *s)
+        return s, self._level(t - self._jump), levels.clean(self.config.prediction_type, *s)
 
 
 class CogVideoXDDIMScheduler(ShiftedTableScheduler):

@@ -11,11 +11,9 @@ from torch import Tensor
 from calotype.core.errors import InputError
 from calotype.core.random import Generators, randn_tensor
 from calotype.schedulers.affine import affine, combined, evaluate
-from calotype.schedulers.levels import Level, transfer
+from calotype.schedulers.levels import Level, Lines, clean, lines, transfer
 from calotype.schedulers.options import LEADING, Device, choice, constructor, step_count
-from calotype.schedulers.prediction import Lines, clean, lines
-from calotype.schedulers.run import Step
-from calotype.schedulers.stepping import PredictionSchedulerOutput, Values, once, stepping
+from calotype.schedulers.stepping import PredictionSchedulerOutput, Step, Values, once, stepping
 from calotype.schedulers.table import TableScheduler, columns
 
 Weights = tuple[float, float, float]
@@ -150,8 +148,8 @@ class DDIMInverseScheduler(ImplicitScheduler):
 
 
 class RePaintScheduler(TableScheduler):
-    """Inpainting with a model trained for nothing of the kind (Lugmayr et al., arXiv:2201.09865): the transfer of family A
-    where the picture is unknown, the known picture noised where it is.
+    """Inpainting with a model trained for nothing of the kind (Lugmayr et al., arXiv:2201.09865): the transfer of
+    family A where the picture is unknown, the known picture noised where it is.
 
     ``timesteps`` fall and jump back up by turns (algorithm 1 and figure 9): the caller undoes steps where they rise.
     """

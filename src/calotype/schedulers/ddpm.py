@@ -16,7 +16,7 @@ from torch import Tensor
 
 from calotype.core.errors import InputError
 from calotype.core.random import Generators
-from calotype.schedulers import prediction
+from calotype.schedulers import levels
 from calotype.schedulers.affine import affine, evaluate
 from calotype.schedulers.levels import level_of_alpha_bar, posterior
 from calotype.schedulers.options import (
@@ -29,16 +29,15 @@ from calotype.schedulers.options import (
     exactly_one,
     step_count,
 )
-from calotype.schedulers.run import Step
 from calotype.schedulers.scheduler import SchedulerMixin, Unscaled
-from calotype.schedulers.stepping import PredictionSchedulerOutput, Values, once, stepping
+from calotype.schedulers.stepping import PredictionSchedulerOutput, Step, Values, once, stepping
 from calotype.schedulers.table import TableScheduler, columns
 
 
 class Posterior(NamedTuple):
     """x̂0's line, the mean's weights of x and x̂0, and the two variances that bound the true one."""
 
-    clean: prediction.Linear
+    clean: levels.Linear
     along: float
     toward: float
     small: float
@@ -59,7 +58,7 @@ class PosteriorScheduler(TableScheduler):
         """The weights of a step; ``beta`` is 1 − ᾱ_t/ᾱ_previous where it is known better than from the table."""
         beta = self._table.beta(t, previous) if beta is None else beta
         along, toward, variance = posterior(self._level(t), self._level(previous), beta)
-        clean = prediction.clean(self.config.prediction_type, *self._level(t))
+        clean = levels.clean(self.config.prediction_type, *self._level(t))
         return Posterior(clean, along, toward, max(variance, 1e-20), beta)
 
     def _drawn(self, at: Step, weights: Posterior, generator: Generators, first: bool) -> Values:

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from calotype.core.errors import InputError
 from calotype.schedulers.options import Device, one_of, step_count
-from calotype.schedulers.run import Step
 from calotype.schedulers.scheduler import SchedulerMixin
-from calotype.schedulers.stepping import PredictionSchedulerOutput, Values, stepping
+from calotype.schedulers.stepping import PredictionSchedulerOutput, Step, Values, stepping
 
 
 def uniform(like: Tensor, generator: torch.Generator | None, dtype: torch.dtype = torch.float32) -> Tensor:

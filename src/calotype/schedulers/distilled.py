@@ -28,9 +28,8 @@ from calotype.schedulers.options import (
     exactly_one,
     step_count,
 )
-from calotype.schedulers.run import Step
 from calotype.schedulers.sigmas import IndexedScheduler, SigmaScheduler
-from calotype.schedulers.stepping import PredictionSchedulerOutput, Values, stepping
+from calotype.schedulers.stepping import PredictionSchedulerOutput, Step, Values, stepping
 from calotype.schedulers.table import TableScheduler
 
 

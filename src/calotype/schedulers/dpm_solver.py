@@ -19,6 +19,7 @@ from calotype.schedulers.affine import Value, cast, evaluate
 from calotype.schedulers.exponential import Update, exponential_update
 from calotype.schedulers.grid import spaced
 from calotype.schedulers.ladders import PreservingScheduler
+from calotype.schedulers.levels import PREDICTION_TYPES, VARIANCE_TYPES
 from calotype.schedulers.options import (
     Device,
     Numbers,
@@ -28,9 +29,7 @@ from calotype.schedulers.options import (
     step_count,
     steps_or_timesteps,
 )
-from calotype.schedulers.prediction import PREDICTION_TYPES, VARIANCE_TYPES
-from calotype.schedulers.run import Run, Step
-from calotype.schedulers.stepping import Values, once, stepping
+from calotype.schedulers.stepping import Run, Step, Values, once, stepping
 
 PREDICTIONS = choice(*PREDICTION_TYPES, "flow_prediction")
 VARIANCES = choice(None, *VARIANCE_TYPES)
@@ -54,8 +53,8 @@ def multistep(
     tau: float = 0.0,
     dtype: torch.dtype | None = None,
 ) -> Values:
-    """The sample one step on, an integral of the last predictions, which the run remembers. With ``dtype`` the sample is
-    cast to it, and back to the output's.
+    """The sample one step on, an integral of the last predictions, which the run remembers. With ``dtype`` the sample
+    is cast to it, and back to the output's.
 
     Short runs end with lower orders, and no step to a level without noise is above the first. DPM-Solver's second
     order is by ``solver_type``, its third with half of the curvature; DEIS's are exact.
@@ -100,6 +99,17 @@ class DPMSolverScheduler(PreservingScheduler):
             )
         self._prepare()
 
+    def _begin_down(
+        self,
+        num_inference_steps: int | None = None,
+        device: Device = None,
+        mu: float | None = None,
+        timesteps: Numbers = None,
+    ) -> None:
+        """Begin a run of so many steps, or at these training steps. ``mu``: flow levels are shifted by exp(mu)."""
+        steps = steps_or_timesteps(self.config, num_inference_steps, timesteps)
+        self._begin_ladder(*self._ladder(steps, timesteps, mu), device)
+
 
 class MultistepScheduler(DPMSolverScheduler):
     """Base of DPMSolverMultistepScheduler and its inverse."""
@@ -124,6 +134,7 @@ class DPMSolverMultistepScheduler(MultistepScheduler):
     """One exponential integral a step over the last ``solver_order`` predictions: of x̂0 (``++``) or of ε̂."""
 
     _zero_snr_floor = True
+    _unrounded = "squaredcos_cap_v2"
 
     __init__ = constructor(
         "TABLE solver_order prediction_type THRESHOLDING algorithm_type solver_type lower_order_final "
@@ -135,17 +146,7 @@ class DPMSolverMultistepScheduler(MultistepScheduler):
         **OF_DPM,
     )
 
-    def set_timesteps(
-        self,
-        num_inference_steps: int | None = None,
-        device: Device = None,
-        mu: float | None = None,
-        timesteps: Numbers = None,
-    ) -> None:
-        """Begin a run of so many steps, or at these training steps. ``mu``: flow levels are shifted by exp(mu)."""
-        steps = steps_or_timesteps(self.config, num_inference_steps, timesteps)
-        rounded = self.config.beta_schedule != "squaredcos_cap_v2"
-        self._begin_ladder(*self._ladder(steps, timesteps, mu, rounded=rounded), device)
+    set_timesteps = DPMSolverScheduler._begin_down
 
 
 class DPMSolverMultistepInverseScheduler(MultistepScheduler):
@@ -210,16 +211,7 @@ class DPMSolverSinglestepScheduler(DPMSolverScheduler):
         """The order of each step of the run."""
         return self.get_order_list(len(self._run.plan.t))
 
-    def set_timesteps(
-        self,
-        num_inference_steps: int | None = None,
-        device: Device = None,
-        mu: float | None = None,
-        timesteps: Numbers = None,
-    ) -> None:
-        """Begin a run of so many steps, or at these training steps. ``mu``: flow levels are shifted by exp(mu)."""
-        steps = steps_or_timesteps(self.config, num_inference_steps, timesteps)
-        self._begin_ladder(*self._ladder(steps, timesteps, mu), device)
+    set_timesteps = DPMSolverScheduler._begin_down
 
     @stepping(begun=True)
     def step(self, at: Step, generator: Generators = None) -> Values:

@@ -20,11 +20,10 @@ from calotype.schedulers import grid, levels
 from calotype.schedulers.affine import affine, evaluate
 from calotype.schedulers.dpm_solver import SOLVER_TYPES, multistep
 from calotype.schedulers.euler import STILL, Churn
+from calotype.schedulers.levels import Limits, Linear
 from calotype.schedulers.options import Device, choice, constructor, exactly_one, step_count
-from calotype.schedulers.prediction import Limits, Linear
-from calotype.schedulers.run import Step
 from calotype.schedulers.sigmas import SigmaScheduler
-from calotype.schedulers.stepping import PredictionSchedulerOutput, Values, stepping
+from calotype.schedulers.stepping import PredictionSchedulerOutput, Step, Values, stepping
 
 
 def quarter_log(sigma: Tensor) -> Tensor:

@@ -17,12 +17,10 @@ from calotype.core.random import Generators
 from calotype.schedulers import levels
 from calotype.schedulers.affine import Value, affine, cast
 from calotype.schedulers.ladders import ExplodingScheduler
-from calotype.schedulers.levels import Level, transfer
+from calotype.schedulers.levels import Level, Linear, transfer
 from calotype.schedulers.noise import sigma_to_t
 from calotype.schedulers.options import Device, Numbers, choice, constructor, exactly_one, step_count
-from calotype.schedulers.prediction import Linear
-from calotype.schedulers.run import Step
-from calotype.schedulers.stepping import PredictionSchedulerOutput, Values, once, stepping
+from calotype.schedulers.stepping import PredictionSchedulerOutput, Step, Values, once, stepping
 
 
 class Churn(NamedTuple):

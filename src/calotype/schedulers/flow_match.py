@@ -18,9 +18,8 @@ from calotype.schedulers import grid, levels
 from calotype.schedulers.affine import affine, cast, evaluate
 from calotype.schedulers.euler import STILL, Churn
 from calotype.schedulers.options import Device, Numbers, constructor, conversion, one_of, step_count
-from calotype.schedulers.run import Step
 from calotype.schedulers.sigmas import SigmaScheduler
-from calotype.schedulers.stepping import Values, stepping
+from calotype.schedulers.stepping import Step, Values, stepping
 
 SHIFTED = (
     "num_train_timesteps shift use_dynamic_shifting base_shift max_shift base_image_seq_len max_image_seq_len "
@@ -230,8 +229,8 @@ class FlowMatchLCMScheduler(ShiftedFlowScheduler):
         steps, run, output = len(at.plan.t), at.run, at.output
         if self._factors and len(self._factors) != steps - 1:
             raise InputError(
-                f"scale_factors has {len(self._factors)} entries for a run of {steps} steps: give one for each step but "
-                f"the last."
+                f"scale_factors has {len(self._factors)} entries for a run of {steps} steps: give one for each "
+                f"step but the last."
             )
         sigma, following = at.plan.kappa[at.i : at.i + 2]
         if run.stage is None:

@@ -13,13 +13,11 @@ from torch import Tensor
 from calotype.core.errors import InputError
 from calotype.schedulers import grid, levels
 from calotype.schedulers.affine import Value
-from calotype.schedulers.levels import Coordinates
+from calotype.schedulers.levels import Coordinates, Linear, Lines, clean, lines, noise
 from calotype.schedulers.noise import sigma_to_t
 from calotype.schedulers.options import Numbers, conversion, steps_or_timesteps
-from calotype.schedulers.prediction import Linear, Lines, clean, lines, noise
-from calotype.schedulers.run import Step
 from calotype.schedulers.sigmas import SigmaScheduler
-from calotype.schedulers.stepping import once
+from calotype.schedulers.stepping import Step, once
 from calotype.schedulers.table import Tabled
 
 
@@ -99,6 +97,8 @@ class PreservingScheduler(LadderScheduler):
 
     init_noise_sigma: float = 1.0
     _ascending: ClassVar[bool] = False
+    _unrounded: ClassVar[str] = ""
+    """The ``beta_schedule`` under which training steps of karras levels are truncated, as those of others are."""
 
     @cached_property
     def _coordinates(self) -> Coordinates:  # type: ignore[override]
@@ -123,11 +123,10 @@ class PreservingScheduler(LadderScheduler):
         return grid.spaced(spacing, steps, total, offset, last=self._usable, extra=1).round()
 
     def _ladder(
-        self, steps: int, timesteps: Numbers = None, mu: float | None = None, *, rounded: bool = True
+        self, steps: int, timesteps: Numbers = None, mu: float | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Training steps and levels of a run without the final one: converted between the table's ends, or those of
-        a flow (shifted by ``flow_shift``, or by exp(``mu``)), or spaced over the table. The steps of karras levels are
-        ``rounded`` where those of other conversions are truncated."""
+        a flow (shifted by ``flow_shift``, or by exp(``mu``)), or spaced over the table."""
         config, kappa, total = self.config, self._table.kappa, self.config.num_train_timesteps
         if mu is not None and not config.get("use_dynamic_shifting"):
             raise InputError("mu shifts the noise levels only with use_dynamic_shifting=True.")
@@ -138,7 +137,8 @@ class PreservingScheduler(LadderScheduler):
             ends = self._table.log_kappa if kind == "lu" else kappa
             t, ladder = self._converted(kind, steps, ends[0], ends[-1])
             if not config.get("use_flow_sigmas"):
-                return (t.round() if kind in ("karras", "lu") and rounded else t), ladder
+                rounded = kind in ("karras", "lu") and config.beta_schedule != self._unrounded
+                return (t.round() if rounded else t), ladder
             ladder = ladder / (ladder + 1)  # the level of a flow whose σ/α is κ
             return ladder * total, ladder
         if config.get("use_flow_sigmas"):

@@ -15,8 +15,8 @@ import torch
 
 from calotype.core.errors import InputError
 from calotype.schedulers.grid import SPACINGS
+from calotype.schedulers.levels import PREDICTION_TYPES, VARIANCE_TYPES
 from calotype.schedulers.noise import BETA_SCHEDULES
-from calotype.schedulers.prediction import PREDICTION_TYPES, VARIANCE_TYPES
 
 Device: TypeAlias = str | torch.device | None
 Numbers: TypeAlias = Sequence[float] | None
@@ -146,8 +146,8 @@ def constructor(
     former: Mapping[str, str] | None = None,
     **own: Any,
 ) -> Callable[..., None]:
-    """An ``__init__`` that takes the options ``names`` (and ``GROUPS``, separated by spaces), refuses values that are not
-    allowed, and calls ``setup`` (default: the class's ``_prepare``), which finds them in ``self.config``.
+    """An ``__init__`` that takes the options ``names`` (and ``GROUPS``, separated by spaces), refuses values that are
+    not allowed, and calls ``setup`` (default: the class's ``_prepare``), which finds them in ``self.config``.
 
     ``own`` are the defaults, or the choices, of this class where they differ from the table's. ``former`` are other
     names that an option may be given by.

@@ -15,10 +15,9 @@ from calotype.core.errors import InputError
 from calotype.schedulers.affine import Value, affine, evaluate
 from calotype.schedulers.levels import Level
 from calotype.schedulers.options import LEADING, Device, choice, constructor, step_count
-from calotype.schedulers.run import Step
 from calotype.schedulers.scheduler import SchedulerMixin, Unscaled
 from calotype.schedulers.sigmas import IndexedScheduler
-from calotype.schedulers.stepping import SchedulerOutput, Values, once, stepping
+from calotype.schedulers.stepping import SchedulerOutput, Step, Values, once, stepping
 from calotype.schedulers.table import TableScheduler
 
 ADAMS_BASHFORTH = (

@@ -22,8 +22,7 @@ from calotype.schedulers.exponential import Update, exponential_update
 from calotype.schedulers.grid import shifted
 from calotype.schedulers.ladders import PreservingScheduler
 from calotype.schedulers.options import Device, choice, constructor, conversion, step_count
-from calotype.schedulers.run import Step
-from calotype.schedulers.stepping import Values, once, stepping
+from calotype.schedulers.stepping import Step, Values, once, stepping
 
 
 class CorrectingScheduler(PreservingScheduler):

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from calotype.core.config import ConfigMixin
 from calotype.core.errors import InputError
-from calotype.schedulers.run import Plan, Run
+from calotype.schedulers.stepping import Plan, Run
 
 SIGNAL_NOISE_FAMILY = tuple(
     f"{name}Scheduler"

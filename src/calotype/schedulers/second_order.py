@@ -6,6 +6,7 @@ Karras et al., arXiv:2206.00364; Lu et al., arXiv:2206.00927 and 2211.01095; Son
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,9 +20,8 @@ from calotype.schedulers.ladders import ExplodingScheduler
 from calotype.schedulers.levels import Level, transfer
 from calotype.schedulers.noise import sigma_to_t
 from calotype.schedulers.options import LATENT, Device, Numbers, constructor, conversion
-from calotype.schedulers.run import Step
 from calotype.schedulers.scheduler import SchedulerMixin
-from calotype.schedulers.stepping import PredictionSchedulerOutput, Values, once, stepping
+from calotype.schedulers.stepping import PredictionSchedulerOutput, Step, Values, once, stepping
 
 
 class LMSDiscreteScheduler(ExplodingScheduler):
@@ -110,26 +110,27 @@ class MidpointScheduler(ExplodingScheduler):
 
     order = 2
     _begin_initial = SchedulerMixin._begin_trained
+    _precision: ClassVar[type[np.floating[Any]]] = np.float32
+    _finals: ClassVar[int] = 3
+    """How often ``sigmas`` shows the final level."""
 
-    def _begin_stages(
-        self,
-        t: np.ndarray,
-        kappa: np.ndarray,
-        middle: np.ndarray,
-        device: Any,
-        dtype: torch.dtype,
-        finals: int,
+    @abstractmethod
+    def _middle(self, t: np.ndarray, kappa: np.ndarray) -> tuple[np.ndarray, np.ndarray, torch.dtype]:
+        """The training steps, the levels in the middle of the steps to the next, and the dtype of ``timesteps``."""
+
+    def set_timesteps(
+        self, num_inference_steps: int, device: Device = None, num_train_timesteps: int | None = None
     ) -> None:
-        """Begin a run over steps from ``kappa`` to the next with evaluations at ``middle``; the last step has none.
-
-        ``sigmas`` shows the ends of the steps, each twice, and the final level ``finals`` times.
-        """
+        """Begin a run of so many steps; ``timesteps`` then has two entries a step, one for the last."""
+        t, kappa = self._ladder(num_inference_steps, None, num_train_timesteps, self._precision)
+        kappa = kappa.astype(self._precision).astype(np.float64)
+        t, middle, dtype = self._middle(t, kappa)
         steps = len(t)
         walk, ladder = np.empty(2 * steps - 1), np.empty(2 * steps)
         walk[0::2], walk[1::2] = t, sigma_to_t(middle, self._table.log_kappa)
         ladder[0:-1:2], ladder[1:-1:2], ladder[-1] = kappa[:-1], middle, kappa[-1]
         self._begin_levels(walk, ladder, device, steps, dtype)
-        ends = np.repeat(kappa, [1, *[2] * (steps - 1), finals]).astype(np.float32)
+        ends = np.repeat(kappa, [1, *[2] * (steps - 1), self._finals]).astype(np.float32)
         self._replan(sigmas=torch.from_numpy(ends))
 
 
@@ -140,19 +141,11 @@ class SecondOrderScheduler(MidpointScheduler):
 
     __init__ = constructor("TABLE CONVERTED prediction_type SPACED", **LATENT)
 
-    def set_timesteps(
-        self, num_inference_steps: int, device: Device = None, num_train_timesteps: int | None = None
-    ) -> None:
-        """Begin a run of so many steps; ``timesteps`` then has two entries a step, one for the last.
-
-        The midpoint is √(κ·κ'), or κ' itself where the step is one to κ_down = κ'²/κ.
-        """
-        t, kappa = self._ladder(num_inference_steps, None, num_train_timesteps)
-        t = t.round() if self.config.use_karras_sigmas else t
-        ends = kappa.astype(np.float32).astype(np.float64)
-        middle = ends[1:-1] if self._ancestral else np.sqrt(ends[:-2] * ends[1:-1])
+    def _middle(self, t: np.ndarray, kappa: np.ndarray) -> tuple[np.ndarray, np.ndarray, torch.dtype]:
+        """√(κ·κ'), or κ' itself where the step is one to κ_down = κ'²/κ."""
+        middle = kappa[1:-1] if self._ancestral else np.sqrt(kappa[:-2] * kappa[1:-1])
         dtype = torch.float64 if conversion(self.config) else torch.float32
-        self._begin_stages(t, ends, middle, device, dtype, finals=3)
+        return t.round() if self.config.use_karras_sigmas else t, middle, dtype
 
     def _advance(self, at: Step, generator: Generators = None) -> Values:
         """The sample after an evaluation and x̂0: at the midpoint, or from the step's beginning to its end."""
@@ -197,6 +190,9 @@ class DPMSolverSDEScheduler(MidpointScheduler):
     """An ancestral step to the midpoint √(κ·κ'), then one over the whole step from its beginning with x̂0 from there;
     the noise is a Brownian path's."""
 
+    _precision = np.float64
+    _finals = 1
+
     def _prepare_path(self) -> None:
         self._prepare()
         self.noise_sampler_seed = self.config.noise_sampler_seed
@@ -205,12 +201,8 @@ class DPMSolverSDEScheduler(MidpointScheduler):
         "TABLE prediction_type CONVERTED noise_sampler_seed SPACED", setup=_prepare_path, **LATENT
     )
 
-    def set_timesteps(
-        self, num_inference_steps: int, device: Device = None, num_train_timesteps: int | None = None
-    ) -> None:
-        """Begin a run of so many steps; ``timesteps`` then has two entries a step, one for the last."""
-        t, kappa = self._ladder(num_inference_steps, None, num_train_timesteps, np.float64)
-        self._begin_stages(t, kappa, np.sqrt(kappa[:-2] * kappa[1:-1]), device, torch.float64, finals=1)
+    def _middle(self, t: np.ndarray, kappa: np.ndarray) -> tuple[np.ndarray, np.ndarray, torch.dtype]:
+        return t, np.sqrt(kappa[:-2] * kappa[1:-1]), torch.float64
 
     @stepping(PredictionSchedulerOutput, last="s_noise")
     def step(self, at: Step, s_noise: float = 1.0) -> Values:

@@ -14,10 +14,9 @@ from calotype.core.config import ConfigMixin, init_parameters
 from calotype.core.errors import InputError
 from calotype.schedulers import noise
 from calotype.schedulers.grid import spaced
-from calotype.schedulers.levels import Level, level_of_alpha_bar
+from calotype.schedulers.levels import Level, Limits, Lines, level_of_alpha_bar, lines
 from calotype.schedulers.noise import NoiseTable
 from calotype.schedulers.options import step_count
-from calotype.schedulers.prediction import Limits, Lines, lines
 from calotype.schedulers.scheduler import SIGNAL_NOISE_FAMILY, Unscaled
 from calotype.schedulers.stepping import once
 

@@ -18,9 +18,8 @@ from calotype.core.outputs import BaseOutput
 from calotype.core.random import Generators, randn_tensor
 from calotype.schedulers.affine import combined
 from calotype.schedulers.options import Device, step_count
-from calotype.schedulers.run import Step
 from calotype.schedulers.scheduler import SchedulerMixin, Unscaled
-from calotype.schedulers.stepping import SchedulerOutput, Values, once, stepping
+from calotype.schedulers.stepping import SchedulerOutput, Step, Values, once, stepping
 
 
 @dataclass
