@@ -11,7 +11,7 @@ from calotype.schedulers.affine import affine, evaluate
 from calotype.schedulers.exponential import exponential_update
 from calotype.schedulers.levels import Level
 from calotype.schedulers.noise import make_betas
-from calotype.schedulers.options import LATENT, LEADING, Device, choice, constructor
+from calotype.schedulers.options import LATENT, LEADING, choice, constructor
 from calotype.schedulers.stepping import PredictionSchedulerOutput, Step, Values, stepping
 from calotype.schedulers.table import TableScheduler
 
@@ -45,9 +45,7 @@ class ShiftedTableScheduler(TableScheduler):
         **LATENT,
     )
 
-    def set_timesteps(self, num_inference_steps: int, device: Device = None) -> None:
-        """Begin a run of so many steps."""
-        self._begin_spaced(num_inference_steps, device)
+    set_timesteps = TableScheduler._begin_spaced
 
     def _ends(self, t: int) -> tuple[Level, Level, levels.Linear]:
         """The levels of a step from ``t``, there and T//N training steps on, and the line of x̂0."""

@@ -45,9 +45,7 @@ class DownwardScheduler(ImplicitScheduler):
         timestep_spacing=LEADING,
     )
 
-    def set_timesteps(self, num_inference_steps: int, device: Device = None) -> None:
-        """Begin a run of so many steps."""
-        self._begin_spaced(num_inference_steps, device)
+    set_timesteps = TableScheduler._begin_spaced
 
     @stepping(PredictionSchedulerOutput, indexed=False, begun=True)
     def step(
@@ -128,7 +126,8 @@ class DDIMInverseScheduler(ImplicitScheduler):
 
     def set_timesteps(self, num_inference_steps: int, device: Device = None) -> None:
         """Begin a run of so many steps, upwards."""
-        self._begin_spaced(num_inference_steps, device, upward=True)
+        steps = step_count(num_inference_steps, self.config.num_train_timesteps)
+        self._begin(self._spaced(steps)[::-1], device, steps)
 
     @stepping(PredictionSchedulerOutput, indexed=False, begun=True)
     def step(self, at: Step) -> Values:

@@ -6,7 +6,7 @@ Lu et al., arXiv:2206.00927 and 2211.01095; Zhang & Chen, arXiv:2204.13902.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from calotype.core.errors import InputError
 from calotype.core.random import Generators
-from calotype.schedulers.affine import Value, cast, evaluate
+from calotype.schedulers.affine import Value, cast
 from calotype.schedulers.exponential import Update, exponential_update
 from calotype.schedulers.grid import spaced
 from calotype.schedulers.ladders import PreservingScheduler
@@ -29,7 +29,7 @@ from calotype.schedulers.options import (
     step_count,
     steps_or_timesteps,
 )
-from calotype.schedulers.stepping import Run, Step, Values, once, stepping
+from calotype.schedulers.stepping import Step, Values, once, stepping
 
 PREDICTIONS = choice(*PREDICTION_TYPES, "flow_prediction")
 VARIANCES = choice(None, *VARIANCE_TYPES)
@@ -76,14 +76,8 @@ def multistep(
         plan.memo[i, len(known)] = exponential_update(s, t, others, data=data, tau=tau, rule=rule)
     update = plan.memo[i, len(known)]
     if dtype is None:
-        return remembered(at.run, update.of(at.sample, known, z), known)
-    return remembered(at.run, update.of(cast(at.sample, dtype), known, z, at.output.dtype), known)
-
-
-def remembered(run: Run, prev_sample: Value, known: Iterable[Value]) -> Values:
-    """The sample, computed together with the predictions, which the run keeps."""
-    sample, *run.history = evaluate(prev_sample, *known)
-    return (sample,)
+        return at.remember(known, update.of(at.sample, known, z))
+    return at.remember(known, update.of(cast(at.sample, dtype), known, z, at.output.dtype))
 
 
 class DPMSolverScheduler(PreservingScheduler):
@@ -224,7 +218,7 @@ class DPMSolverSinglestepScheduler(DPMSolverScheduler):
             run.history, run.stage = (), at.sample
         known = (self._predict(at, self._data), *run.history[:2])
         z = at.noise(generator) if self._tau else None
-        return remembered(run, update.of(run.stage, reversed(known), z), known)
+        return at.remember(known, update.of(run.stage, reversed(known), z))
 
     @once
     def _update(self, i: int, known: int) -> tuple[int, Update]:

@@ -116,14 +116,10 @@ class EulerAncestralDiscreteScheduler(ExplodingScheduler):
     _zero_snr_floor = True
 
     __init__ = constructor("TABLE prediction_type SPACED rescale_betas_zero_snr")
+    set_timesteps = ExplodingScheduler._begin_ladder
 
     def _begin_initial(self) -> None:
         self._begin_every(torch.float64)
-
-    def set_timesteps(self, num_inference_steps: int, device: Device = None) -> None:
-        """Begin a run of so many steps."""
-        t, ladder = self._ladder(num_inference_steps)
-        self._begin_levels(t, ladder, device, len(t), torch.float32)
 
     @stepping(PredictionSchedulerOutput, fractional=True)
     def step(self, at: Step, generator: Generators = None) -> Values:

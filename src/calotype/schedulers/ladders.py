@@ -15,7 +15,7 @@ from calotype.schedulers import grid, levels
 from calotype.schedulers.affine import Value
 from calotype.schedulers.levels import Coordinates, Linear, Lines, clean, lines, noise
 from calotype.schedulers.noise import sigma_to_t
-from calotype.schedulers.options import Numbers, conversion, steps_or_timesteps
+from calotype.schedulers.options import Device, Numbers, conversion, steps_or_timesteps
 from calotype.schedulers.sigmas import SigmaScheduler
 from calotype.schedulers.stepping import Step, once
 from calotype.schedulers.table import Tabled
@@ -75,6 +75,11 @@ class ExplodingScheduler(LadderScheduler):
             t, ladder = self._converted(kind, steps, ladder[-1], ladder[0])
         final = kappa[0] if config.get("final_sigmas_type") == "sigma_min" else 0.0
         return t, np.append(ladder, final)
+
+    def _begin_ladder(self, num_inference_steps: int, device: Device = None) -> None:
+        """Begin a run of so many steps."""
+        t, ladder = self._ladder(num_inference_steps)
+        self._begin_levels(t, ladder, device, len(t), torch.float32)
 
     @property
     def init_noise_sigma(self) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from calotype.core.errors import InputError
-from calotype.schedulers.affine import Value, affine, evaluate
+from calotype.schedulers.affine import Value, affine
 from calotype.schedulers.levels import Level
 from calotype.schedulers.options import LEADING, Device, choice, constructor, step_count
 from calotype.schedulers.scheduler import SchedulerMixin, Unscaled
@@ -190,5 +190,4 @@ class IPNDMScheduler(Unscaled, IndexedScheduler):
         known = (affine((s.sigma, at.sample), (s.alpha, at.output)), *at.run.history[:3])
         slope = multistep_slope(known)
         clean = affine((1.0, at.sample), (-s.sigma, slope), divisor=max(s.alpha, 1e-8))
-        prev_sample, *at.run.history = evaluate(affine((to.alpha, clean), (to.sigma, slope)), *known)
-        return (prev_sample,)
+        return at.remember(known, affine((to.alpha, clean), (to.sigma, slope)))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from calotype.core.errors import InputError
 from calotype.core.random import Generators
-from calotype.schedulers.affine import Value, evaluate
+from calotype.schedulers.affine import Value
 from calotype.schedulers.dpm_solver import PREDICTIONS, VARIANCES
 from calotype.schedulers.exponential import Update, exponential_update
 from calotype.schedulers.grid import shifted
@@ -141,7 +141,7 @@ class UniPCMultistepScheduler(CorrectingScheduler):
         known = (predicted, *run.history[: config.solver_order - 1])
         order = self._order(at, config.solver_order, len(known))
         prev_sample = self._predicted(at, corrected, known, order)
-        prev_sample, corrected, *run.history = evaluate(prev_sample, corrected, *known)
+        prev_sample, corrected = at.remember(known, prev_sample, corrected)
         run.stage = corrected, order
         if self.solver_p is not None:
             prev_sample = self.solver_p.step(at.output, self.timesteps[at.i], corrected).prev_sample
@@ -194,6 +194,6 @@ class SASolverScheduler(CorrectingScheduler):
         known, z = (predicted, *run.history[:2]), at.noise(generator)
         order, tau = self._order(at, config.predictor_order, len(known)), float(self.tau_func(t[at.i]))
         prev_sample = self._predicted(at, corrected, known, order, z, tau)
-        prev_sample, corrected, *run.history = evaluate(prev_sample, corrected, *known)
+        prev_sample, corrected = at.remember(known, prev_sample, corrected)
         run.stage = corrected, z
         return (prev_sample,)

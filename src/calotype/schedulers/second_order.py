@@ -29,11 +29,7 @@ class LMSDiscreteScheduler(ExplodingScheduler):
 
     __init__ = constructor("TABLE CONVERTED prediction_type SPACED")
     _begin_initial = SchedulerMixin._begin_trained
-
-    def set_timesteps(self, num_inference_steps: int, device: Device = None) -> None:
-        """Begin a run of so many steps."""
-        t, kappa = self._ladder(num_inference_steps)
-        self._begin_levels(t, kappa, device, len(t), torch.float32)
+    set_timesteps = ExplodingScheduler._begin_ladder
 
     def get_lms_coefficient(self, order: int, t: int, current_order: int) -> float:
         """∫ℓ_j dκ over step ``t`` for the ``current_order``-th newest of ``order`` slopes."""
@@ -50,12 +46,10 @@ class LMSDiscreteScheduler(ExplodingScheduler):
     def step(self, at: Step, order: int = 4) -> Values:
         """The sample one step on, with at most ``order`` slopes."""
         self._warn_unscaled()
-        run = at.run
         x0, slope = (line.of(at.sample, at.output) for line in self._lines(at.plan.kappa[at.i]))
-        slopes = (slope, *run.history[: order - 1])
-        prev_sample = affine((1.0, at.sample), *zip(self._weights(at.i, len(slopes)), slopes, strict=True))
-        prev_sample, x0, *run.history = evaluate(prev_sample, x0, *slopes)
-        return prev_sample, x0
+        slopes = (slope, *at.run.history[: order - 1])
+        weights = self._weights(at.i, len(slopes))
+        return at.remember(slopes, affine((1.0, at.sample), *zip(weights, slopes, strict=True)), x0)
 
 
 class HeunDiscreteScheduler(ExplodingScheduler):

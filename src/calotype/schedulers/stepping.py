@@ -117,6 +117,12 @@ class Step:
         """Whether no other step comes after this one."""
         return self.i + 1 == len(self.run.plan.t)
 
+    def remember(self, known: Sequence[Value], *values: Value) -> tuple[Tensor, ...]:
+        """The values, computed together with the predictions ``known``, which the run keeps."""
+        found = evaluate(*values, *known)
+        self.run.history = found[len(values) :]
+        return found[: len(values)]
+
     def noise(self, generator: Generators, dtype: torch.dtype | None = None) -> Tensor:
         """Standard normal noise shaped as the output, on its device, in its dtype or another."""
         output = self.output

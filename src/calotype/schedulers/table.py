@@ -16,7 +16,7 @@ from calotype.schedulers import noise
 from calotype.schedulers.grid import spaced
 from calotype.schedulers.levels import Level, Limits, Lines, level_of_alpha_bar, lines
 from calotype.schedulers.noise import NoiseTable
-from calotype.schedulers.options import step_count
+from calotype.schedulers.options import Device, step_count
 from calotype.schedulers.scheduler import SIGNAL_NOISE_FAMILY, Unscaled
 from calotype.schedulers.stepping import once
 
@@ -124,10 +124,10 @@ class TableScheduler(Tabled, Unscaled):
         t = spaced(config.timestep_spacing, steps, config.num_train_timesteps, config.steps_offset)
         return t.round().astype(np.int64)
 
-    def _begin_spaced(self, num_inference_steps: Any, device: Any, *, upward: bool = False) -> None:
+    def _begin_spaced(self, num_inference_steps: int, device: Device = None) -> None:
         """Begin a run of so many steps, as the configuration spaces them."""
         steps = step_count(num_inference_steps, self.config.num_train_timesteps)
-        self._begin(self._spaced(steps)[:: -1 if upward else 1], device, steps)
+        self._begin(self._spaced(steps), device, steps)
 
 
 def columns(rows: Sequence[Sequence[float]], like: Tensor) -> list[Tensor]:
