@@ -116,7 +116,7 @@ class EulerAncestralDiscreteScheduler(ExplodingScheduler):
     _zero_snr_floor = True
 
     __init__ = constructor("TABLE prediction_type SPACED rescale_betas_zero_snr")
-    set_timesteps = ExplodingScheduler._begin_ladder
+    set_timesteps = ExplodingScheduler._begin_steps
 
     def _begin_initial(self) -> None:
         self._begin_every(torch.float64)

@@ -76,7 +76,7 @@ class ExplodingScheduler(LadderScheduler):
         final = kappa[0] if config.get("final_sigmas_type") == "sigma_min" else 0.0
         return t, np.append(ladder, final)
 
-    def _begin_ladder(self, num_inference_steps: int, device: Device = None) -> None:
+    def _begin_steps(self, num_inference_steps: int, device: Device = None) -> None:
         """Begin a run of so many steps."""
         t, ladder = self._ladder(num_inference_steps)
         self._begin_levels(t, ladder, device, len(t), torch.float32)

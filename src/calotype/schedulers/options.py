@@ -49,15 +49,13 @@ OPTIONS: Mapping[str, Option] = {
     "num_train_timesteps": Option("int", 1000, "how many steps the model was trained with"),
     "beta_start": Option("float", 0.0001, "β of the first training step"),
     "beta_end": Option("float", 0.02, "β of the last training step"),
-    "beta_schedule": Option("str", Choice("linear", BETA_SCHEDULES, {}), "how β goes from one to the other"),
+    "beta_schedule": Option("str", choice(*BETA_SCHEDULES), "how β goes from one to the other"),
     "trained_betas": Option("np.ndarray | Sequence[float] | None", None, "β of every training step instead"),
     "rescale_betas_zero_snr": Option("bool", False, "whether the last training step has no signal at all"),
     "snr_shift_scale": Option("float", 3.0, "what the table's SNR is divided by"),
     # What the network predicts, and what is done to it
-    "prediction_type": Option("str", Choice("epsilon", PREDICTION_TYPES, {}), "what the network predicts"),
-    "variance_type": Option(
-        "str", Choice("fixed_small", VARIANCE_TYPES, {}), "where a step's variance comes from"
-    ),
+    "prediction_type": Option("str", choice(*PREDICTION_TYPES), "what the network predicts"),
+    "variance_type": Option("str", choice(*VARIANCE_TYPES), "where a step's variance comes from"),
     "clip_sample": Option("bool", True, "whether x̂0 is clipped"),
     "clip_sample_range": Option("float", 1.0, "to which size"),
     "thresholding": Option("bool", False, "whether x̂0 is thresholded dynamically (not for latents)"),
@@ -65,12 +63,10 @@ OPTIONS: Mapping[str, Option] = {
     "sample_max_value": Option("float", 1.0, "the largest threshold"),
     "clip_denoised": Option("bool", True, "whether x̂0 is clipped to ±1"),
     # Which levels a run visits
-    "timestep_spacing": Option("str", Choice("linspace", SPACINGS, {}), "how the steps are spaced"),
+    "timestep_spacing": Option("str", choice(*SPACINGS), "how the steps are spaced"),
     "steps_offset": Option("int", 0, "what is added to steps spaced `leading`"),
     "timestep_type": Option("str", choice("discrete", "continuous"), "whether networks take steps or ¼·ln κ"),
-    "interpolation_type": Option(
-        "str", choice("linear", "log_linear"), "how κ is read between training steps"
-    ),
+    "interpolation_type": Option("str", choice("linear", "log_linear"), "how κ lies between training steps"),
     "use_karras_sigmas": Option("bool | None", False, "levels spaced as by Karras et al."),
     "use_exponential_sigmas": Option("bool | None", False, "levels spaced evenly in ln κ"),
     "use_beta_sigmas": Option("bool | None", False, "levels at the quantiles of a Beta distribution"),
@@ -80,9 +76,7 @@ OPTIONS: Mapping[str, Option] = {
     "sigma_max": Option(SIZES, None, "the highest level"),
     "final_sigmas_type": Option("str", choice("zero", "sigma_min"), "the level that a run ends on"),
     "lambda_min_clipped": Option("float", -float("inf"), "training steps with a lower λ are not visited"),
-    "set_alpha_to_one": Option(
-        "bool", True, "whether a run ends without noise, or with that of the first step"
-    ),
+    "set_alpha_to_one": Option("bool", True, "whether a run ends without noise, or with the first step's"),
     "rho": Option("float", 7.0, "the exponent of Karras et al.'s levels"),
     "sigma_schedule": Option("str", choice("karras", "exponential"), "how the levels are spaced"),
     "sigma_data": Option("float", 0.5, "the standard deviation of the data"),
@@ -93,7 +87,7 @@ OPTIONS: Mapping[str, Option] = {
     "flow_shift": Option("float", 1.0, "how far levels are moved towards noise"),
     "use_dynamic_shifting": Option("bool", False, "whether a run gives its own shift, `mu`"),
     "time_shift_type": Option(
-        "str", choice("exponential", "linear"), "what `mu` is: ln of the shift, or itself"
+        "str", choice("exponential", "linear"), "whether `mu` is ln of the shift, or it"
     ),
     "base_shift": Option(SIZES, 0.5, "`mu` of the smallest picture"),
     "max_shift": Option(SIZES, 1.15, "`mu` of the largest picture"),
@@ -115,9 +109,7 @@ OPTIONS: Mapping[str, Option] = {
     "predict_x0": Option("bool", True, "whether x̂0 is integrated, or ε̂"),
     "disable_corrector": Option("Sequence[int]", [], "the steps after which there is no correction"),
     "solver_p": Option("Any", None, "a scheduler that predicts instead"),
-    "tau_func": Option(
-        "Callable[[float], float] | None", None, "τ by training step, how much noise is added"
-    ),
+    "tau_func": Option("Callable[[float], float] | None", None, "τ, the noise added, by training step"),
     "skip_prk_steps": Option("bool", False, "whether there is no Runge-Kutta warm-up"),
     "noise_sampler_seed": Option("int | None", None, "the seed of the Brownian path"),
     "s_noise": Option("float", 1.0, "what new noise is multiplied with"),

@@ -29,7 +29,7 @@ class LMSDiscreteScheduler(ExplodingScheduler):
 
     __init__ = constructor("TABLE CONVERTED prediction_type SPACED")
     _begin_initial = SchedulerMixin._begin_trained
-    set_timesteps = ExplodingScheduler._begin_ladder
+    set_timesteps = ExplodingScheduler._begin_steps
 
     def get_lms_coefficient(self, order: int, t: int, current_order: int) -> float:
         """∫ℓ_j dκ over step ``t`` for the ``current_order``-th newest of ``order`` slopes."""

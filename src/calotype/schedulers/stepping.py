@@ -185,9 +185,8 @@ def stepping(
         ) -> Any:
             given = dict(zip(names, more, strict=False))
             if len(more) > len(names) or not given.keys().isdisjoint(named):
-                signature.bind(
-                    self, model_output, timestep, sample, *more, **named
-                )  # which says what is wrong
+                # says what is wrong
+                signature.bind(self, model_output, timestep, sample, *more, **named)
             given |= named
             return_dict = given.pop("return_dict", True)
             for name, record in records.items():
