@@ -108,7 +108,7 @@ class AncestralScheduler(PosteriorScheduler):
         """Begin a run of so many steps, or over the descending training steps ``timesteps``."""
         exactly_one(num_inference_steps=num_inference_steps, timesteps=timesteps)
         if timesteps is None:
-            return self._begin_spaced(num_inference_steps, device)
+            return self._begin_spaced(step_count(num_inference_steps), device)
         return self._begin(descending(timesteps, self.config.num_train_timesteps), device, len(timesteps))
 
     @stepping(PredictionSchedulerOutput, indexed=False)

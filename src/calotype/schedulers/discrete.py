@@ -14,7 +14,7 @@ from torch import Tensor
 
 from calotype.core.errors import InputError
 from calotype.schedulers.options import Device, one_of, step_count
-from calotype.schedulers.scheduler import SchedulerMixin
+from calotype.schedulers.scheduler import SchedulerMixin, of_run
 from calotype.schedulers.stepping import PredictionSchedulerOutput, Step, Values, stepping
 
 
@@ -119,6 +119,7 @@ class AmusedScheduler(SchedulerMixin):
         one_of("masking_schedule", masking_schedule, ("cosine", "linear"))
 
     _begin_initial = SchedulerMixin._begin_nothing
+    temperatures = of_run("plan.sigmas", "The temperature of each step; None before ``set_timesteps``.")
 
     def set_timesteps(
         self, num_inference_steps: int, temperature: float | Sequence[float] = (2, 0), device: Device = None
@@ -127,11 +128,6 @@ class AmusedScheduler(SchedulerMixin):
         steps = step_count(num_inference_steps)
         first, last = temperature if isinstance(temperature, Sequence) else (temperature, 0.01)
         self._begin(np.arange(steps)[::-1], device, steps, torch.linspace(first, last, steps))
-
-    @property
-    def temperatures(self) -> Tensor | None:
-        """The temperature of each step; None before ``set_timesteps``."""
-        return self._run.plan.sigmas
 
     def _step(self, timestep: int | Tensor) -> tuple[int, Tensor]:
         """The index of a step and the share of the tokens that is masked after it."""
@@ -168,7 +164,7 @@ class AmusedScheduler(SchedulerMixin):
             certainty = torch.where(unknown, certainty, torch.finfo(certainty.dtype).max)
             u = uniform(certainty, generator, certainty.dtype)
             noise = -torch.log((-torch.log(u.clamp(min=1e-20))).clamp(min=1e-20)).float()
-            score = certainty.log() + float(self.temperatures[i]) * noise  # type: ignore[index]
+            score = certainty.log() + float(self.temperatures[i]) * noise
             least = score.sort(dim=-1).values.gather(1, count.long())
             prev_sample = torch.where(score < least, mask_id, tokens)
         return prev_sample.reshape(shape), tokens.reshape(shape)

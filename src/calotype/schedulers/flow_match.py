@@ -83,9 +83,7 @@ class ShiftedFlowScheduler(FlowScheduler):
 
     def stretch_shift_to_terminal(self, t: Any) -> Any:
         """Levels stretched away from 1 so that the last is ``shift_terminal``; the level 1 alone stays."""
-        if t[-1] == 1:
-            return t
-        return 1 - (1 - t) * (1 - self.config.shift_terminal) / (1 - t[-1])
+        return grid.stretched(t, self.config.shift_terminal)
 
     def set_timesteps(
         self,

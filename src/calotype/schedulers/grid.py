@@ -47,12 +47,11 @@ def spaced(
     return np.arange(last, 0, -total / steps).round()[:steps] - 1
 
 
-Ramp = TypeVar("Ramp", np.ndarray, Tensor)
-"""Shares of the way from the highest level to the lowest."""
+Levels = TypeVar("Levels", np.ndarray, Tensor)
 
 
-def karras(low: float, high: float, ramp: Ramp, rho: float = 7.0) -> Ramp:
-    """Evenly spaced in σ^(1/ρ) (Karras et al., arXiv:2206.00364, equation 5)."""
+def karras(low: float, high: float, ramp: Levels, rho: float = 7.0) -> Levels:
+    """Evenly spaced in σ^(1/ρ), ``ramp`` of the way down (Karras et al., arXiv:2206.00364, equation 5)."""
     top, bottom = high ** (1 / rho), low ** (1 / rho)
     return (top + ramp * (bottom - top)) ** rho
 
@@ -88,6 +87,11 @@ def converted(kind: str, low: float, high: float, steps: int) -> np.ndarray:
 def shifted(sigmas: np.ndarray, shift: float) -> np.ndarray:
     """Flow levels moved towards noise: s·σ/(1 + (s−1)·σ) (Esser et al., arXiv:2403.03206, section 5.3.2)."""
     return shift * sigmas / (1 + (shift - 1) * sigmas)
+
+
+def stretched(sigmas: Levels, terminal: float) -> Levels:
+    """Flow levels stretched away from 1 so that the last is ``terminal``; the level 1 alone stays."""
+    return sigmas if sigmas[-1] == 1 else 1 - (1 - sigmas) * (1 - terminal) / (1 - sigmas[-1])
 
 
 def beta_quantile(p: np.ndarray, a: float, b: float) -> np.ndarray:

@@ -15,7 +15,7 @@ from calotype.core.errors import InputError
 from calotype.schedulers.affine import Value, affine
 from calotype.schedulers.levels import Level
 from calotype.schedulers.options import LEADING, Device, choice, constructor, step_count
-from calotype.schedulers.scheduler import SchedulerMixin, Unscaled
+from calotype.schedulers.scheduler import SchedulerMixin, Unscaled, of_run
 from calotype.schedulers.sigmas import IndexedScheduler
 from calotype.schedulers.stepping import SchedulerOutput, Step, Values, once, stepping
 from calotype.schedulers.table import TableScheduler
@@ -154,6 +154,7 @@ class IPNDMScheduler(Unscaled, IndexedScheduler):
 
     __init__ = constructor("num_train_timesteps trained_betas", setup=lambda self: None)
     _begin_initial = SchedulerMixin._begin_trained
+    betas = of_run("plan.sigmas", "σ of the run's levels, the final one included.")
 
     def set_timesteps(self, num_inference_steps: int, device: Device = None) -> None:
         """Begin a run of so many steps; ``trained_betas`` has their σ and the last one's."""
@@ -167,11 +168,6 @@ class IPNDMScheduler(Unscaled, IndexedScheduler):
         timesteps = (torch.atan2(sigma, alpha) / torch.pi * 2)[:-1]
         levels = tuple(map(Level, alpha.tolist(), sigma.tolist()))
         self._begin(timesteps, device, steps, sigma, levels=levels)
-
-    @property
-    def betas(self) -> Tensor:
-        """σ of the run's levels, the final one included."""
-        return self._run.plan.sigmas  # type: ignore[return-value]
 
     @property
     def alphas(self) -> Tensor:

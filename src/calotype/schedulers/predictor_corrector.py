@@ -19,7 +19,7 @@ from calotype.core.random import Generators
 from calotype.schedulers.affine import Value
 from calotype.schedulers.dpm_solver import PREDICTIONS, VARIANCES
 from calotype.schedulers.exponential import Update, exponential_update
-from calotype.schedulers.grid import shifted
+from calotype.schedulers.grid import shifted, stretched
 from calotype.schedulers.ladders import PreservingScheduler
 from calotype.schedulers.options import Device, choice, constructor, conversion, step_count
 from calotype.schedulers.stepping import Step, Values, once, stepping
@@ -124,7 +124,7 @@ class UniPCMultistepScheduler(CorrectingScheduler):
             shift = float(np.exp(mu))
         ladder = shifted(np.asarray(sigmas, np.float64), shift)
         if config.shift_terminal:
-            ladder = 1 - (1 - ladder) / ((1 - ladder[-1]) / (1 - config.shift_terminal))
+            ladder = stretched(ladder, config.shift_terminal)
         if abs(ladder[0] - 1) < 1e-6:
             ladder[0] -= 1e-6
         return ladder * total, ladder

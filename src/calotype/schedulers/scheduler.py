@@ -12,6 +12,7 @@ import os
 import threading
 from abc import abstractmethod
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any, ClassVar
 
 import numpy as np
@@ -30,6 +31,12 @@ SIGNAL_NOISE_FAMILY = tuple(
     ).split()
 )
 """The classes whose configurations describe the same models."""
+
+
+def of_run(path: str, doc: str) -> Any:
+    """A public attribute that is one of the current run's, or of its plan's."""
+    get = attrgetter(path)
+    return property(lambda self: get(self._run), doc=doc)
 
 
 class SchedulerMixin(ConfigMixin):

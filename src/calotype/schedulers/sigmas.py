@@ -13,7 +13,7 @@ from torch import Tensor
 from calotype.core.errors import InputError
 from calotype.schedulers.affine import combined
 from calotype.schedulers.levels import Coordinates, Level
-from calotype.schedulers.scheduler import SchedulerMixin
+from calotype.schedulers.scheduler import SchedulerMixin, of_run
 from calotype.schedulers.table import columns
 
 logger = logging.getLogger(__name__)
@@ -22,15 +22,8 @@ logger = logging.getLogger(__name__)
 class IndexedScheduler(SchedulerMixin):
     """Base of the methods that find their step once, by the first timestep or as the caller says, and then count."""
 
-    @property
-    def step_index(self) -> int | None:
-        """The index of the next step; None before the first."""
-        return self._run.index
-
-    @property
-    def begin_index(self) -> int | None:
-        """The step that the run begins at, where the caller has set it."""
-        return self._run.begin
+    step_index = of_run("index", "The index of the next step; None before the first.")
+    begin_index = of_run("begin", "The step that the run begins at, where the caller has set it.")
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Begin the run at this step (image-to-image); call it between ``set_timesteps`` and the first step."""
@@ -60,6 +53,8 @@ class SigmaScheduler(IndexedScheduler):
 
     _coordinates: Coordinates
 
+    is_scale_input_called = of_run("scaled", "Whether this run has used ``scale_model_input``.")
+
     def _begin_levels(
         self,
         timesteps: np.ndarray | Tensor,
@@ -70,9 +65,9 @@ class SigmaScheduler(IndexedScheduler):
     ) -> None:
         """Begin a run over timesteps, of ``dtype``, along levels of which the last is the final one. Arrays of levels
         are cast to float32."""
-        t = torch.from_numpy(np.array(timesteps)).to(dtype)
+        t = timesteps if isinstance(timesteps, Tensor) else torch.from_numpy(np.array(timesteps))
         levels = sigmas if isinstance(sigmas, Tensor) else torch.from_numpy(np.array(sigmas, np.float32))
-        self._begin(t, device, count, levels, **self._meaning(levels))
+        self._begin(t.to(dtype), device, count, levels, **self._meaning(levels))
 
     def _meaning(self, sigmas: Tensor) -> dict[str, tuple[Any, ...]]:
         kappa = tuple(sigmas.tolist())
@@ -113,11 +108,6 @@ class SigmaScheduler(IndexedScheduler):
         if data is None:
             return sample
         return sample * (run.plan.kappa[self._locate(timestep)] ** 2 + data**2) ** -0.5
-
-    @property
-    def is_scale_input_called(self) -> bool:
-        """Whether this run has used ``scale_model_input``."""
-        return self._run.scaled
 
     def _refuse_index(self, timestep: Any) -> None:
         """Raise ``InputError`` for whole numbers, which are more likely a loop's counter than a timestep."""

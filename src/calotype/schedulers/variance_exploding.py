@@ -18,7 +18,7 @@ from calotype.core.outputs import BaseOutput
 from calotype.core.random import Generators, randn_tensor
 from calotype.schedulers.affine import combined
 from calotype.schedulers.options import Device, step_count
-from calotype.schedulers.scheduler import SchedulerMixin, Unscaled
+from calotype.schedulers.scheduler import SchedulerMixin, Unscaled, of_run
 from calotype.schedulers.stepping import SchedulerOutput, Step, Values, once, stepping
 
 
@@ -37,6 +37,7 @@ class ScoreSdeVeScheduler(Unscaled):
     """
 
     _begin_initial = SchedulerMixin._begin_trained
+    sigmas = of_run("plan.sigmas", "σ at the timesteps, falling.")
 
     def __init__(
         self,
@@ -82,11 +83,6 @@ class ScoreSdeVeScheduler(Unscaled):
         sigmas = torch.tensor([low * (high / low) ** u for u in times.tolist()])
         rising = torch.linspace(math.log(low), math.log(high), len(times)).exp()
         self._begin(times, device, len(times), sigmas, kappa=tuple(rising.tolist()))
-
-    @property
-    def sigmas(self) -> Tensor:
-        """σ at the timesteps, falling."""
-        return self._run.plan.sigmas  # type: ignore[return-value]
 
     @property
     def discrete_sigmas(self) -> Tensor:
@@ -152,6 +148,7 @@ class KarrasVeScheduler(Unscaled):
 
     order = 2
     _begin_initial = SchedulerMixin._begin_nothing
+    schedule = of_run("plan.sigmas", "The levels, rising, by timestep; None before ``set_timesteps``.")
 
     def __init__(
         self,
@@ -173,11 +170,6 @@ class KarrasVeScheduler(Unscaled):
         rising = [high * (low / high) ** (i / max(steps - 1, 1)) for i in reversed(range(steps))]
         schedule = torch.tensor(rising, dtype=torch.float32, device=device)
         self._begin(np.arange(steps)[::-1], device, steps, schedule)
-
-    @property
-    def schedule(self) -> Tensor | None:
-        """The levels, rising, by timestep; None before ``set_timesteps``."""
-        return self._run.plan.sigmas
 
     def add_noise_to_input(
         self, sample: Tensor, sigma: float, generator: Generators = None
