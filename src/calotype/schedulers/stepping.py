@@ -173,7 +173,8 @@ def stepping(
         records = {p.name: p.default for p in own if hasattr(p.default, "_fields")}
         for p in own:
             fields = inspect.signature(type(records[p.name])).parameters if p.name in records else {}
-            parameters += fields.values() or [p]
+            expanded = [f.replace(annotation=f.annotation.__forward_arg__) for f in fields.values()]
+            parameters += expanded or [p]
         parameters.append(inspect.Parameter("return_dict", kind, default=True, annotation="bool"))
         parameters.sort(key=lambda p: p.name == last)
         signature = inspect.Signature(parameters, return_annotation=f"{output.__name__} | tuple")
