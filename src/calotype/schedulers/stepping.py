@@ -184,20 +184,21 @@ def stepping(
         def step(
             self: Any, model_output: Tensor, timestep: Any, sample: Tensor, *more: Any, **named: Any
         ) -> Any:
-            given = dict(zip(names, more, strict=False))
-            if len(more) > len(names) or not given.keys().isdisjoint(named):
-                # says what is wrong
-                signature.bind(self, model_output, timestep, sample, *more, **named)
-            given |= named
-            return_dict = given.pop("return_dict", True)
+            if more:
+                given = dict(zip(names, more, strict=False))
+                if len(more) > len(names) or not given.keys().isdisjoint(named):
+                    # says what is wrong
+                    signature.bind(self, model_output, timestep, sample, *more, **named)
+                named |= given
+            return_dict = named.pop("return_dict", True)
             for name, record in records.items():
-                fields = {field: given.pop(field) for field in record._fields if field in given}
-                given[name] = record._replace(**fields)
+                fields = {field: named.pop(field) for field in record._fields if field in named}
+                named[name] = record._replace(**fields) if fields else record
             if fractional:
                 self._refuse_index(timestep)
             run = self._running() if begun else self._run
             at = Step(run, self._locate(timestep) if indexed else -1, model_output, timestep, sample)
-            values = evaluate(*advance(self, at, **given))
+            values = evaluate(*advance(self, at, **named))
             if indexed:
                 run.index = at.i + 1
             return output(*values) if return_dict else values
