@@ -148,15 +148,26 @@ _HOME = {
     "calotype.models.multilingual_clip": ("MultilingualCLIP",),
     "calotype.schedulers.scheduler": ("SchedulerMixin",),
     "calotype.schedulers.names": ("Scheduler", "scheduler_named"),
-    "calotype.schedulers.ddpm": ("DDPMScheduler", "DDPMParallelScheduler"),
-    "calotype.schedulers.unclip": ("UnCLIPScheduler",),
-    "calotype.schedulers.ddim": ("DDIMScheduler", "DDIMParallelScheduler", "DDIMInverseScheduler"),
+    "calotype.schedulers.ddpm": (
+        "DDPMScheduler",
+        "DDPMParallelScheduler",
+        "UnCLIPScheduler",
+        "DDPMWuerstchenScheduler",
+    ),
+    "calotype.schedulers.ddim": (
+        "DDIMScheduler",
+        "DDIMParallelScheduler",
+        "DDIMInverseScheduler",
+        "RePaintScheduler",
+    ),
     "calotype.schedulers.cogvideox": ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"),
-    "calotype.schedulers.ddpm_wuerstchen": ("DDPMWuerstchenScheduler",),
     "calotype.schedulers.pndm": ("PNDMScheduler", "IPNDMScheduler"),
-    "calotype.schedulers.repaint": ("RePaintScheduler",),
-    "calotype.schedulers.distilled": ("LCMScheduler", "TCDScheduler"),
-    "calotype.schedulers.consistency_models": ("CMStochasticIterativeScheduler", "SCMScheduler"),
+    "calotype.schedulers.distilled": (
+        "LCMScheduler",
+        "TCDScheduler",
+        "CMStochasticIterativeScheduler",
+        "SCMScheduler",
+    ),
     "calotype.schedulers.flow_match": (
         "FlowMatchEulerDiscreteScheduler",
         "FlowMatchHeunDiscreteScheduler",
@@ -165,18 +176,19 @@ _HOME = {
     "calotype.schedulers.variance_exploding": ("ScoreSdeVeScheduler", "KarrasVeScheduler"),
     "calotype.schedulers.discrete": ("VQDiffusionScheduler", "AmusedScheduler"),
     "calotype.schedulers.euler": ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"),
-    "calotype.schedulers.slopes": ("HeunDiscreteScheduler", "LMSDiscreteScheduler"),
-    "calotype.schedulers.kdpm2": (
+    "calotype.schedulers.second_order": (
+        "HeunDiscreteScheduler",
+        "LMSDiscreteScheduler",
         "KDPM2DiscreteScheduler",
         "KDPM2AncestralDiscreteScheduler",
         "DPMSolverSDEScheduler",
     ),
-    "calotype.schedulers.multistep": (
+    "calotype.schedulers.dpm_solver": (
         "DPMSolverMultistepScheduler",
         "DPMSolverMultistepInverseScheduler",
+        "DPMSolverSinglestepScheduler",
         "DEISMultistepScheduler",
     ),
-    "calotype.schedulers.singlestep": ("DPMSolverSinglestepScheduler",),
     "calotype.schedulers.predictor_corrector": ("UniPCMultistepScheduler", "SASolverScheduler"),
     "calotype.schedulers.edm": (
         "EDMEulerScheduler",

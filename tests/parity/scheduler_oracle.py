@@ -11,7 +11,7 @@ from typing import Any
 import diffusers
 import torch
 
-from calotype.schedulers.brownian import BrownianPath
+from calotype.core.brownian import BrownianPath
 
 NEEDS_TORCHSDE = {
     "DPMSolverSDEScheduler": "scheduling_dpmsolver_sde",

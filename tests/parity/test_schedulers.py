@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import calotype
-from calotype.schedulers.exploding import ExplodingScheduler
+from calotype.schedulers.ladders import ExplodingScheduler
 from tests.parity.deviations import deviation
 from tests.parity.scheduler_cases import OPTIONS, calls, cases, configurations, label
 from tests.parity.scheduler_oracle import oracle

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import calotype
-from calotype.schedulers import affine as sums
+from calotype.schedulers import affine as sums_of_steps
 from calotype.schedulers.affine import Sum, Term, affine, evaluate, one_by_one
 from tests.unit.test_schedulers_kernels_cuda import CASES, STEPS, run
 
@@ -63,8 +63,8 @@ def test_a_step_is_one_program_and_changes_nothing(name: str, monkeypatch: pytes
     """As on CUDA, but computed on the CPU: the same bits, and all of a step's sums are asked for together."""
     alone = run(name, "cpu", torch.float32, torch.Generator().manual_seed(5))
     counted = Counted()
-    monkeypatch.setattr(sums, "deferred", lambda x: True)
-    monkeypatch.setattr(sums, "kernels", lambda: counted)
+    monkeypatch.setattr(sums_of_steps, "deferred", lambda x: True)
+    monkeypatch.setattr(sums_of_steps, "kernels", lambda: counted)
     assert torch.equal(run(name, "cpu", torch.float32, torch.Generator().manual_seed(5)), alone)
     scheduler = getattr(calotype, name)(**CASES[name])
     scheduler.set_timesteps(STEPS)
@@ -84,29 +84,32 @@ def test_the_kernel_computes_the_same() -> None:
 
 def compare() -> None:
     """The kernel beside PyTorch, over two dtypes and for tensors that lie in memory in different ways."""
-    from calotype.schedulers import fused
+    from calotype.acceleration import affine_kernel
 
     for dtype in (torch.float32, torch.bfloat16):
         sums = step(later, dtype)
-        for x, y in zip(fused.evaluated(sums), one_by_one(sums), strict=True):
+        for x, y in zip(affine_kernel.evaluated(sums), one_by_one(sums), strict=True):
             assert x.dtype == y.dtype
             torch.testing.assert_close(x, y, rtol=4 * torch.finfo(dtype).eps, atol=4 * torch.finfo(dtype).eps)
         print("same", dtype)
     x, y = torch.randn(2, 4, 5, 6), torch.randn(2, 4, 5, 6).to(memory_format=torch.channels_last)
     halves = torch.randn(1, 8, 5, 6).split(4, dim=1)
     for pair in ((x, y), (y[:1], x[1:]), halves):
-        found = fused.evaluated([later((2.0, pair[0]), (-1.0, pair[1]))])[0]
+        found = affine_kernel.evaluated([later((2.0, pair[0]), (-1.0, pair[1]))])[0]
         torch.testing.assert_close(found, 2 * pair[0] - pair[1])
-    infinite = fused.evaluated([later((1.0, x), divisor=0.0, bound=2.0), later((1.0, x * NAN), bound=1.0)])
+    infinite = affine_kernel.evaluated(
+        [later((1.0, x), divisor=0.0, bound=2.0), later((1.0, x * NAN), bound=1.0)]
+    )
     assert infinite[0].abs().eq(2.0).all()
     assert infinite[1].isnan().all()
     print("same wherever they lie; clips bring infinities back and keep NaN")
-    nothing = later((0.0, x * NAN))
-    assert torch.equal(fused.evaluated([nothing])[0], torch.zeros_like(x))
-    grown = later((1.0, x), (1.0, x[:1]))
-    assert torch.equal(fused.evaluated([grown])[0], x + x[:1])
-    wanted = later((3.0, x.clone().requires_grad_()))
-    assert fused.evaluated([wanted])[0].requires_grad
+    nothing, grown = later((0.0, x * NAN)), later((1.0, x), (1.0, x[:1]))
+    learned = later((3.0, x.clone().requires_grad_()))
+    assert [affine_kernel.evaluated([wanted]) for wanted in (nothing, grown, learned)] == [None] * 3
+    sums_of_steps.kernels = lambda: affine_kernel
+    assert torch.equal(evaluate(nothing)[0], torch.zeros_like(x))
+    assert torch.equal(evaluate(grown)[0], x + x[:1])
+    assert evaluate(learned)[0].requires_grad
     print("same where the kernel cannot be used")
 
 

@@ -13,7 +13,7 @@ ROOT = Path(calotype.__file__).parent
 
 MAY_IMPORT = {
     "core": set(),
-    "schedulers": {"core"},
+    "schedulers": {"core", "acceleration"},  # the kernel of its sums, for tensors on CUDA alone
     "nn": {"core"},
     "adapters": {"core", "nn"},
     "offloading": {"core"},

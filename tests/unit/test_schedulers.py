@@ -13,12 +13,12 @@ import pytest
 import torch
 
 import calotype
+from calotype.core.brownian import BrownianNoise, BrownianPath
 from calotype.core.errors import InputError
 from calotype.schedulers import grid
 from calotype.schedulers.affine import affine
-from calotype.schedulers.brownian import BrownianNoise, BrownianPath
 from calotype.schedulers.exponential import exponential_update, moments
-from calotype.schedulers.transfer import Level, fresh_noise, posterior, transfer
+from calotype.schedulers.levels import Level, posterior, transfer
 from tests.parity.scheduler_cases import OPTIONS
 from tests.parity.scheduler_cases_more import REQUIRED
 from tests.parity.scheduler_runs import run
@@ -161,14 +161,13 @@ def test_the_table_can_be_moved_and_replaced() -> None:
 def test_the_transfer_is_ddpm_at_eta_one() -> None:
     """With ε̂ = (x − α·x̂0)/σ, family A at η = 1 has DDPM's posterior mean and variance."""
     s, t = Level(0.6, 0.8), Level(0.8, 0.6)
-    fresh = fresh_noise(s, t, 1.0)
-    toward, direction = transfer(t, fresh)
+    toward, direction, fresh = transfer(s, t, 1.0)
     along, mean, variance = posterior(s, t, 1 - (s.alpha / t.alpha) ** 2)
     assert fresh**2 == pytest.approx(variance)
     assert direction / s.sigma == pytest.approx(along)
     assert toward - direction * s.alpha / s.sigma == pytest.approx(mean)
     with pytest.raises(InputError, match="eta"):
-        transfer(t, 0.7)
+        transfer(s, t, 1.5)
 
 
 @pytest.mark.parametrize("data", [True, False])

@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from calotype.models.unet_2d_condition import UNet2DConditionModel
     from calotype.models.vq_model import VQModel
     from calotype.schedulers.ddim import DDIMScheduler
-    from calotype.schedulers.ddpm import DDPMScheduler
-    from calotype.schedulers.unclip import UnCLIPScheduler
+    from calotype.schedulers.ddpm import DDPMScheduler, UnCLIPScheduler
 
 
 def one_each(arguments: Mapping[str, Any]) -> Prompt:

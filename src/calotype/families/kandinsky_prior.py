@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     )
 
     from calotype.models.prior_transformer import PriorTransformer
-    from calotype.schedulers.unclip import UnCLIPScheduler
+    from calotype.schedulers.ddpm import UnCLIPScheduler
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from calotype.models.unclip_text_proj import UnCLIPTextProjModel
     from calotype.models.unet_2d import UNet2DModel
     from calotype.models.unet_2d_condition import UNet2DConditionModel
-    from calotype.schedulers.unclip import UnCLIPScheduler
+    from calotype.schedulers.ddpm import UnCLIPScheduler
 
 
 @dataclass(frozen=True)

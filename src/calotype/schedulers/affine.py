@@ -1,7 +1,7 @@
 """Weighted sums of tensors: nearly every step of every method is a few of these, some over others.
 
 On the CPU a sum is computed at once. On CUDA, where Triton is installed, it is put off, and `evaluate` computes all
-that a step needs in one kernel (`fused.py`).
+that a step needs in one kernel (`acceleration/affine_kernel.py`).
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def evaluate(*values: Value) -> tuple[Tensor, ...]:
     wanted = [value for value in values if type(value) is Sum]
     if not wanted:
         return values  # type: ignore[return-value]
-    found = {id(x): tensor for x, tensor in zip(wanted, kernels().evaluated(wanted), strict=True)}  # type: ignore[union-attr]
+    computed = kernels().evaluated(wanted) or one_by_one(wanted)  # type: ignore[union-attr]
+    found = {id(x): tensor for x, tensor in zip(wanted, computed, strict=True)}
     return tuple(found.get(id(value), value) for value in values)
 
 
@@ -116,13 +117,13 @@ def deferred(x: Tensor) -> bool:
 
 @cache
 def kernels() -> ModuleType | None:
-    """`fused`, if Triton is there, new enough (3.3: its kernels take tuples) and proven on this machine."""
+    """`affine_kernel`, if Triton is there, new enough (3.3: its kernels take tuples) and proven on this machine."""
     try:
         import triton
     except ImportError:
         return None
     if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 3):
         return None
-    from calotype.schedulers import fused
+    from calotype.acceleration import affine_kernel
 
-    return fused if fused.proven() else None
+    return affine_kernel if affine_kernel.proven(Sum, one_by_one) else None

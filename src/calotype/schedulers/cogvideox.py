@@ -6,16 +6,14 @@ import torch
 from torch import Tensor
 
 from calotype.core.random import Generators, randn_tensor
-from calotype.schedulers import prediction
-from calotype.schedulers.affine import Value, affine, evaluate
+from calotype.schedulers import levels
+from calotype.schedulers.affine import affine, evaluate
 from calotype.schedulers.exponential import exponential_update
+from calotype.schedulers.levels import Level
 from calotype.schedulers.noise import make_betas
-from calotype.schedulers.options import TABLE, Device, choice, constructor
-from calotype.schedulers.outputs import PredictionSchedulerOutput
-from calotype.schedulers.run import Run
-from calotype.schedulers.stepping import stepping
+from calotype.schedulers.options import LATENT, LEADING, choice, constructor
+from calotype.schedulers.stepping import PredictionSchedulerOutput, Step, Values, stepping
 from calotype.schedulers.table import TableScheduler
-from calotype.schedulers.transfer import Level
 
 
 class ShiftedTableScheduler(TableScheduler):
@@ -24,7 +22,7 @@ class ShiftedTableScheduler(TableScheduler):
     ``clip_sample`` has no effect: it is in the configurations, but what these models predict is not a picture.
     """
 
-    def _prepare(self) -> None:
+    def _prepare_shifted(self) -> None:
         config = self.config
         start, end, total = config.beta_start, config.beta_end, config.num_train_timesteps
         self.betas = make_betas(config.beta_schedule, start, end, total, config.trained_betas)
@@ -39,22 +37,20 @@ class ShiftedTableScheduler(TableScheduler):
         self._use(bar)
 
     __init__ = constructor(
-        f"{TABLE} clip_sample set_alpha_to_one steps_offset prediction_type clip_sample_range sample_max_value "
+        "TABLE clip_sample set_alpha_to_one steps_offset prediction_type clip_sample_range sample_max_value "
         "timestep_spacing rescale_betas_zero_snr snr_shift_scale",
-        setup=_prepare,
-        beta_start=0.00085,
-        beta_end=0.012,
+        setup=_prepare_shifted,
         beta_schedule=choice("scaled_linear", "linear", "squaredcos_cap_v2"),
-        timestep_spacing=choice("leading", "linspace", "trailing"),
+        timestep_spacing=LEADING,
+        **LATENT,
     )
 
-    def set_timesteps(self, num_inference_steps: int, device: Device = None) -> None:
-        """Begin a run of so many steps."""
-        self._begin_spaced(num_inference_steps, device)
+    set_timesteps = TableScheduler._begin_spaced
 
-    def _ends(self, t: int) -> tuple[Level, Level]:
-        """The levels of a step from ``t``: there, and T//N training steps on."""
-        return self._level(t), self._level(t - self._jump)
+    def _ends(self, t: int) -> tuple[Level, Level, levels.Linear]:
+        """The levels of a step from ``t``, there and T//N training steps on, and the line of x̂0."""
+        s = self._level(t)
+        return s, self._level(t - self._jump), levels.clean(self.config.prediction_type, *s)
 
 
 class CogVideoXDDIMScheduler(ShiftedTableScheduler):
@@ -63,20 +59,16 @@ class CogVideoXDDIMScheduler(ShiftedTableScheduler):
     @stepping(PredictionSchedulerOutput, indexed=False, begun=True)
     def step(
         self,
-        run: Run,
-        t: int,
-        output: Tensor,
-        sample: Tensor,
+        at: Step,
         eta: float = 0.0,
         use_clipped_model_output: bool = False,
         generator: Generators = None,
         variance_noise: Tensor | None = None,
-    ) -> tuple[Value, Value]:
+    ) -> Values:
         """The sample one step on. The method is deterministic: ``eta`` to ``variance_noise`` have no effect."""
-        s, to = self._ends(t)
-        along = to.sigma / s.sigma
-        x0 = prediction.clean(self.config.prediction_type, *s).of(sample, output)
-        return affine((along, sample), (to.alpha - s.alpha * along, x0)), x0
+        s, to, to_clean = self._ends(at.t)
+        along, x0 = to.sigma / s.sigma, to_clean.of(at.sample, at.output)
+        return affine((along, at.sample), (to.alpha - s.alpha * along, x0)), x0
 
 
 class CogVideoXDPMScheduler(ShiftedTableScheduler):
@@ -104,8 +96,8 @@ class CogVideoXDPMScheduler(ShiftedTableScheduler):
         """
         plan = self._running().plan
         t = int(plan.value(timestep))
-        s, to = self._ends(t)
-        x0 = prediction.clean(self.config.prediction_type, *s).of(sample, model_output)
+        s, to, to_clean = self._ends(t)
+        x0 = to_clean.of(sample, model_output)
         z = randn_tensor(sample.shape, generator, sample.device, sample.dtype)
         others, known = [], [x0]
         if old_pred_original_sample is not None and t >= self._jump:
@@ -114,6 +106,5 @@ class CogVideoXDPMScheduler(ShiftedTableScheduler):
                 others, known = [back], [x0, old_pred_original_sample]
             z = randn_tensor(sample.shape, generator, sample.device, sample.dtype)
         update = exponential_update(s, to, others, data=True, tau=1.0, rule="midpoint")
-        terms = zip(update.predictions, known, strict=True)
-        values = evaluate(affine((update.sample, sample), *terms, (update.noise, z)), x0)
+        values = evaluate(update.of(sample, known, z), x0)
         return PredictionSchedulerOutput(*values) if return_dict else values

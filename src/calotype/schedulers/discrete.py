@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,12 +13,9 @@ import torch
 from torch import Tensor
 
 from calotype.core.errors import InputError
-from calotype.schedulers.checks import one_of, step_count
-from calotype.schedulers.options import Device
-from calotype.schedulers.outputs import PredictionSchedulerOutput
-from calotype.schedulers.run import Plan, Run
-from calotype.schedulers.scheduler import SchedulerMixin
-from calotype.schedulers.stepping import stepping
+from calotype.schedulers.options import Device, one_of, step_count
+from calotype.schedulers.scheduler import SchedulerMixin, of_run
+from calotype.schedulers.stepping import PredictionSchedulerOutput, Step, Values, stepping
 
 
 def uniform(like: Tensor, generator: torch.Generator | None, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -69,24 +65,18 @@ class VQDiffusionScheduler(SchedulerMixin):
         return tuple(torch.from_numpy(np.log(x).astype(np.float32)) for x in (a, b, c))
 
     def _begin_initial(self) -> None:
-        self._begin(self.config.num_train_timesteps, None, None)
+        self._begin(np.arange(self.config.num_train_timesteps)[::-1])
 
     def set_timesteps(self, num_inference_steps: int, device: Device = None) -> None:
         """Begin a run of so many steps, the last of the trained ones, without gaps."""
         steps = step_count(num_inference_steps, self.config.num_train_timesteps)
-        self._begin(steps, device, steps)
-
-    def _begin(self, steps: int, device: Device, count: int | None) -> None:
-        t = np.arange(steps)[::-1].copy()
-        self._start(Plan(torch.from_numpy(t).to(device), count=count, t=tuple(t.tolist())))
+        self._begin(np.arange(steps)[::-1], device, steps)
 
     @stepping(indexed=False)
-    def step(
-        self, run: Run, t: int, output: Tensor, sample: Tensor, generator: torch.Generator | None = None
-    ) -> tuple[Tensor]:
+    def step(self, at: Step, generator: torch.Generator | None = None) -> Values:
         """The classes one step on, (batch, pixels), drawn from p(x_{t−1} | x_t); ``model_output`` is log p(x0),
         (batch, K, pixels)."""
-        log_p = output if t == 0 else self.q_posterior(output, sample, t)
+        log_p = at.output if at.t == 0 else self.q_posterior(at.output, at.sample, at.t)
         u = uniform(log_p, generator)
         return ((log_p - torch.log(-torch.log(u + 1e-30) + 1e-30)).argmax(dim=1),)
 
@@ -128,8 +118,8 @@ class AmusedScheduler(SchedulerMixin):
     def __init__(self, mask_token_id: int, masking_schedule: str = "cosine") -> None:
         one_of("masking_schedule", masking_schedule, ("cosine", "linear"))
 
-    def _begin_initial(self) -> None:
-        self._start(Plan(None))
+    _begin_initial = SchedulerMixin._begin_nothing
+    temperatures = of_run("plan.sigmas", "The temperature of each step; None before ``set_timesteps``.")
 
     def set_timesteps(
         self, num_inference_steps: int, temperature: float | Sequence[float] = (2, 0), device: Device = None
@@ -137,14 +127,7 @@ class AmusedScheduler(SchedulerMixin):
         """Begin a run of so many steps; ``temperature`` (first and last, or the first) blurs which are the certain."""
         steps = step_count(num_inference_steps)
         first, last = temperature if isinstance(temperature, Sequence) else (temperature, 0.01)
-        t = np.arange(steps)[::-1].copy()
-        plan = Plan(torch.from_numpy(t).to(device), count=steps, t=tuple(t.tolist()))
-        self._start(replace(plan, sigmas=torch.linspace(first, last, steps)))
-
-    @property
-    def temperatures(self) -> Tensor | None:
-        """The temperature of each step; None before ``set_timesteps``."""
-        return self._run.plan.sigmas
+        self._begin(np.arange(steps)[::-1], device, steps, torch.linspace(first, last, steps))
 
     def _step(self, timestep: int | Tensor) -> tuple[int, Tensor]:
         """The index of a step and the share of the tokens that is masked after it."""
@@ -159,20 +142,14 @@ class AmusedScheduler(SchedulerMixin):
 
     @stepping(PredictionSchedulerOutput, indexed=False, begun=True)
     def step(
-        self,
-        run: Run,
-        t: int,
-        output: Tensor,
-        sample: Tensor,
-        starting_mask_ratio: float = 1.0,
-        generator: torch.Generator | None = None,
-    ) -> tuple[Tensor, Tensor]:
+        self, at: Step, starting_mask_ratio: float = 1.0, generator: torch.Generator | None = None
+    ) -> Values:
         """The tokens one step on, with some masked again, and all tokens that were drawn.
 
         ``sample`` is (batch, tokens) with ``model_output`` (batch, tokens, classes), or (batch, height, width) with
         (batch, classes, height, width); ``starting_mask_ratio`` is the share that was masked at first.
         """
-        i, share = self._step(t)
+        (i, share), sample, output = self._step(at.t), at.sample, at.output
         shape, mask_id = sample.shape, self.config.mask_token_id
         if sample.dim() == 3:
             sample, output = sample.flatten(1), output.flatten(2).transpose(1, 2)
@@ -180,14 +157,14 @@ class AmusedScheduler(SchedulerMixin):
         p = output.softmax(dim=-1)
         drawn = self._draw(p, generator)
         tokens = prev_sample = torch.where(unknown, drawn, sample)
-        if i + 1 < len(run.plan.t):
+        if i + 1 < len(at.plan.t):
             wanted = (sample.shape[1] * (starting_mask_ratio * share)).floor().to(sample.device)
             count = torch.minimum(unknown.sum(dim=-1, keepdim=True) - 1, wanted).clamp(min=1)
             certainty = p.gather(-1, tokens[:, :, None])[:, :, 0]
             certainty = torch.where(unknown, certainty, torch.finfo(certainty.dtype).max)
             u = uniform(certainty, generator, certainty.dtype)
             noise = -torch.log((-torch.log(u.clamp(min=1e-20))).clamp(min=1e-20)).float()
-            score = certainty.log() + float(self.temperatures[i]) * noise  # type: ignore[index]
+            score = certainty.log() + float(self.temperatures[i]) * noise
             least = score.sort(dim=-1).values.gather(1, count.long())
             prev_sample = torch.where(score < least, mask_id, tokens)
         return prev_sample.reshape(shape), tokens.reshape(shape)

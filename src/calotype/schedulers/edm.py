@@ -13,19 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from calotype.core.random import Generators, randn_tensor
-from calotype.schedulers.affine import Value, affine, cast, evaluate
-from calotype.schedulers.brownian import BrownianNoise
-from calotype.schedulers.checks import exactly_one, step_count
-from calotype.schedulers.churn import noise_like, raised_level, raised_sample
-from calotype.schedulers.coordinates import edm
-from calotype.schedulers.multistep import SOLVER_TYPES, multistep, remembered
-from calotype.schedulers.options import THRESHOLDING, Device, choice, constructor
-from calotype.schedulers.outputs import PredictionSchedulerOutput
-from calotype.schedulers.prediction import Limits, Linear
-from calotype.schedulers.run import Run
+from calotype.core.brownian import BrownianNoise
+from calotype.core.config import init_parameters
+from calotype.core.random import Generators
+from calotype.schedulers import grid, levels
+from calotype.schedulers.affine import affine, evaluate
+from calotype.schedulers.dpm_solver import SOLVER_TYPES, multistep
+from calotype.schedulers.euler import STILL, Churn
+from calotype.schedulers.levels import Limits, Linear
+from calotype.schedulers.options import Device, choice, constructor, exactly_one, step_count
 from calotype.schedulers.sigmas import SigmaScheduler
-from calotype.schedulers.stepping import stepping
+from calotype.schedulers.stepping import PredictionSchedulerOutput, Step, Values, stepping
 
 
 def quarter_log(sigma: Tensor) -> Tensor:
@@ -38,7 +36,12 @@ def arctangent(sigma: Tensor) -> Tensor:
     return sigma.atan() / math.pi * 2
 
 
-PREDICTIONS = choice("epsilon", "v_prediction")
+LEVELS = "sigma_min sigma_max sigma_data sigma_schedule num_train_timesteps"
+PIXELS: dict[str, Any] = {
+    "sigma_min": 0.002,
+    "sigma_max": 80.0,
+    "prediction_type": choice("epsilon", "v_prediction"),
+}
 
 
 class EDMScheduler(SigmaScheduler):
@@ -47,8 +50,9 @@ class EDMScheduler(SigmaScheduler):
     _time: Callable[[Tensor], Tensor]
     """The network's time at a level."""
 
-    def _configure(self) -> None:
-        self._coordinates = edm(self.config.sigma_data)
+    def _prepare(self) -> None:
+        self._coordinates = levels.Coordinates(levels.exploding, self.config.sigma_data)
+        self._limits = Limits.of(self.config, init_parameters(type(self)))
 
     @property
     def init_noise_sigma(self) -> float:
@@ -73,23 +77,20 @@ class EDMScheduler(SigmaScheduler):
         sign = -1.0 if self.config.prediction_type == "v_prediction" else 1.0
         return Linear(data**2 / total, sign * sigma * data / math.sqrt(total))
 
-    def _levels(self, steps: int, dtype: torch.dtype) -> Tensor:
+    def _spaced(self, steps: int, dtype: torch.dtype) -> Tensor:
         """σ from ``sigma_max`` to ``sigma_min``, computed in ``dtype``."""
-        config, ramp = self.config, torch.linspace(0, 1, steps, dtype=dtype)
-        if config.sigma_schedule == "karras":
-            top, bottom = config.sigma_max ** (1 / config.rho), config.sigma_min ** (1 / config.rho)
-            return (top + ramp * (bottom - top)) ** config.rho
-        ends = math.log(config.sigma_min), math.log(config.sigma_max)
-        return torch.linspace(*ends, steps).exp().flip(0).to(dtype)
+        low, high = self.config.sigma_min, self.config.sigma_max
+        if self.config.sigma_schedule == "karras":
+            return grid.karras(low, high, torch.linspace(0, 1, steps, dtype=dtype), self.config.rho)
+        return torch.linspace(math.log(low), math.log(high), steps).exp().flip(0)
 
-    def _begin_edm(self, levels: Tensor, final: float, device: Any, count: int | None) -> None:
-        """Begin a run over ``levels`` and a final one."""
-        levels = levels.to(torch.float32)
-        sigmas = torch.cat([levels, torch.tensor([final], dtype=torch.float32)])
-        self._begin_levels(self._time(levels), sigmas, device, count)
-
-    def _final(self, lowest: float) -> float:
-        return lowest if self.config.final_sigmas_type == "sigma_min" else 0.0
+    def _begin_edm(
+        self, ladder: Tensor, lowest: float = 0.0, device: Any = None, count: int | None = None
+    ) -> None:
+        """Begin a run over levels and a final one: zero, or by ``final_sigmas_type`` the ``lowest``."""
+        final = lowest if self.config.final_sigmas_type == "sigma_min" else 0.0
+        ladder = ladder.to(torch.float32)
+        self._begin_levels(self._time(ladder), torch.cat([ladder, torch.tensor([final])]), device, count)
 
 
 class EDMEulerScheduler(EDMScheduler):
@@ -97,16 +98,10 @@ class EDMEulerScheduler(EDMScheduler):
 
     _time = staticmethod(quarter_log)
 
-    __init__ = constructor(
-        "sigma_min sigma_max sigma_data sigma_schedule num_train_timesteps prediction_type rho final_sigmas_type",
-        setup=EDMScheduler._configure,
-        sigma_min=0.002,
-        sigma_max=80.0,
-        prediction_type=PREDICTIONS,
-    )
+    __init__ = constructor(f"{LEVELS} prediction_type rho final_sigmas_type", **PIXELS)
 
     def _begin_initial(self) -> None:
-        self._begin_edm(self._levels(self.config.num_train_timesteps + 1, torch.float64), 0.0, None, None)
+        self._begin_edm(self._spaced(self.config.num_train_timesteps + 1, torch.float64))
 
     def set_timesteps(
         self,
@@ -116,51 +111,37 @@ class EDMEulerScheduler(EDMScheduler):
     ) -> None:
         """Begin a run of so many steps, or over the levels ``sigmas`` (without the final one)."""
         exactly_one(num_inference_steps=num_inference_steps, sigmas=sigmas)
-        steps = step_count(num_inference_steps if sigmas is None else len(sigmas))
         if sigmas is None:
-            levels = self._levels(steps, torch.float64)
+            ladder = self._spaced(step_count(num_inference_steps), torch.float64)
         else:
-            levels = torch.as_tensor(sigmas, dtype=torch.float64, device="cpu")
-        self._begin_edm(levels, self._final(float(levels[-1])), device, steps)
+            ladder = torch.as_tensor(sigmas, dtype=torch.float64, device="cpu")
+        self._begin_edm(ladder, float(ladder[-1]), device, step_count(len(ladder)))
 
     @stepping(PredictionSchedulerOutput, fractional=True, last="pred_original_sample")
-    def step(
-        self,
-        run: Run,
-        i: int,
-        output: Tensor,
-        sample: Tensor,
-        s_churn: float = 0.0,
-        s_tmin: float = 0.0,
-        s_tmax: float = float("inf"),
-        s_noise: float = 1.0,
-        generator: Generators = None,
-        pred_original_sample: Tensor | None = None,
-    ) -> tuple[Value, Value]:
+    def step(self, at: Step, churn: Churn = STILL, pred_original_sample: Tensor | None = None) -> Values:
         """The sample one step on; ``pred_original_sample`` replaces the network's x̂0."""
         self._warn_unscaled()
-        kappa, following = run.plan.kappa[i : i + 2]
-        x = cast(sample, torch.float32)
-        raised = raised_level(kappa, len(run.plan.kappa) - 1, s_churn, s_tmin, s_tmax)
-        if raised is not None:
-            x = raised_sample(x, noise_like(output, generator), kappa, raised, s_noise)
-            kappa = raised
-        x0 = self._clean(kappa).of(x, output) if pred_original_sample is None else pred_original_sample
+        kappa, following = at.plan.kappa[at.i : at.i + 2]
+        x, kappa = churn.raised(at, kappa)
+        x0 = self._clean(kappa).of(x, at.output) if pred_original_sample is None else pred_original_sample
         kept = following / kappa
-        return affine((kept, x), (1 - kept, x0), dtype=output.dtype), x0
+        return affine((kept, x), (1 - kept, x0), dtype=at.output.dtype), x0
 
 
 class EDMMultistepScheduler(EDMScheduler):
     """Base of both DPM-Solver++: one exponential integral a step over the last x̂0, with α = 1 (arXiv:2211.01095)."""
 
     def _begin_initial(self) -> None:
-        self._begin_edm(self._levels(self.config.num_train_timesteps, torch.float32), 0.0, None, None)
+        self._begin_edm(self._spaced(self.config.num_train_timesteps, torch.float32))
 
     def set_timesteps(self, num_inference_steps: int | None = None, device: Device = None) -> None:
         """Begin a run of so many steps."""
         steps = step_count(num_inference_steps)
-        levels = self._levels(steps, torch.float32)
-        self._begin_edm(levels, self._final(self.config.sigma_min), device, steps)
+        self._begin_edm(self._spaced(steps, torch.float32), self.config.sigma_min, device, steps)
+
+    def _integrated(self, at: Step, z: Tensor | None, tau: float) -> Values:
+        x0 = self._clean(at.plan.kappa[at.i]).of(at.sample, at.output, self._limits)
+        return multistep(self.config, at, x0, z, data=True, tau=tau)
 
 
 class EDMDPMSolverMultistepScheduler(EDMMultistepScheduler):
@@ -168,37 +149,20 @@ class EDMDPMSolverMultistepScheduler(EDMMultistepScheduler):
 
     _time = staticmethod(quarter_log)
 
-    def _prepare(self) -> None:
-        config = self.config
-        self._configure()
-        self._tau = 1.0 if config.algorithm_type.startswith("sde") else 0.0
-        self._limits = Limits()
-        if config.thresholding:
-            self._limits = Limits(ratio=config.dynamic_thresholding_ratio, largest=config.sample_max_value)
-
     __init__ = constructor(
-        "sigma_min sigma_max sigma_data sigma_schedule num_train_timesteps prediction_type rho solver_order "
-        f"{THRESHOLDING} algorithm_type solver_type lower_order_final euler_at_final final_sigmas_type",
-        setup=_prepare,
-        sigma_min=0.002,
-        sigma_max=80.0,
-        prediction_type=PREDICTIONS,
+        f"{LEVELS} prediction_type rho solver_order THRESHOLDING algorithm_type solver_type lower_order_final "
+        "euler_at_final final_sigmas_type",
         algorithm_type=choice("dpmsolver++", "sde-dpmsolver++", others={"deis": "dpmsolver++"}),
         solver_type=SOLVER_TYPES,
+        **PIXELS,
     )
 
     @stepping(begun=True)
-    def step(
-        self, run: Run, i: int, output: Tensor, sample: Tensor, generator: Generators = None
-    ) -> tuple[Tensor]:
+    def step(self, at: Step, generator: Generators = None) -> Values:
         """The sample one step on; the SDE variant draws noise at every step."""
-        x0 = self._clean(run.plan.kappa[i]).of(sample, output, self._limits)
-        update, known = multistep(self.config, run, i, x0, data=True, tau=self._tau)
-        terms = [(update.sample, sample), *zip(update.predictions, known, strict=False)]
-        if self._tau:
-            z = randn_tensor(output.shape, generator, output.device, output.dtype)
-            terms.append((update.noise, z))
-        return remembered(run, affine(*terms), known)
+        if self.config.algorithm_type.startswith("sde"):
+            return self._integrated(at, at.noise(generator), 1.0)
+        return self._integrated(at, None, 0.0)
 
 
 class CosineDPMSolverMultistepScheduler(EDMMultistepScheduler):
@@ -207,9 +171,7 @@ class CosineDPMSolverMultistepScheduler(EDMMultistepScheduler):
     _time = staticmethod(arctangent)
 
     __init__ = constructor(
-        "sigma_min sigma_max sigma_data sigma_schedule num_train_timesteps solver_order prediction_type rho "
-        "solver_type lower_order_final euler_at_final final_sigmas_type",
-        setup=EDMScheduler._configure,
+        f"{LEVELS} solver_order prediction_type rho solver_type lower_order_final euler_at_final final_sigmas_type",
         sigma_min=0.3,
         sigma_max=500,
         sigma_data=1.0,
@@ -219,21 +181,16 @@ class CosineDPMSolverMultistepScheduler(EDMMultistepScheduler):
     )
 
     @stepping(begun=True)
-    def step(
-        self, run: Run, i: int, output: Tensor, sample: Tensor, generator: Generators = None
-    ) -> tuple[Tensor]:
+    def step(self, at: Step, generator: Generators = None) -> Values:
         """The sample one step on; the Brownian path has the generator's initial seed (or each item its own)."""
-        config, plan = self.config, run.plan
+        config, run, (sigma, following) = self.config, at.run, at.plan.kappa[at.i : at.i + 2]
         if run.noise is None:
             seed: int | list[int] | None = None
             if isinstance(generator, torch.Generator):
                 seed = generator.initial_seed()
             elif generator is not None:
                 seed = [g.initial_seed() for g in generator]
-            run.noise = BrownianNoise(output, config.sigma_min, config.sigma_max, seed)
-        x0 = self._clean(plan.kappa[i]).of(sample, output)
-        update, known = multistep(config, run, i, x0, data=True, tau=1.0)
-        terms = [(update.sample, sample), *zip(update.predictions, known, strict=False)]
-        if update.noise:
-            terms.append((update.noise, run.noise(plan.kappa[i], plan.kappa[i + 1])))
-        return remembered(run, affine(*terms), known)
+            run.noise = BrownianNoise(at.output, config.sigma_min, config.sigma_max, seed)
+        # a step of no length, or to no noise, adds none
+        z = run.noise(sigma, following) if 0 < following != sigma else None
+        return self._integrated(at, z, 1.0)

@@ -5,24 +5,45 @@ Karras et al., arXiv:2206.00364, algorithm 2; Song et al., arXiv:2010.02502, for
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from calotype.core.errors import InputError
-from calotype.core.random import Generators, randn_tensor
+from calotype.core.random import Generators
+from calotype.schedulers import levels
 from calotype.schedulers.affine import Value, affine, cast
-from calotype.schedulers.checks import exactly_one, step_count, steps_or_timesteps
-from calotype.schedulers.churn import noise_like, raised_level, raised_sample
-from calotype.schedulers.exploding import ExplodingScheduler
-from calotype.schedulers.grid import Grid
+from calotype.schedulers.ladders import ExplodingScheduler
+from calotype.schedulers.levels import Level, Linear, transfer
 from calotype.schedulers.noise import sigma_to_t
-from calotype.schedulers.options import CONVERTED, SPACED, TABLE, Device, Numbers, choice, constructor
-from calotype.schedulers.outputs import PredictionSchedulerOutput
-from calotype.schedulers.prediction import Linear
-from calotype.schedulers.run import Run
-from calotype.schedulers.stepping import stepping
-from calotype.schedulers.transfer import fresh_noise, transfer
+from calotype.schedulers.options import Device, Numbers, choice, constructor, exactly_one, step_count
+from calotype.schedulers.stepping import PredictionSchedulerOutput, Step, Values, once, stepping
+
+
+class Churn(NamedTuple):
+    """Noise added before a deterministic step, which it then removes again (arXiv:2206.00364, algorithm 2)."""
+
+    s_churn: float = 0.0
+    s_tmin: float = 0.0
+    s_tmax: float = float("inf")
+    s_noise: float = 1.0
+    generator: Generators = None
+
+    def raised(self, at: Step, kappa: float) -> tuple[Value, float]:
+        """The sample in float32 and its level: as they are, or where κ is in [``s_tmin``, ``s_tmax``] raised by noise
+        to κ̂ = κ·(1 + min(s_churn/steps, √2 − 1))."""
+        x = cast(at.sample, torch.float32)
+        if self.s_churn <= 0 or not self.s_tmin <= kappa <= self.s_tmax:
+            return x, kappa
+        raised = kappa * (1 + min(self.s_churn / (len(at.plan.kappa) - 1), math.sqrt(2) - 1))
+        added = self.s_noise * math.sqrt(raised**2 - kappa**2)
+        return affine((1.0, x), (added, at.noise(self.generator))), raised
+
+
+STILL = Churn()
 
 
 class EulerDiscreteScheduler(ExplodingScheduler):
@@ -31,14 +52,13 @@ class EulerDiscreteScheduler(ExplodingScheduler):
     _zero_snr_floor = True
 
     __init__ = constructor(
-        f"{TABLE} prediction_type interpolation_type {CONVERTED} sigma_min sigma_max timestep_spacing timestep_type "
+        "TABLE prediction_type interpolation_type CONVERTED sigma_min sigma_max timestep_spacing timestep_type "
         "steps_offset rescale_betas_zero_snr final_sigmas_type",
-        setup=ExplodingScheduler._make_table,
         prediction_type=choice("epsilon", "sample", "v_prediction", "original_sample"),
     )
 
     def _begin_initial(self) -> None:
-        self._begin_training_grid(torch.float32)
+        self._begin_every(torch.float32)
         if self._continuous:
             self.timesteps = 0.25 * self.sigmas[:-1].log()
 
@@ -56,59 +76,38 @@ class EulerDiscreteScheduler(ExplodingScheduler):
         """Begin a run of so many steps, or at these training steps, or over these noise levels (the last included)."""
         exactly_one(num_inference_steps=num_inference_steps, timesteps=timesteps, sigmas=sigmas)
         if sigmas is not None:
-            levels = np.asarray(sigmas, dtype=np.float32)
-            steps = step_count(len(levels) - 1)
-            t = sigma_to_t(levels[:-1], self._table.log_kappa)
+            ladder = np.asarray(sigmas, dtype=np.float32)
+            t = sigma_to_t(ladder[: step_count(len(ladder) - 1)], self._table.log_kappa)
         else:
-            steps = steps_or_timesteps(self.config, num_inference_steps, timesteps)
-            if timesteps is not None and self._continuous:
-                raise InputError("timesteps cannot be given with timestep_type='continuous': give sigmas.")
-            t, levels = self._ladder(steps, timesteps)
-        t = t.astype(np.float32)
+            t, ladder = self._ladder(num_inference_steps, timesteps)
         if self._continuous:
-            t = 0.25 * np.log(levels[:steps])
-        self._begin_grid(Grid(t, levels), device, steps, torch.float32)
+            if timesteps is not None:
+                raise InputError("timesteps cannot be given with timestep_type='continuous': give sigmas.")
+            t = 0.25 * np.log(ladder[:-1])
+        self._begin_levels(t, ladder, device, len(t), torch.float32)
 
     @stepping(PredictionSchedulerOutput, fractional=True)
-    def step(
-        self,
-        run: Run,
-        i: int,
-        output: Tensor,
-        sample: Tensor,
-        s_churn: float = 0.0,
-        s_tmin: float = 0.0,
-        s_tmax: float = float("inf"),
-        s_noise: float = 1.0,
-        generator: Generators = None,
-    ) -> tuple[Value, Value]:
+    def step(self, at: Step, churn: Churn = STILL) -> Values:
         """The sample one step on. With ``s_churn`` noise is added first where κ is in [``s_tmin``, ``s_tmax``]."""
         self._warn_unscaled()
-        kappa, following = run.plan.kappa[i : i + 2]
-        x = cast(sample, torch.float32)
-        raised = raised_level(kappa, len(run.plan.kappa) - 1, s_churn, s_tmin, s_tmax)
-        if raised is not None:
-            x = raised_sample(x, noise_like(output, generator), kappa, raised, s_noise)
-            to_clean, step = self._coefficients(kappa, raised, following)
-        else:
-            if i not in run.plan.memo:
-                run.plan.memo[i] = self._coefficients(kappa, kappa, following)
-            to_clean, step = run.plan.memo[i]
-        return affine((step.x, x), (step.m, output), dtype=output.dtype), to_clean.of(x, output)
+        kappa, following = at.plan.kappa[at.i : at.i + 2]
+        x, raised = churn.raised(at, kappa)
+        to_clean, step = self._coefficients(kappa, raised, following)
+        return affine((step.x, x), (step.m, at.output), dtype=at.output.dtype), to_clean.of(x, at.output)
 
+    @once
     def _coefficients(self, kappa: float, raised: float, following: float) -> tuple[Linear, Linear]:
         """The lines of x̂0 and x' in the sample and the output; only ε-prediction follows a churned level."""
-        kind = self.config.prediction_type
-        to_clean = self._clean(kind, raised if kind == "epsilon" else kappa)
+        to_clean, _ = self._lines(raised if self.config.prediction_type == "epsilon" else kappa)
         kept = following / raised
         return to_clean, Linear(kept + (1 - kept) * to_clean.x, (1 - kept) * to_clean.m)
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """α·ε − σ·x0 at the levels of ``timesteps``, the target of v-prediction."""
         self._refuse_index(timesteps)
-        levels = [self._coordinates.preserving(kappa) for kappa in self._run.plan.kappa]
-        alpha, sigma = self._weights(levels, [self._run.plan.index(t) for t in timesteps], sample)
-        return alpha * noise - sigma * sample
+        plan = self._run.plan
+        turned = [Level(alpha, -sigma) for alpha, sigma in map(levels.preserving, plan.kappa)]
+        return self._mixed(turned, [plan.index(t) for t in timesteps], noise, sample)
 
 
 class EulerAncestralDiscreteScheduler(ExplodingScheduler):
@@ -116,31 +115,25 @@ class EulerAncestralDiscreteScheduler(ExplodingScheduler):
 
     _zero_snr_floor = True
 
-    __init__ = constructor(
-        f"{TABLE} prediction_type {SPACED} rescale_betas_zero_snr", setup=ExplodingScheduler._make_table
-    )
+    __init__ = constructor("TABLE prediction_type SPACED rescale_betas_zero_snr")
+    set_timesteps = ExplodingScheduler._begin_steps
 
     def _begin_initial(self) -> None:
-        self._begin_training_grid(torch.float64)
-
-    def set_timesteps(self, num_inference_steps: int, device: Device = None) -> None:
-        """Begin a run of so many steps."""
-        steps = step_count(num_inference_steps)
-        self._begin_grid(Grid(*self._ladder(steps)), device, steps, torch.float32)
+        self._begin_every(torch.float64)
 
     @stepping(PredictionSchedulerOutput, fractional=True)
-    def step(
-        self, run: Run, i: int, output: Tensor, sample: Tensor, generator: Generators = None
-    ) -> tuple[Value, Value]:
+    def step(self, at: Step, generator: Generators = None) -> Values:
         """The sample one step on; draws noise at every step, the last included."""
         self._warn_unscaled()
-        if i not in run.plan.memo:
-            s, t = run.plan.levels[i : i + 2]
-            up = fresh_noise(s, t, 1.0)
-            down = transfer(t, up)[1] / s.sigma
-            to_clean = self._clean(self.config.prediction_type, s.sigma)
-            run.plan.memo[i] = to_clean, down + (1 - down) * to_clean.x, (1 - down) * to_clean.m, up
-        to_clean, along, across, up = run.plan.memo[i]
-        x = cast(sample, torch.float32)
-        z = randn_tensor(output.shape, generator, output.device, output.dtype)
-        return affine((along, x), (across, output), (up, z), dtype=output.dtype), to_clean.of(x, output)
+        to_clean, along, across, up = self._coefficients(at.i)
+        x, z = cast(at.sample, torch.float32), at.noise(generator)
+        prev_sample = affine((along, x), (across, at.output), (up, z), dtype=at.output.dtype)
+        return prev_sample, to_clean.of(x, at.output)
+
+    @once
+    def _coefficients(self, i: int) -> tuple[Linear, float, float, float]:
+        """x̂0's line, and the weights of the sample, the output and the new noise in x'."""
+        s, t = self._run.plan.levels[i : i + 2]
+        _, down, up = transfer(s, t, 1.0)
+        kept, (to_clean, _) = down / s.sigma, self._lines(s.sigma)
+        return to_clean, kept + (1 - kept) * to_clean.x, (1 - kept) * to_clean.m, up

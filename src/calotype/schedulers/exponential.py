@@ -13,10 +13,14 @@ arXiv:2305.14267; Xue et al., arXiv:2309.05019).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from calotype.schedulers.transfer import Level
+import torch
+from torch import Tensor
+
+from calotype.schedulers.affine import Value, affine
+from calotype.schedulers.levels import Level
 
 RULES = ("exact", "midpoint", "linear", "halved")
 """How the first and second moment of the integral are taken.
@@ -33,12 +37,14 @@ class Update(NamedTuple):
     predictions: tuple[float, ...]
     noise: float
 
-
-def log_snr(level: Level) -> float:
-    """λ = ln(α/σ); infinite where no noise is left."""
-    if level.sigma == 0:
-        return math.inf
-    return math.log(level.alpha) - math.log(level.sigma) if level.alpha > 0 else -math.inf
+    def of(
+        self, sample: Value, known: Iterable[Value], z: Tensor | None = None, dtype: torch.dtype | None = None
+    ) -> Value:
+        """x_t of these, and of noise where some is given."""
+        terms = [(self.sample, sample), *zip(self.predictions, known, strict=False)]
+        if z is not None:
+            terms.append((self.noise, z))
+        return affine(*terms, dtype=dtype)
 
 
 def _data_moments(span: float, count: int) -> list[float]:
@@ -93,13 +99,13 @@ def exponential_update(
 
     A step of no length is idle, and of the levels from the first on that repeats one before it none is used.
     """
-    base = log_snr(s)
-    h = log_snr(t) - base
+    base = s.log_snr
+    h = t.log_snr - base
     if h == 0:
         return Update(1.0, (0.0,) * (1 + len(others)), 0.0)
     nodes = [0.0]
     for level in others:
-        node = (log_snr(level) - base) / h
+        node = (level.log_snr - base) / h
         if node in nodes:
             break
         nodes.append(node)

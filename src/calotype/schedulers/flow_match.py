@@ -14,19 +14,16 @@ from torch import Tensor
 
 from calotype.core.errors import InputError
 from calotype.core.random import Generators, randn_tensor
-from calotype.schedulers import grid
-from calotype.schedulers.affine import Value, affine, cast, evaluate
-from calotype.schedulers.checks import conversion, one_of, step_count
-from calotype.schedulers.churn import noise_like, raised_level, raised_sample
-from calotype.schedulers.coordinates import FLOW
-from calotype.schedulers.options import CONVERTED, Device, Numbers, constructor
-from calotype.schedulers.run import Run
+from calotype.schedulers import grid, levels
+from calotype.schedulers.affine import affine, cast, evaluate
+from calotype.schedulers.euler import STILL, Churn
+from calotype.schedulers.options import Device, Numbers, constructor, conversion, one_of, step_count
 from calotype.schedulers.sigmas import SigmaScheduler
-from calotype.schedulers.stepping import stepping
+from calotype.schedulers.stepping import Step, Values, stepping
 
 SHIFTED = (
     "num_train_timesteps shift use_dynamic_shifting base_shift max_shift base_image_seq_len max_image_seq_len "
-    f"invert_sigmas shift_terminal {CONVERTED} time_shift_type"
+    "invert_sigmas shift_terminal CONVERTED time_shift_type"
 )
 UPSCALE_MODES = ("nearest", "linear", "bilinear", "bicubic", "trilinear", "area", "nearest-exact")
 
@@ -39,31 +36,21 @@ class FlowScheduler(SigmaScheduler):
     Levels that are given (``sigmas=np.linspace(1, 1 / n, n)``, as Flux does) are shifted once.
     """
 
-    _coordinates = FLOW
+    _coordinates = levels.Coordinates(levels.flow)
     init_noise_sigma: float = 1.0
 
     def _prepare(self) -> None:
         """The trained levels and their ends."""
-        config = self.config
+        config, total = self.config, self.config.num_train_timesteps
         self._shift = config.shift
-        total = config.num_train_timesteps
-        levels = np.linspace(1, total, total, dtype=np.float32)[::-1] / np.float32(total)
+        trained = np.linspace(1, total, total, dtype=np.float32)[::-1] / np.float32(total)
         if not config.get("use_dynamic_shifting"):
-            levels = grid.shifted(levels, config.shift)
-        self._trained = levels.astype(np.float32)
+            trained = grid.shifted(trained, config.shift)
+        self._trained = trained.astype(np.float32)
         self.sigma_min, self.sigma_max = float(self._trained[-1]), float(self._trained[0])
 
     def _begin_initial(self) -> None:
-        self._begin_flow(
-            self._trained, self._trained * np.float32(len(self._trained)), None, None, final=None
-        )
-
-    def _begin_flow(
-        self, levels: np.ndarray, t: np.ndarray, device: Any, count: int | None, final: float | None = 0.0
-    ) -> None:
-        """Begin a run along the levels, with a last one after them."""
-        levels = levels if final is None else np.append(levels, final)
-        self._begin_grid(grid.Grid(t, levels), device, count, torch.float32)
+        self._begin_levels(self._trained * np.float32(len(self._trained)), self._trained)
 
     @property
     def shift(self) -> float:
@@ -96,9 +83,7 @@ class ShiftedFlowScheduler(FlowScheduler):
 
     def stretch_shift_to_terminal(self, t: Any) -> Any:
         """Levels stretched away from 1 so that the last is ``shift_terminal``; the level 1 alone stays."""
-        if t[-1] == 1:
-            return t
-        return 1 - (1 - t) * (1 - self.config.shift_terminal) / (1 - t[-1])
+        return grid.stretched(t, self.config.shift_terminal)
 
     def set_timesteps(
         self,
@@ -124,64 +109,49 @@ class ShiftedFlowScheduler(FlowScheduler):
 
         t = None if timesteps is None else np.asarray(timesteps, dtype=np.float32)
         if sigmas is not None:
-            levels = np.asarray(sigmas, dtype=np.float32)
+            ladder = np.asarray(sigmas, dtype=np.float32)
         else:
-            levels = self._spaced_levels(steps) if t is None else t / config.num_train_timesteps
+            ladder = self._spaced_levels(steps) if t is None else t / config.num_train_timesteps
         if config.use_dynamic_shifting and mu is not None:
-            levels = self.time_shift(mu, 1.0, levels)
+            ladder = self.time_shift(mu, 1.0, ladder)
         else:
-            levels = grid.shifted(levels, self.shift)
+            ladder = grid.shifted(ladder, self.shift)
         if config.shift_terminal:
-            levels = self.stretch_shift_to_terminal(levels)
-        kind = conversion(config)
+            ladder = self.stretch_shift_to_terminal(ladder)
+        kind, final = conversion(config), 0.0
         if kind:
             low, high = (config.get(name) for name in ("sigma_min", "sigma_max"))
-            low, high = levels[-1] if low is None else low, levels[0] if high is None else high
-            levels = grid.converted(kind, float(low), float(high), steps)
-        levels = levels.astype(np.float32)
-        final = 0.0
+            low, high = ladder[-1] if low is None else low, ladder[0] if high is None else high
+            ladder = grid.converted(kind, float(low), float(high), steps)
+        ladder = ladder.astype(np.float32)
         if config.invert_sigmas:
-            levels, final, t = 1 - levels, 1.0, None
-        self._begin_flow(
-            levels, levels * config.num_train_timesteps if t is None else t, device, steps, final
-        )
+            ladder, final, t = 1 - ladder, 1.0, None
+        t = ladder * config.num_train_timesteps if t is None else t
+        self._begin_levels(t, np.append(ladder, final), device, steps, torch.float32)
 
 
 class FlowMatchEulerDiscreteScheduler(ShiftedFlowScheduler):
     """x' = x + (σ' − σ)·u; with ``stochastic_sampling`` instead x̂0 noised anew, (1 − σ')·x̂0 + σ'·z."""
 
-    __init__ = constructor(f"{SHIFTED} stochastic_sampling", setup=FlowScheduler._prepare)
+    __init__ = constructor(f"{SHIFTED} stochastic_sampling")
 
     @stepping(fractional=True)
-    def step(
-        self,
-        run: Run,
-        i: int,
-        output: Tensor,
-        sample: Tensor,
-        s_churn: float = 0.0,
-        s_tmin: float = 0.0,
-        s_tmax: float = float("inf"),
-        s_noise: float = 1.0,
-        generator: Generators = None,
-        per_token_timesteps: Tensor | None = None,
-    ) -> tuple[Value]:
+    def step(self, at: Step, churn: Churn = STILL, per_token_timesteps: Tensor | None = None) -> Values:
         """The sample one step on; the ``s_…`` have no effect on this method.
 
         ``per_token_timesteps`` (batch, tokens) gives tokens levels of their own: each goes on to the schedule's next
         level below, in float32, and ``model_output`` is −u.
         """
-        stochastic, z = self.config.stochastic_sampling, None
-        if stochastic:
-            z = randn_tensor(sample.shape, generator, sample.device, torch.float32)
+        sample, output, z = at.sample, at.output, None
+        if self.config.stochastic_sampling:
+            z = randn_tensor(sample.shape, churn.generator, sample.device, torch.float32)
         if per_token_timesteps is not None:
             own, down = self._token_levels(per_token_timesteps)
             sample = sample.to(torch.float32)
             if z is None:
                 return (sample + (own - down) * output,)
             return ((1 - down) * (sample - own * output) + down * z,)
-        x = cast(sample, torch.float32)
-        sigma, following = run.plan.kappa[i : i + 2]
+        x, (sigma, following) = cast(sample, torch.float32), at.plan.kappa[at.i : at.i + 2]
         if z is None:
             return (affine((1.0, x), (following - sigma, output), dtype=output.dtype),)
         clean = affine((1.0, x), (-sigma, output))
@@ -190,8 +160,8 @@ class FlowMatchEulerDiscreteScheduler(ShiftedFlowScheduler):
     def _token_levels(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """Each token's level and the schedule's next below it, both (batch, tokens, 1)."""
         own = timesteps / self.config.num_train_timesteps
-        levels = self.sigmas.to(own.device)[:, None, None]
-        down = ((levels < own - 1e-6) * levels).amax(0)
+        ladder = self.sigmas.to(own.device)[:, None, None]
+        down = ((ladder < own - 1e-6) * ladder).amax(0)
         return own[..., None], down[..., None]
 
 
@@ -201,14 +171,15 @@ class FlowMatchHeunDiscreteScheduler(FlowScheduler):
 
     order = 2
 
-    __init__ = constructor("num_train_timesteps shift", setup=FlowScheduler._prepare)
+    __init__ = constructor("num_train_timesteps shift")
 
     def set_timesteps(self, num_inference_steps: int, device: Device = None) -> None:
         """Begin a run of so many steps; ``timesteps`` has two entries for each but the last."""
         steps = step_count(num_inference_steps)
-        levels = grid.shifted(self._spaced_levels(steps), self.shift).astype(np.float32)
-        levels = np.append(levels, np.float32(0))[np.repeat(np.arange(steps + 1), 2)[1:-1]]
-        self._begin_flow(levels[:-1], levels[:-1] * self.config.num_train_timesteps, device, steps)
+        ladder = grid.shifted(self._spaced_levels(steps), self.shift).astype(np.float32)
+        ladder = np.append(ladder, np.float32(0))[np.repeat(np.arange(steps + 1), 2)[1:-1]]
+        t = ladder[:-1] * self.config.num_train_timesteps
+        self._begin_levels(t, ladder, device, steps, torch.float32)
 
     @property
     def state_in_first_order(self) -> bool:
@@ -216,36 +187,19 @@ class FlowMatchHeunDiscreteScheduler(FlowScheduler):
         return self._run.stage is None
 
     @stepping(fractional=True)
-    def step(
-        self,
-        run: Run,
-        i: int,
-        output: Tensor,
-        sample: Tensor,
-        s_churn: float = 0.0,
-        s_tmin: float = 0.0,
-        s_tmax: float = float("inf"),
-        s_noise: float = 1.0,
-        generator: Generators = None,
-    ) -> tuple[Value]:
+    def step(self, at: Step, churn: Churn = STILL) -> Values:
         """The sample at the end of the step: provisional after its first evaluation, corrected after the second.
 
         With ``s_churn`` noise is added first where a step begins with σ in [``s_tmin``, ``s_tmax``]; as much is
         drawn, and left unused, at its second evaluation.
         """
-        kappa = run.plan.kappa
-        sigma = kappa[i] if run.stage is None else kappa[i - 1]  # that the step begins at
-        raised = raised_level(sigma, len(kappa) - 1, s_churn, s_tmin, s_tmax)
-        z = None if raised is None else noise_like(output, generator)
+        run, kappa, output = at.run, at.plan.kappa, at.output
+        sigma = kappa[at.i] if run.stage is None else kappa[at.i - 1]  # that the step begins at
+        x, raised = churn.raised(at, sigma)
         if run.stage is not None:
             (halfway, step), run.stage = run.stage, None
             return (affine((1.0, halfway), (step / 2, output), dtype=output.dtype),)
-        x = cast(sample, torch.float32)
-        if raised is None or z is None:
-            raised = sigma
-        else:
-            x = raised_sample(x, z, sigma, raised, s_noise)
-        step, slope = kappa[i + 1] - raised, sigma / raised
+        step, slope = kappa[at.i + 1] - raised, sigma / raised
         end = affine((1.0, x), (step * slope, output), dtype=output.dtype)
         prev_sample, halfway = evaluate(end, affine((1.0, x), (step / 2 * slope, output)))
         run.stage = halfway, step
@@ -268,21 +222,20 @@ class FlowMatchLCMScheduler(ShiftedFlowScheduler):
         self._factors, self._mode = tuple(scale_factors or ()), upscale_mode
 
     @stepping(fractional=True)
-    def step(
-        self, run: Run, i: int, output: Tensor, sample: Tensor, generator: Generators = None
-    ) -> tuple[Value]:
+    def step(self, at: Step, generator: Generators = None) -> Values:
         """The sample one step on; draws noise at every step, the last included."""
-        if self._factors and len(self._factors) != len(run.plan.t) - 1:
+        steps, run, output = len(at.plan.t), at.run, at.output
+        if self._factors and len(self._factors) != steps - 1:
             raise InputError(
-                f"scale_factors has {len(self._factors)} entries for a run of {len(run.plan.t)} steps: give one for "
-                f"each step but the last."
+                f"scale_factors has {len(self._factors)} entries for a run of {steps} steps: give one for each "
+                f"step but the last."
             )
-        sigma, following = run.plan.kappa[i : i + 2]
+        sigma, following = at.plan.kappa[at.i : at.i + 2]
         if run.stage is None:
             run.stage = output.shape[2:]  # the size of the first sample
-        x0, shape = affine((1.0, cast(sample, torch.float32)), (-sigma, output)), output.shape
-        if i < len(self._factors):
-            size = [round(self._factors[i] * n) for n in run.stage]
+        x0, shape = affine((1.0, cast(at.sample, torch.float32)), (-sigma, output)), output.shape
+        if at.i < len(self._factors):
+            size = [round(self._factors[at.i] * n) for n in run.stage]
             x0 = torch.nn.functional.interpolate(evaluate(x0)[0], size=size, mode=self._mode)
             shape = x0.shape
         z = randn_tensor(shape, generator, output.device, torch.float32)

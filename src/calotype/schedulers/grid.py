@@ -7,22 +7,15 @@ the same ends. Everything here is float64; a grid's levels are cast to float32 o
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
+from torch import Tensor
 
 from calotype.core.errors import InputError
 
 SPACINGS = ("linspace", "leading", "trailing")
-CONVERSIONS = ("karras", "exponential", "beta")
-
-
-@dataclass(frozen=True, eq=False)
-class Grid:
-    """Descending training steps, and the noise levels of the run including the one that it ends on (float32)."""
-
-    timesteps: np.ndarray
-    sigmas: np.ndarray
 
 
 def spaced(
@@ -54,37 +47,51 @@ def spaced(
     return np.arange(last, 0, -total / steps).round()[:steps] - 1
 
 
-def karras(low: float, high: float, steps: int, rho: float = 7.0) -> np.ndarray:
-    """Evenly spaced in σ^(1/ρ), from ``high`` down to ``low`` (Karras et al., arXiv:2206.00364, equation 5)."""
-    ramp = np.linspace(0, 1, steps)
+Levels = TypeVar("Levels", np.ndarray, Tensor)
+
+
+def karras(low: float, high: float, ramp: Levels, rho: float = 7.0) -> Levels:
+    """Evenly spaced in σ^(1/ρ), ``ramp`` of the way down (Karras et al., arXiv:2206.00364, equation 5)."""
     top, bottom = high ** (1 / rho), low ** (1 / rho)
     return (top + ramp * (bottom - top)) ** rho
 
 
-def exponential(low: float, high: float, steps: int) -> np.ndarray:
+def exponential(low: float, high: float, ramp: np.ndarray) -> np.ndarray:
     """Evenly spaced in ln σ."""
-    return np.exp(np.linspace(math.log(high), math.log(low), steps))
+    return lu(math.log(low), math.log(high), ramp)
 
 
-def beta(low: float, high: float, steps: int, a: float = 0.6, b: float = 0.6) -> np.ndarray:
+def lu(low: float, high: float, ramp: np.ndarray) -> np.ndarray:
+    """The same between −λ, which are ln σ (Lu et al., arXiv:2206.00927, section 4)."""
+    return np.exp(high + ramp * (low - high))
+
+
+def beta(low: float, high: float, ramp: np.ndarray, a: float = 0.6, b: float = 0.6) -> np.ndarray:
     """σ at the quantiles of a Beta(a, b) distribution, dense at both ends (Lee et al., arXiv:2407.12173)."""
-    at = 1 - np.linspace(0, 1, steps)
-    return low + beta_quantile(at, a, b) * (high - low)
+    return low + beta_quantile(1 - ramp, a, b) * (high - low)
 
 
-def lu(low: float, high: float, steps: int) -> np.ndarray:
-    """Evenly spaced in λ between the log levels ``low`` and ``high``, as σ (Lu et al., arXiv:2206.00927, section 4)."""
-    return np.exp(np.linspace(high, low, steps))
+CONVERSIONS: dict[str, Callable[..., np.ndarray]] = {
+    "karras": karras,
+    "exponential": exponential,
+    "lu": lu,
+    "beta": beta,
+}
 
 
 def converted(kind: str, low: float, high: float, steps: int) -> np.ndarray:
-    """One of the ``CONVERSIONS`` between two levels."""
-    return {"karras": karras, "exponential": exponential, "beta": beta}[kind](low, high, steps)
+    """One of the ``CONVERSIONS`` between two levels, falling."""
+    return CONVERSIONS[kind](low, high, np.linspace(0, 1, steps))
 
 
 def shifted(sigmas: np.ndarray, shift: float) -> np.ndarray:
     """Flow levels moved towards noise: s·σ/(1 + (s−1)·σ) (Esser et al., arXiv:2403.03206, section 5.3.2)."""
     return shift * sigmas / (1 + (shift - 1) * sigmas)
+
+
+def stretched(sigmas: Levels, terminal: float) -> Levels:
+    """Flow levels stretched away from 1 so that the last is ``terminal``; the level 1 alone stays."""
+    return sigmas if sigmas[-1] == 1 else 1 - (1 - sigmas) * (1 - terminal) / (1 - sigmas[-1])
 
 
 def beta_quantile(p: np.ndarray, a: float, b: float) -> np.ndarray:

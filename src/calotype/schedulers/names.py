@@ -10,8 +10,9 @@ from __future__ import annotations
 import difflib
 import importlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from calotype.core.config import init_parameters
@@ -38,41 +39,37 @@ class Choice:
     sampler: Sampler | None = None
     spacing: str | None = None
 
+    def __str__(self) -> str:
+        return self.scheduler if self.sampler is None else self.sampler.name
+
     def of(self, kind: str) -> tuple[str, dict[str, Any]]:
         """Class and options for models of a kind, "discrete", "flow" or "edm"; ``InputError`` if there are none."""
         sampler, spacing = self.sampler, self.spacing
         if sampler is None:
             return self.scheduler, {}
-        chosen = {"discrete": (sampler.scheduler, sampler.options), "flow": sampler.flow, "edm": sampler.edm}[
-            kind
-        ]
+        chosen = sampler.of(kind)
         if chosen is None:
-            able = ", ".join(row.name for row in SAMPLERS if getattr(row, kind) is not None)
+            able = ", ".join(row.name for row in SAMPLERS if row.of(kind) is not None)
             raise InputError(
                 f"{sampler.name} cannot be used with this model, which is {_KINDS[kind]}; these can: {able}."
             )
         scheduler, options = chosen
         if spacing is None or (kind == "flow" and spacing in ("Uniform", "SGM Uniform")):
             return scheduler, dict(options)
-        if kind == "discrete":
-            extra: Mapping[str, Any] | None = SPACINGS[spacing].options
-            if spacing in LEVELS and scheduler.removesuffix("Scheduler") in SPACED_FIRST:
-                extra = {**SPACINGS[spacing].options, "timestep_spacing": "linspace"}
-        elif kind == "edm":
-            extra = SPACINGS[spacing].edm
-        else:
-            extra = (
-                SPACINGS[spacing].options if spacing in LEVELS and "use_flow_sigmas" not in options else None
-            )
+        extra = SPACINGS[spacing].edm if kind == "edm" else SPACINGS[spacing].options
+        if kind == "flow" and (spacing not in LEVELS or "use_flow_sigmas" in options):
+            extra = None
         if extra is None:
             raise InputError(
                 f"{sampler.name} cannot space its levels by {spacing} with this model, which is {_KINDS[kind]}: leave "
                 f"{spacing} out."
             )
+        if kind == "discrete" and spacing in LEVELS and scheduler.removesuffix("Scheduler") in SPACED_FIRST:
+            extra = {**extra, "timestep_spacing": "linspace"}
         return scheduler, {**options, **extra}
 
 
-_KINDS = {"flow": "a flow model", "edm": "an EDM", "discrete": "one of training steps"}
+_KINDS = {"discrete": "one of training steps", "flow": "a flow model", "edm": "an EDM"}
 
 
 class Scheduler:
@@ -109,13 +106,10 @@ def scheduler_named(name: str, config: Mapping[str, Any] | None = None) -> Sched
             options |= {"flow_shift" if "use_flow_sigmas" in options else "shift": shift}
         if config is not None and "clip_sample" not in given:
             options["clip_sample"] = (
-                False  # its default is for pixels; who trained without the option did not clip
+                False  # its default is for pixels; models trained without it did not clip
             )
     known = init_parameters(cls)
-    made: SchedulerMixin = cls.from_config(
-        given, **{key: value for key, value in options.items() if key in known}
-    )
-    return made
+    return cls.from_config(given, **{key: value for key, value in options.items() if key in known})
 
 
 def _kind(config: Mapping[str, Any]) -> str:
@@ -131,25 +125,28 @@ def find(name: str) -> Choice:
     """What a name means, without importing its class; raises ``InputError`` with the nearest name."""
     if not isinstance(name, str):
         raise InputError(f"A scheduler's name is text, such as 'DPM++ 2M Karras', not {name!r}.")
-    key = _key(name)
-    samplers, classes = _samplers(), _classes()
-    for plain in _trimmed(key):
-        if plain in samplers:
-            return Choice(samplers[plain].scheduler, samplers[plain])
-        for ending, spacing in _endings():
-            row = samplers.get(plain.removesuffix(ending)) if plain.endswith(ending) else None
-            if row is not None:
-                return _spaced(row, None if spacing == "Automatic" else spacing)
-        if plain in classes and _elsewhere(plain) is None:
-            return Choice(classes[plain])
-    raise InputError(_unknown(name, key))
+    key, meanings = _key(name), _meanings()
+    # as it is, and without what some programs put around it (``k_euler``, ``dpmpp_sde_gpu``)
+    spellings = (key, key.replace("gpu", ""), key.removeprefix("sample"), key.removeprefix("k"))
+    found = next((meanings[spelling] for spelling in spellings if spelling in meanings), None)
+    if isinstance(found, Choice):
+        return _able(found)
+    if found is not None:
+        raise InputError(f"{name} is a sampler that calotype does not have. The nearest is {found}.")
+    near = difflib.get_close_matches(key, meanings, n=1, cutoff=0.5)
+    hint = f" Did you mean {meanings[near[0]]}?" if near else ""
+    raise InputError(
+        f"There is no scheduler {name!r}.{hint} There are: {', '.join(row.name for row in SAMPLERS)}; each with "
+        f"{', '.join(LEVELS)} or none after it."
+    )
 
 
-def _spaced(row: Sampler, spacing: str | None) -> Choice:
+def _able(choice: Choice) -> Choice:
     """A sampler with a spacing, or its twin if only that has it."""
-    if spacing is None or spacing in row.spacings:
-        return Choice(row.scheduler, row, spacing)
-    twin = _samplers()[_key(row.twin)] if row.twin else None
+    row, spacing = choice.sampler, choice.spacing
+    if row is None or spacing is None or spacing in row.spacings:
+        return choice
+    twin = next((other for other in SAMPLERS if other.name == row.twin), None)
     if twin is not None and spacing in twin.spacings:
         return Choice(twin.scheduler, twin, spacing)
     able = ", ".join(f"{row.name} {word}" for word in row.spacings)
@@ -159,48 +156,38 @@ def _spaced(row: Sampler, spacing: str | None) -> Choice:
     )
 
 
-def _unknown(name: str, key: str) -> str:
-    nearest = _elsewhere(key)
-    if nearest is not None:
-        return f"{name} is a sampler that calotype does not have. The nearest is {nearest}."
-    shown = {
-        **{_key(cls): cls for cls in _classes().values()},
-        **_classes(),
-        **{k: v.name for k, v in _all().items()},
-    }
-    near = difflib.get_close_matches(key, shown, n=1, cutoff=0.5)
-    hint = f" Did you mean {shown[near[0]]}?" if near else ""
-    names = ", ".join(row.name for row in SAMPLERS)
-    return f"There is no scheduler {name!r}.{hint} There are: {names}; each with {', '.join(LEVELS)} or none after it."
+@cache
+def _meanings() -> dict[str, Choice | str]:
+    """All spellings of all names; of samplers that only other programs have the nearest one's name.
 
-
-def _elsewhere(key: str) -> str | None:
-    """The nearest sampler to one that only other programs have; None if they have no such one either."""
-    known = {_key(name): nearest for name, nearest in ELSEWHERE.items()}
-    endings = ("", *(ending for ending, _ in _endings()))
-    found = (
-        known.get(plain.removesuffix(end))
-        for plain in _trimmed(key)
-        for end in endings
-        if plain.endswith(end)
-    )
-    return next((nearest for nearest in found if nearest), None)
+    Classes go by their names with and without "Scheduler", samplers by theirs with and without a spacing.
+    """
+    found: dict[str, Choice | str] = {}
+    for cls in importlib.import_module("calotype").__all__:
+        if cls.endswith("Scheduler") and cls != "Scheduler":
+            found[_key(cls)] = found[_key(cls.removesuffix("Scheduler"))] = Choice(cls)
+    endings = {_key(word): name for name, spacing in SPACINGS.items() for word in (name, *spacing.aliases)}
+    for ending, spacing in {**endings, "": "Automatic"}.items():  # names without a spacing last: they win
+        found |= {_key(name) + ending: nearest for name, nearest in ELSEWHERE.items()}
+        chosen = None if spacing == "Automatic" else spacing
+        for row in SAMPLERS:
+            found |= {
+                _key(name) + ending: Choice(row.scheduler, row, chosen) for name in (row.name, *row.aliases)
+            }
+    return found
 
 
 def spoken(scheduler: str, config: Mapping[str, Any]) -> str:
     """What other programs call a scheduler of this class and configuration; the class's name if they have none."""
-    best: tuple[int, str] | None = None
+    fitting: list[tuple[int, Sampler]] = []
     for row in SAMPLERS:
-        for kind in ("discrete", "flow", "edm"):
-            cls, options = (
-                (row.scheduler, row.options) if kind == "discrete" else getattr(row, kind) or ("", {})
-            )
-            agreeing = sum(config[key] == value for key, value in options.items() if key in config)
-            if cls == scheduler and agreeing == sum(key in config for key in options):
-                best = max(best or (-1, ""), (agreeing, row.name), key=lambda found: found[0])
-    if best is None:
+        for cls, options in filter(None, map(row.of, _KINDS)):
+            known = options.keys() & config.keys()
+            if cls == scheduler and all(config[key] == options[key] for key in known):
+                fitting.append((len(known), row))
+    if not fitting:
         return scheduler
-    row = _samplers()[_key(best[1])]
+    _, row = max(fitting, key=lambda fit: fit[0])
     words = [
         word
         for word, spacing in SPACINGS.items()
@@ -213,41 +200,3 @@ def spoken(scheduler: str, config: Mapping[str, Any]) -> str:
 def _key(name: str) -> str:
     """A name without what does not matter in it."""
     return re.sub(r"[^a-z0-9]", "", name.lower().replace("plus", "+").replace("+", "p"))
-
-
-def _trimmed(key: str) -> Iterator[str]:
-    """A name as it is, and without what some programs put around it (``k_euler``, ``dpmpp_sde_gpu``)."""
-    yield key
-    for plain in (key.replace("gpu", ""), key.removeprefix("sample"), key.removeprefix("k")):
-        if plain != key:
-            yield plain
-
-
-def _samplers() -> dict[str, Sampler]:
-    return {_key(name): row for row in SAMPLERS for name in (row.name, *row.aliases)}
-
-
-def _classes() -> dict[str, str]:
-    """The public classes by their names, with and without "Scheduler" and "Discrete"."""
-    public = [name for name in importlib.import_module("calotype").__all__ if name.endswith("Scheduler")]
-    found: dict[str, str] = {}
-    for name in public:
-        short = name.removesuffix("Scheduler")
-        if short:
-            found |= {_key(spelling): name for spelling in (name, short)}
-    return found
-
-
-def _all() -> dict[str, Sampler]:
-    return {
-        _key(f"{name} {word}"): row
-        for row in SAMPLERS
-        for name in (row.name, *row.aliases)
-        for word in ("", *row.spacings)
-    }
-
-
-def _endings() -> list[tuple[str, str]]:
-    """How a name can end for each spacing, longest first."""
-    pairs = [(_key(word), name) for name, spacing in SPACINGS.items() for word in (name, *spacing.aliases)]
-    return sorted(pairs, key=lambda pair: -len(pair[0]))

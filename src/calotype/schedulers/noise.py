@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calotype.schedulers.transfer import Level
+from calotype.schedulers.levels import Level
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "exp", "laplace", "sigmoid")
 

@@ -12,16 +12,13 @@ import torch
 from torch import Tensor
 
 from calotype.core.errors import InputError
-from calotype.schedulers import prediction
-from calotype.schedulers.affine import Value, affine, evaluate
-from calotype.schedulers.checks import step_count
-from calotype.schedulers.options import TABLE, Device, choice, constructor
-from calotype.schedulers.outputs import SchedulerOutput
-from calotype.schedulers.run import Plan, Run
+from calotype.schedulers.affine import Value, affine
+from calotype.schedulers.levels import Level
+from calotype.schedulers.options import LEADING, Device, choice, constructor, step_count
+from calotype.schedulers.scheduler import SchedulerMixin, Unscaled, of_run
 from calotype.schedulers.sigmas import IndexedScheduler
-from calotype.schedulers.stepping import stepping
+from calotype.schedulers.stepping import SchedulerOutput, Step, Values, once, stepping
 from calotype.schedulers.table import TableScheduler
-from calotype.schedulers.transfer import Level, transfer
 
 ADAMS_BASHFORTH = (
     (1.0,),
@@ -34,6 +31,11 @@ ADAMS_BASHFORTH = (
 RUNGE_KUTTA = (1 / 6, 1 / 3, 1 / 3, 1 / 6)
 
 
+def multistep_slope(slopes: Any) -> Value:
+    """ε̄ of the newest-first slopes."""
+    return affine(*zip(ADAMS_BASHFORTH[len(slopes) - 1], slopes, strict=True))
+
+
 class PNDMScheduler(TableScheduler):
     """Three pseudo Runge-Kutta steps of four evaluations each, then pseudo linear multistep of order 4.
 
@@ -43,11 +45,10 @@ class PNDMScheduler(TableScheduler):
     pndm_order = 4
 
     __init__ = constructor(
-        f"{TABLE} skip_prk_steps set_alpha_to_one prediction_type timestep_spacing steps_offset",
-        setup=TableScheduler._make_table,
+        "TABLE skip_prk_steps set_alpha_to_one prediction_type timestep_spacing steps_offset",
         set_alpha_to_one=False,
         prediction_type=choice("epsilon", "v_prediction"),
-        timestep_spacing=choice("leading", "linspace", "trailing"),
+        timestep_spacing=LEADING,
     )
 
     def set_timesteps(self, num_inference_steps: int, device: Device = None) -> None:
@@ -62,14 +63,11 @@ class PNDMScheduler(TableScheduler):
                 f"num_inference_steps={steps} is too few for the Runge-Kutta warm-up: give at least "
                 f"{self.pndm_order}, or set skip_prk_steps=True."
             )
-        else:
-            # each warm-up step visits t, the midpoint twice and the next t
-            half = total // steps // 2
-            warm = [
-                t for i in range(3) for t in (grid[i], grid[i + 1] + half, grid[i + 1] + half, grid[i + 1])
-            ]
+        else:  # each warm-up step visits t, the midpoint twice and the next t
+            middle = grid[1:4] + total // steps // 2
+            warm = np.stack([grid[:3], middle, middle, grid[1:4]], axis=1).flatten()
             timesteps = np.concatenate([warm, grid[3:]])
-        self._begin_table(timesteps, device, steps)
+        self._begin(timesteps, device, steps)
 
     @property
     def prk_timesteps(self) -> np.ndarray:
@@ -95,86 +93,68 @@ class PNDMScheduler(TableScheduler):
         self, model_output: Tensor, timestep: int, sample: Tensor, return_dict: bool = True
     ) -> SchedulerOutput | tuple[Tensor, ...]:
         """The sample at the next evaluation; which phase the run is in follows from how many steps it has made."""
-        if self.counter < self._warm_up():
-            return self.step_prk(model_output, timestep, sample, return_dict)
-        return self.step_plms(model_output, timestep, sample, return_dict)
+        phase = self.step_prk if self.counter < self._warm_up() else self.step_plms
+        return phase(model_output, timestep, sample, return_dict)
 
-    def step_prk(
-        self, model_output: Tensor, timestep: int, sample: Tensor, return_dict: bool = True
-    ) -> SchedulerOutput | tuple[Tensor, ...]:
+    @stepping(begun=True)
+    def step_prk(self, at: Step) -> Values:
         """One evaluation of the Runge-Kutta warm-up: from the stored sample with the slope of this stage."""
-        run, t = self._at(timestep)
-        stage, first = run.index % 4, run.index // 4 * 4  # type: ignore[operator]
-        to = t - (0 if stage % 2 else self._jump // 2)
+        run, output, stage = at.run, at.output, at.i % 4
         if stage == 0:
-            run.stage = (sample, model_output * RUNGE_KUTTA[0])
-            run.history = (model_output, *run.history[:3])
-            slope = model_output
+            run.stage = (at.sample, output * RUNGE_KUTTA[0])
+            run.history = (output, *run.history[:3])
         else:
             start, total = run.stage
-            total = torch.add(total, model_output, alpha=RUNGE_KUTTA[stage])
-            run.stage, slope = (start, total), total if stage == 3 else model_output
-        return self._transferred(run, run.stage[0], int(run.plan.t[first]), to, slope, return_dict)
+            run.stage = start, torch.add(total, output, alpha=RUNGE_KUTTA[stage])
+        start, total = run.stage
+        end = at.t - (0 if stage % 2 else self._jump // 2)
+        return self._transferred(start, int(at.plan.t[at.i - stage]), end, total if stage == 3 else output)
 
-    def step_plms(
-        self, model_output: Tensor, timestep: int, sample: Tensor, return_dict: bool = True
-    ) -> SchedulerOutput | tuple[Tensor, ...]:
+    @stepping(begun=True)
+    def step_plms(self, at: Step) -> Values:
         """One evaluation of the multistep phase."""
-        run, t = self._at(timestep)
-        skip = self.config.skip_prk_steps
+        run, t, skip = at.run, at.t, self.config.skip_prk_steps
         if not skip and len(run.history) < 3:
             raise InputError(
                 "step_plms needs the three warm-up steps of step_prk (12 evaluations) before it."
             )
-        to = t - self._jump
-        if skip and run.index == 1:  # the first step once more, with the mean of the slopes at both ends
-            t, to = t + self._jump, t
-            slope = affine((0.5, model_output), (0.5, run.history[0]))
+        if skip and at.i == 1:  # the first step once more, with the mean of the slopes at both ends
+            slope = affine((0.5, at.output), (0.5, run.history[0]))
             sample, run.stage = run.stage, None
-        else:
-            run.history = (model_output, *run.history[:3])
-            if skip and run.index == 0:
-                run.stage = sample
-            weights = ADAMS_BASHFORTH[len(run.history) - 1]
-            slope = affine(*zip(weights, run.history, strict=True))
-        return self._transferred(run, sample, t, to, slope, return_dict)
+            return self._transferred(sample, t + self._jump, t, slope)
+        run.history = (at.output, *run.history[:3])
+        if skip and at.i == 0:
+            run.stage = at.sample
+        return self._transferred(at.sample, t, t - self._jump, multistep_slope(run.history))
 
     def _warm_up(self) -> int:
         return 0 if self.config.skip_prk_steps or self.num_inference_steps is None else 12
 
-    def _at(self, timestep: Any) -> tuple[Run, int]:
-        """The run, and the training step as a number."""
-        run = self._running()
-        if run.index is None:
-            run.index = 0
-        return run, int(run.plan.value(timestep))
+    def _locate(self, timestep: Any) -> int:
+        return self._run.index or 0
 
-    def _transferred(
-        self, run: Run, sample: Tensor, t: int, to: int, slope: Value, return_dict: bool
-    ) -> SchedulerOutput | tuple[Tensor, ...]:
-        """The transfer of ``sample`` from one training step to another along ``slope``, and on to the next."""
-        memo, kind = run.plan.memo, self.config.prediction_type
-        if (t, to) not in memo:
-            level = self._level(t)
-            toward, direction = transfer(self._level(to), 0.0)
-            x0, eps = prediction.clean(kind, *level).weights, prediction.noise(kind, *level).weights
-            memo[t, to] = toward * x0[0] + direction * eps[0], toward * x0[1] + direction * eps[1]
-        along, across = memo[t, to]
-        values = evaluate(affine((along, sample), (across, slope)))
-        run.index += 1  # type: ignore[operator]
-        return SchedulerOutput(*values) if return_dict else values
+    def _transferred(self, sample: Tensor, t: int, to: int, slope: Value) -> Values:
+        """The transfer of ``sample`` from one training step to another along ``slope``."""
+        along, across = self._coefficients(t, to)
+        return (affine((along, sample), (across, slope)),)
+
+    @once
+    def _coefficients(self, t: int, to: int) -> tuple[float, float]:
+        (toward, direction), said = self._level(to), self._lines(t)
+        pairs = zip(said.clean.weights, said.noise.weights, strict=True)
+        along, across = (toward * x0 + direction * eps for x0, eps in pairs)
+        return along, across
 
 
-class IPNDMScheduler(IndexedScheduler):
+class IPNDMScheduler(Unscaled, IndexedScheduler):
     """ε̄ = Adams-Bashforth of the last ε̂ = σ·x + α·F, and the transfer along it, over σ = sin²(π·u/2), u from 1 to 0."""
 
     init_noise_sigma: float = 1.0
     pndm_order = 4
 
-    def _begin_initial(self) -> None:
-        self.set_timesteps(self.config.num_train_timesteps)
-
     __init__ = constructor("num_train_timesteps trained_betas", setup=lambda self: None)
+    _begin_initial = SchedulerMixin._begin_trained
+    betas = of_run("plan.sigmas", "σ of the run's levels, the final one included.")
 
     def set_timesteps(self, num_inference_steps: int, device: Device = None) -> None:
         """Begin a run of so many steps; ``trained_betas`` has their σ and the last one's."""
@@ -186,13 +166,8 @@ class IPNDMScheduler(IndexedScheduler):
             sigma = torch.sin(u * torch.pi / 2) ** 2
         alpha = (1.0 - sigma**2) ** 0.5
         timesteps = (torch.atan2(sigma, alpha) / torch.pi * 2)[:-1]
-        levels = tuple(Level(*pair) for pair in zip(alpha.tolist(), sigma.tolist(), strict=True))
-        self._start(Plan(timesteps.to(device), sigma, steps, tuple(timesteps.tolist()), levels=levels))
-
-    @property
-    def betas(self) -> Tensor:
-        """σ of the run's levels, the final one included."""
-        return self._run.plan.sigmas  # type: ignore[return-value]
+        levels = tuple(map(Level, alpha.tolist(), sigma.tolist()))
+        self._begin(timesteps, device, steps, sigma, levels=levels)
 
     @property
     def alphas(self) -> Tensor:
@@ -204,16 +179,11 @@ class IPNDMScheduler(IndexedScheduler):
         """The ε̂ that the run remembers, oldest first."""
         return list(reversed(self._run.history))
 
-    def scale_model_input(self, sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The network's input: the sample itself."""
-        return sample
-
     @stepping()
-    def step(self, run: Run, i: int, output: Tensor, sample: Tensor) -> tuple[Value]:
+    def step(self, at: Step) -> Values:
         """The sample one step on."""
-        s, to = run.plan.levels[i : i + 2]
-        known = (affine((s.sigma, sample), (s.alpha, output)), *run.history[:3])
-        slope = affine(*zip(ADAMS_BASHFORTH[len(known) - 1], known, strict=True))
-        clean = affine((1.0, sample), (-s.sigma, slope), divisor=max(s.alpha, 1e-8))
-        prev_sample, *run.history = evaluate(affine((to.alpha, clean), (to.sigma, slope)), *known)
-        return (prev_sample,)
+        s, to = at.plan.levels[at.i : at.i + 2]
+        known = (affine((s.sigma, at.sample), (s.alpha, at.output)), *at.run.history[:3])
+        slope = multistep_slope(known)
+        clean = affine((1.0, at.sample), (-s.sigma, slope), divisor=max(s.alpha, 1e-8))
+        return at.remember(known, affine((to.alpha, clean), (to.sigma, slope)))

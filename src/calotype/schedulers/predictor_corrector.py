@@ -8,34 +8,67 @@ SDE; every τ has the same marginals.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from calotype.core.errors import InputError
-from calotype.core.random import Generators, randn_tensor
-from calotype.schedulers.affine import Value, affine, evaluate
-from calotype.schedulers.checks import conversion, step_count
+from calotype.core.random import Generators
+from calotype.schedulers.affine import Value
+from calotype.schedulers.dpm_solver import PREDICTIONS, VARIANCES
 from calotype.schedulers.exponential import Update, exponential_update
-from calotype.schedulers.grid import shifted
-from calotype.schedulers.multistep import PREDICTIONS, VARIANCES
-from calotype.schedulers.options import (
-    CONVERTED,
-    SPACED,
-    TABLE,
-    THRESHOLDING,
-    Device,
-    choice,
-    constructor,
-)  # fmt: skip
-from calotype.schedulers.preserving import PreservingScheduler
-from calotype.schedulers.run import Plan, Run
-from calotype.schedulers.stepping import stepping
+from calotype.schedulers.grid import shifted, stretched
+from calotype.schedulers.ladders import PreservingScheduler
+from calotype.schedulers.options import Device, choice, constructor, conversion, step_count
+from calotype.schedulers.stepping import Step, Values, once, stepping
 
 
-class UniPCMultistepScheduler(PreservingScheduler):
+class CorrectingScheduler(PreservingScheduler):
+    """Base of both: the integrals over predictions of x̂0 (``predict_x0``) or ε̂."""
+
+    predict_x0: bool
+    _slope_rule: str
+    """How a slope that two predictions make alone is weighed."""
+
+    def _order(self, at: Step, wanted: int, known: int) -> int:
+        """How many predictions the predictor combines: no more than are known and, at the end, than steps are left."""
+        left = len(at.plan.t) - at.i if self.config.lower_order_final else wanted
+        return min(wanted, known, left)
+
+    def _predicted(
+        self,
+        at: Step,
+        start: Value,
+        known: Sequence[Value],
+        order: int,
+        z: Tensor | None = None,
+        tau: float = 0.0,
+    ) -> Value:
+        """The sample at the next level, by the ``order`` newest of the predictions that are ``known``."""
+        others = tuple(at.i - k for k in range(1, order))
+        return self._update(at.i, at.i + 1, others, tau).of(start, known, z)
+
+    def _corrected(
+        self, at: Step, start: Value, predicted: Value, older: int, z: Tensor | None = None, tau: float = 0.0
+    ) -> Value:
+        """The sample at this level again: from the one before (``start``), with the prediction made here and ``older``
+        ones, or by it alone."""
+        i, (newest, *rest) = at.i, at.run.history
+        others = (i, *(i - k for k in range(2, older + 1))) if older else ()
+        known = (newest, predicted, *rest) if older else (predicted,)
+        return self._update(i - 1, i, others, tau).of(start, known, z)
+
+    @once
+    def _update(self, s: int, t: int, others: tuple[int, ...], tau: float) -> Update:
+        """The weights from level ``s`` to ``t``, with predictions at ``s`` and the ``others``."""
+        levels, rule = self._run.plan.levels, self._slope_rule if len(others) == 1 else "exact"
+        nodes = [levels[k] for k in others]
+        return exponential_update(levels[s], levels[t], nodes, data=self.predict_x0, tau=tau, rule=rule)
+
+
+class UniPCMultistepScheduler(CorrectingScheduler):
     """Each step corrects the sample with the prediction just made, then predicts the next with the last ones."""
 
     _zero_snr_floor = True
@@ -46,11 +79,12 @@ class UniPCMultistepScheduler(PreservingScheduler):
             raise InputError("shift_terminal stretches the levels of a flow: it needs use_flow_sigmas=True.")
         self.predict_x0, self.solver_p = config.predict_x0, config.solver_p
         self.disable_corrector = list(config.disable_corrector)
+        self._slope_rule = {"bh1": "linear", "bh2": "midpoint"}[config.solver_type]
         self._prepare()
 
     __init__ = constructor(
-        f"{TABLE} solver_order prediction_type {THRESHOLDING} predict_x0 solver_type lower_order_final "
-        f"disable_corrector solver_p {CONVERTED} use_flow_sigmas flow_shift {SPACED} final_sigmas_type "
+        "TABLE solver_order prediction_type THRESHOLDING predict_x0 solver_type lower_order_final "
+        "disable_corrector solver_p CONVERTED use_flow_sigmas flow_shift SPACED final_sigmas_type "
         "rescale_betas_zero_snr use_dynamic_shifting time_shift_type sigma_min sigma_max shift_terminal",
         setup=_prepare_solver,
         solver_order=choice(2, 1, 3, 4, 5, 6, 7, 8, 9),
@@ -72,74 +106,46 @@ class UniPCMultistepScheduler(PreservingScheduler):
         if config.use_dynamic_shifting and mu is None:
             raise InputError("use_dynamic_shifting=True needs the shift: give set_timesteps(mu=...).")
         steps = step_count(num_inference_steps if sigmas is None else len(sigmas))
-        t, levels = self._flow(steps, sigmas, mu) if config.use_flow_sigmas else self._ladder(steps)
-        final = self._repeated_or_lowest(levels) if config.final_sigmas_type == "sigma_min" else 0.0
-        self._begin_to_final(t, levels, device, steps, final)
+        t, ladder = self._flow(steps, sigmas, mu) if config.use_flow_sigmas else self._ladder(steps)
+        final = self._repeated_or_lowest(ladder) if config.final_sigmas_type == "sigma_min" else 0.0
+        self._begin_ladder(t, ladder, device, final)
         if self.solver_p is not None:
             self.solver_p.set_timesteps(steps, device=device)
 
     def _flow(self, steps: int, sigmas: Any, mu: float | None) -> tuple[np.ndarray, np.ndarray]:
         """Training steps and levels of a flow, shifted and never quite 1."""
         config, total = self.config, self.config.num_train_timesteps
-        if sigmas is None and conversion(config):
-            return self._ladder(steps)
-        levels = (
-            np.linspace(1, 1 / total, steps + 1)[:-1] if sigmas is None else np.asarray(sigmas, np.float64)
-        )
-        if mu is None:
-            levels = shifted(levels, config.flow_shift)
-        else:
-            levels = shifted(levels, float(np.exp(mu)) if config.time_shift_type == "exponential" else mu)
+        if sigmas is None:
+            if conversion(config):
+                return self._ladder(steps)
+            sigmas = np.linspace(1, 1 / total, steps + 1)[:-1]
+        shift = config.flow_shift if mu is None else mu
+        if mu is not None and config.time_shift_type == "exponential":
+            shift = float(np.exp(mu))
+        ladder = shifted(np.asarray(sigmas, np.float64), shift)
         if config.shift_terminal:
-            levels = 1 - (1 - levels) / ((1 - levels[-1]) / (1 - config.shift_terminal))
-        if abs(levels[0] - 1) < 1e-6:
-            levels[0] -= 1e-6
-        return levels * total, levels
+            ladder = stretched(ladder, config.shift_terminal)
+        if abs(ladder[0] - 1) < 1e-6:
+            ladder[0] -= 1e-6
+        return ladder * total, ladder
 
     @stepping(begun=True)
-    def step(self, run: Run, i: int, output: Tensor, sample: Tensor) -> tuple[Tensor]:
+    def step(self, at: Step) -> Values:
         """The sample at the next level, after correcting the one at this level."""
-        config, memo = self.config, run.plan.memo
-        predicted = self._predict(i, sample, output, data=self.predict_x0)
-        corrected: Value = sample
-        if run.stage is not None and i > 0 and i - 1 not in self.disable_corrector:
-            corrected = self._corrected(run, i, predicted)
+        config, run = self.config, at.run
+        predicted = self._predict(at, self.predict_x0)
+        corrected: Value = at.sample
+        if run.stage is not None and at.i > 0 and at.i - 1 not in self.disable_corrector:
+            start, older = run.stage
+            corrected = self._corrected(at, start, predicted, older)
         known = (predicted, *run.history[: config.solver_order - 1])
-        order = min(config.solver_order, len(known))
-        if config.lower_order_final:
-            order = min(order, len(run.plan.t) - i)
-        if self.solver_p is not None:
-            corrected, *run.history = evaluate(corrected, *known)
-            run.stage = corrected, order
-            return (self.solver_p.step(output, self.timesteps[i], corrected).prev_sample,)
-        if ("predictor", i, order) not in memo:
-            others = [i - k for k in range(1, order)]
-            memo["predictor", i, order] = self._update(run.plan, i, i + 1, others, first=order == 2)
-        update = memo["predictor", i, order]
-        prev_sample = affine((update.sample, corrected), *zip(update.predictions, known, strict=False))
-        prev_sample, corrected, *run.history = evaluate(prev_sample, corrected, *known)
+        order = self._order(at, config.solver_order, len(known))
+        prev_sample = self._predicted(at, corrected, known, order)
+        prev_sample, corrected = at.remember(known, prev_sample, corrected)
         run.stage = corrected, order
+        if self.solver_p is not None:
+            prev_sample = self.solver_p.step(at.output, self.timesteps[at.i], corrected).prev_sample
         return (prev_sample,)
-
-    def _corrected(self, run: Run, i: int, predicted: Value) -> Value:
-        """The sample at level ``i`` again, from the one before and with the prediction made here."""
-        start, order = run.stage
-        memo = run.plan.memo
-        if ("corrector", i, order) not in memo:
-            others = [i, *(i - k for k in range(2, order + 1))]
-            memo["corrector", i, order] = self._update(run.plan, i - 1, i, others, first=order == 1)
-        update = memo["corrector", i, order]
-        newest, *older = run.history
-        terms = zip(update.predictions, (newest, predicted, *older), strict=False)
-        return affine((update.sample, start), *terms)
-
-    def _update(self, plan: Plan, s: int, t: int, others: Sequence[int], *, first: bool) -> Update:
-        """The weights from level ``s`` to ``t``; a lone slope has the weight of bh1 or bh2."""
-        rule = {"bh1": "linear", "bh2": "midpoint"}[self.config.solver_type] if first else "exact"
-        levels = plan.levels
-        return exponential_update(
-            levels[s], levels[t], [levels[k] for k in others], data=self.predict_x0, rule=rule
-        )
 
 
 def middle_of_the_chain(t: float) -> float:
@@ -147,18 +153,21 @@ def middle_of_the_chain(t: float) -> float:
     return 1.0 if 200 <= t <= 800 else 0.0
 
 
-class SASolverScheduler(PreservingScheduler):
+class SASolverScheduler(CorrectingScheduler):
     """Each step corrects the sample with the prediction just made, then predicts the next and adds noise."""
+
+    tau_func: Callable[[float], float]
 
     def _prepare_solver(self) -> None:
         config = self.config
         self.predict_x0 = config.algorithm_type == "data_prediction"
         self.tau_func = middle_of_the_chain if config.tau_func is None else config.tau_func
+        self._slope_rule = "linear" if self.predict_x0 else "exact"
         self._prepare()
 
     __init__ = constructor(
-        f"{TABLE} predictor_order corrector_order prediction_type tau_func {THRESHOLDING} algorithm_type "
-        f"lower_order_final {CONVERTED} use_flow_sigmas flow_shift lambda_min_clipped variance_type {SPACED}",
+        "TABLE predictor_order corrector_order prediction_type tau_func THRESHOLDING algorithm_type "
+        "lower_order_final CONVERTED use_flow_sigmas flow_shift lambda_min_clipped variance_type SPACED",
         setup=_prepare_solver,
         prediction_type=PREDICTIONS,
         algorithm_type=choice("data_prediction", "noise_prediction"),
@@ -167,50 +176,24 @@ class SASolverScheduler(PreservingScheduler):
 
     def set_timesteps(self, num_inference_steps: int | None = None, device: Device = None) -> None:
         """Begin a run of so many steps."""
-        steps = step_count(num_inference_steps)
-        t, levels = self._ladder(steps)
-        self._begin_to_final(t, levels, device, steps, self._repeated_or_lowest(levels))
+        t, ladder = self._ladder(step_count(num_inference_steps))
+        self._begin_ladder(t, ladder, device, self._repeated_or_lowest(ladder))
 
     @stepping(begun=True)
-    def step(
-        self, run: Run, i: int, output: Tensor, sample: Tensor, generator: Generators = None
-    ) -> tuple[Tensor]:
-        """The sample at the next level, after correcting the one at this level; draws noise at every step."""
-        config, plan, output = self.config, run.plan, self._mean(output, sample)
-        predicted = self._predict(i, sample, output, data=self.predict_x0)
-        corrected = sample if run.stage is None else self._corrected(run, i, predicted)
-        known = (predicted, *run.history[:2])
-        order = min(config.predictor_order, len(known))
-        if config.lower_order_final:
-            order = min(order, len(plan.t) - i)
-        z = randn_tensor(output.shape, generator, output.device, output.dtype)
-        others = [i - k for k in range(1, order)]
-        update = self._update(plan, i, i + 1, others, float(self.tau_func(plan.t[i])))
-        terms = zip(update.predictions, known, strict=False)
-        prev_sample = affine((update.sample, corrected), *terms, (update.noise, z))
-        prev_sample, corrected, *run.history = evaluate(prev_sample, corrected, *known)
+    def step(self, at: Step, generator: Generators = None) -> Values:
+        """The sample at the next level, after correcting the one at this level with the noise that led there; draws
+        noise at every step."""
+        self._trim(at)
+        run, config, t = at.run, self.config, at.plan.t
+        predicted = self._predict(at, self.predict_x0)
+        corrected: Value = at.sample
+        if run.stage is not None:
+            start, z = run.stage
+            older = min(config.corrector_order - 1, len(run.history))
+            corrected = self._corrected(at, start, predicted, older, z, float(self.tau_func(t[at.i - 1])))
+        known, z = (predicted, *run.history[:2]), at.noise(generator)
+        order, tau = self._order(at, config.predictor_order, len(known)), float(self.tau_func(t[at.i]))
+        prev_sample = self._predicted(at, corrected, known, order, z, tau)
+        prev_sample, corrected = at.remember(known, prev_sample, corrected)
         run.stage = corrected, z
         return (prev_sample,)
-
-    def _corrected(self, run: Run, i: int, predicted: Value) -> Value:
-        """The sample at level ``i`` again, with the noise that led there and the prediction made here."""
-        start, z = run.stage
-        order = min(self.config.corrector_order, len(run.history) + 1)
-        others = [i, *(i - k for k in range(2, order))] if order > 1 else []
-        update = self._update(run.plan, i - 1, i, others, float(self.tau_func(run.plan.t[i - 1])))
-        newest, *older = run.history
-        known = (newest, predicted, *older) if order > 1 else (predicted,)
-        terms = zip(update.predictions, known, strict=False)
-        return affine((update.sample, start), *terms, (update.noise, z))
-
-    def _update(self, plan: Plan, s: int, t: int, others: Sequence[int], tau: float) -> Update:
-        """The weights from level ``s`` to ``t``; two nodes weigh the slope with half of the step."""
-        key = s, t, tuple(others), tau
-        if key not in plan.memo:
-            rule = "linear" if len(others) == 1 and self.predict_x0 else "exact"
-            levels = plan.levels
-            nodes = [levels[k] for k in others]
-            plan.memo[key] = exponential_update(
-                levels[s], levels[t], nodes, data=self.predict_x0, tau=tau, rule=rule
-            )
-        return plan.memo[key]

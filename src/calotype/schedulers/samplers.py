@@ -35,6 +35,10 @@ class Sampler:
     flow: tuple[str, Mapping[str, Any]] | None = None
     edm: tuple[str, Mapping[str, Any]] | None = None
 
+    def of(self, kind: str) -> tuple[str, Mapping[str, Any]] | None:
+        """Class and options for models of a kind, "discrete", "flow" or "edm"."""
+        return (self.scheduler, self.options) if kind == "discrete" else getattr(self, kind)
+
 
 class Spacing(NamedTuple):
     """A spacing of the noise levels: its options, those for EDM models (None: they have no such one), other names."""

@@ -12,16 +12,16 @@ import os
 import threading
 from abc import abstractmethod
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any, ClassVar
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from calotype.core.config import ConfigMixin
 from calotype.core.errors import InputError
-from calotype.schedulers.outputs import SchedulerOutput
-from calotype.schedulers.run import Plan, Run
-
-__all__ = ["SIGNAL_NOISE_FAMILY", "SchedulerMixin", "SchedulerOutput"]
+from calotype.schedulers.stepping import Plan, Run
 
 SIGNAL_NOISE_FAMILY = tuple(
     f"{name}Scheduler"
@@ -31,6 +31,12 @@ SIGNAL_NOISE_FAMILY = tuple(
     ).split()
 )
 """The classes whose configurations describe the same models."""
+
+
+def of_run(path: str, doc: str) -> Any:
+    """A public attribute that is one of the current run's, or of its plan's."""
+    get = attrgetter(path)
+    return property(lambda self: get(self._run), doc=doc)
 
 
 class SchedulerMixin(ConfigMixin):
@@ -54,13 +60,8 @@ class SchedulerMixin(ConfigMixin):
         """A scheduler from ``scheduler_config.json`` in a folder or a Hub repository; ``kwargs`` override entries."""
         if pretrained_model_name_or_path is None:
             raise InputError(f"{cls.__name__}.from_pretrained needs the name of a folder or repository.")
-        config, unused, _ = cls.load_config(
-            pretrained_model_name_or_path,
-            subfolder=subfolder,
-            return_unused_kwargs=True,
-            return_commit_hash=True,
-            **kwargs,
-        )
+        kwargs |= {"subfolder": subfolder, "return_unused_kwargs": True, "return_commit_hash": True}
+        config, unused, _ = cls.load_config(pretrained_model_name_or_path, **kwargs)
         return cls.from_config(config, return_unused_kwargs=return_unused_kwargs, **unused)
 
     def save_pretrained(
@@ -79,26 +80,46 @@ class SchedulerMixin(ConfigMixin):
     def __len__(self) -> int:
         return self.config.num_train_timesteps
 
-    # The current run.
-
     @abstractmethod
     def _begin_initial(self) -> None:
         """Begin what stands there before ``set_timesteps`` is called; made when it is first asked for."""
 
+    def _begin_nothing(self) -> None:
+        self._start(Plan(None))
+
+    def _begin_trained(self) -> None:
+        """Begin a run over as many steps as the model was trained with."""
+        self.set_timesteps(self.config.num_train_timesteps)  # type: ignore[attr-defined]
+
+    def _begin(
+        self,
+        timesteps: np.ndarray | Tensor,
+        device: Any = None,
+        count: int | None = None,
+        sigmas: Tensor | None = None,
+        **levels: Any,
+    ) -> None:
+        """Begin a run over ``timesteps``, which are on the host, and ``sigmas``; ``levels`` are fields of its plan."""
+        host = torch.from_numpy(np.array(timesteps)) if isinstance(timesteps, np.ndarray) else timesteps
+        self._start(Plan(host.to(device), sigmas, count, tuple(host.tolist()), **levels))
+
     def _start(self, plan: Plan) -> None:
         """Make ``plan`` the schedule and begin a run of it in this thread."""
         self._plan = plan
-        self.__dict__.setdefault("_local", threading.local()).run = Run(plan)
+        self._resume(Run(plan))
+
+    def _resume(self, run: Run) -> None:
+        self.__dict__.setdefault("_local", threading.local()).run = run
 
     @property
     def _run(self) -> Run:
         try:
             return self._local.run
         except AttributeError:
-            if "_plan" not in self.__dict__:
-                self._begin_initial()
-            else:
+            if "_plan" in self.__dict__:
                 self._start(self._plan)
+            else:
+                self._begin_initial()
             return self._local.run
 
     def _running(self) -> Run:
@@ -108,6 +129,10 @@ class SchedulerMixin(ConfigMixin):
             raise InputError(f"{type(self).__name__} has no schedule yet: call `set_timesteps` first.")
         return run
 
+    def _replan(self, **changes: Any) -> None:
+        """Change the plan under the current run, and for those to come."""
+        self._plan = self._run.plan = replace(self._run.plan, memo={}, **changes)
+
     @property
     def timesteps(self) -> Tensor:
         """The training steps of the run, descending, on the device that ``set_timesteps`` was given."""
@@ -115,8 +140,7 @@ class SchedulerMixin(ConfigMixin):
 
     @timesteps.setter
     def timesteps(self, value: Tensor) -> None:
-        run = self._run
-        run.plan = self._plan = replace(run.plan, timesteps=value, t=tuple(value.tolist()), memo={})
+        self._replan(timesteps=value, t=tuple(value.tolist()))
 
     @property
     def num_inference_steps(self) -> int | None:
@@ -125,16 +149,21 @@ class SchedulerMixin(ConfigMixin):
 
     @num_inference_steps.setter
     def num_inference_steps(self, value: int | None) -> None:
-        run = self._run
-        run.plan = self._plan = replace(run.plan, count=value, memo={})
+        self._replan(count=value)
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {key: value for key, value in self.__dict__.items() if key != "_local"}
-        return {**state, "_current": getattr(self.__dict__.get("_local"), "run", None)}
+        return {**self.__dict__, "_local": getattr(self.__dict__.get("_local"), "run", None)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        run = state.pop("_current")
         self.__dict__.update(state)
+        run = self.__dict__.pop("_local")
         if run is not None:
-            self._local = threading.local()
-            self._local.run = run
+            self._resume(run)
+
+
+class Unscaled(SchedulerMixin):
+    """Base of the schedulers whose networks take the sample as it is."""
+
+    def scale_model_input(self, sample: Tensor, timestep: Any = None, *args: Any, **kwargs: Any) -> Tensor:
+        """The network's input: the sample itself."""
+        return sample

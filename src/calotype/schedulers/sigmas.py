@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,9 @@ from torch import Tensor
 
 from calotype.core.errors import InputError
 from calotype.schedulers.affine import combined
-from calotype.schedulers.coordinates import Coordinates
-from calotype.schedulers.grid import Grid
-from calotype.schedulers.run import Plan
-from calotype.schedulers.scheduler import SchedulerMixin
+from calotype.schedulers.levels import Coordinates, Level
+from calotype.schedulers.scheduler import SchedulerMixin, of_run
+from calotype.schedulers.table import columns
 
 logger = logging.getLogger(__name__)
 
@@ -24,15 +22,8 @@ logger = logging.getLogger(__name__)
 class IndexedScheduler(SchedulerMixin):
     """Base of the methods that find their step once, by the first timestep or as the caller says, and then count."""
 
-    @property
-    def step_index(self) -> int | None:
-        """The index of the next step; None before the first."""
-        return self._run.index
-
-    @property
-    def begin_index(self) -> int | None:
-        """The step that the run begins at, where the caller has set it."""
-        return self._run.begin
+    step_index = of_run("index", "The index of the next step; None before the first.")
+    begin_index = of_run("begin", "The step that the run begins at, where the caller has set it.")
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Begin the run at this step (image-to-image); call it between ``set_timesteps`` and the first step."""
@@ -62,19 +53,25 @@ class SigmaScheduler(IndexedScheduler):
 
     _coordinates: Coordinates
 
-    def _begin_grid(
-        self, grid: Grid, device: Any, count: int | None, dtype: torch.dtype | None = None
-    ) -> None:
-        """Begin a run over a grid; ``dtype`` is that of the timesteps (default: the grid's)."""
-        timesteps = torch.from_numpy(np.array(grid.timesteps)).to(dtype)
-        self._begin_levels(
-            timesteps, torch.from_numpy(np.array(grid.sigmas, dtype=np.float32)), device, count
-        )
+    is_scale_input_called = of_run("scaled", "Whether this run has used ``scale_model_input``.")
 
-    def _begin_levels(self, timesteps: Tensor, sigmas: Tensor, device: Any, count: int | None) -> None:
+    def _begin_levels(
+        self,
+        timesteps: np.ndarray | Tensor,
+        sigmas: np.ndarray | Tensor,
+        device: Any = None,
+        count: int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Begin a run over timesteps, of ``dtype``, along levels of which the last is the final one. Arrays of levels
+        are cast to float32."""
+        t = timesteps if isinstance(timesteps, Tensor) else torch.from_numpy(np.array(timesteps))
+        levels = sigmas if isinstance(sigmas, Tensor) else torch.from_numpy(np.array(sigmas, np.float32))
+        self._begin(t.to(dtype), device, count, levels, **self._meaning(levels))
+
+    def _meaning(self, sigmas: Tensor) -> dict[str, tuple[Any, ...]]:
         kappa = tuple(sigmas.tolist())
-        levels = tuple(map(self._coordinates.level, kappa))
-        self._start(Plan(timesteps.to(device), sigmas, count, tuple(timesteps.tolist()), kappa, levels))
+        return {"kappa": kappa, "levels": tuple(map(self._coordinates.level, kappa))}
 
     @property
     def sigmas(self) -> Tensor:
@@ -83,47 +80,34 @@ class SigmaScheduler(IndexedScheduler):
 
     @sigmas.setter
     def sigmas(self, value: Tensor) -> None:
-        run = self._run
-        kappa = tuple(value.tolist())
-        levels = tuple(map(self._coordinates.level, kappa))
-        run.plan = self._plan = replace(run.plan, sigmas=value, kappa=kappa, levels=levels, memo={})
-
-    def _indices(self, timesteps: Tensor) -> list[int]:
-        """The steps at which items are noised: by their timestep, or where the run stands or begins."""
-        run = self._run
-        if run.begin is None:
-            return [run.plan.index(t) for t in timesteps]
-        return [run.begin if run.index is None else run.index] * timesteps.shape[0]
+        self._replan(sigmas=value, **self._meaning(value))
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Clean samples noised to the levels of ``timesteps`` (elements of the schedule, one an item)."""
-        alpha, sigma = self._weights(self._run.plan.levels, self._indices(timesteps), original_samples)
-        if isinstance(alpha, float):
-            return combined((alpha, original_samples), (sigma, noise))
-        return alpha * original_samples + sigma * noise
+        """Clean samples noised to the levels of ``timesteps`` (elements of the schedule, one an item; where the caller
+        has set the step that the run begins at, to that of the next)."""
+        run = self._run
+        if run.begin is None:
+            indices = [run.plan.index(t) for t in timesteps]
+        else:
+            indices = [run.begin if run.index is None else run.index]
+        return self._mixed(run.plan.levels, indices, original_samples, noise)
 
     @staticmethod
-    def _weights(levels: Sequence[Any], indices: list[int], like: Tensor) -> tuple[Any, Any]:
-        """α and σ at the steps: floats if all are the same, else tensors shaped to multiply ``like``."""
+    def _mixed(levels: Sequence[Level], indices: list[int], x: Tensor, y: Tensor) -> Tensor:
+        """α·x + σ·y at the levels of the indices, one an item."""
         if len(set(indices)) == 1:
-            return levels[indices[0]]
-        shape = (-1,) + (1,) * (like.dim() - 1)
-        pairs = torch.tensor([levels[i] for i in indices], dtype=torch.float64)
-        alpha, sigma = pairs.to(like.device, like.dtype).unbind(1)
-        return alpha.reshape(shape), sigma.reshape(shape)
+            alpha, sigma = levels[indices[0]]
+            return combined((alpha, x), (sigma, y))
+        a, b = columns([levels[i] for i in indices], x)
+        return a * x + b * y
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None, *args: Any, **kwargs: Any) -> Tensor:
         """The network's input at the next step: the sample, scaled as the coordinates say."""
-        run = self._run
+        run, data = self._run, self._coordinates.data
         run.scaled = True
-        if self._coordinates.data is None:
+        if data is None:
             return sample
-        return sample * self._coordinates.input_scale(run.plan.kappa[self._locate(timestep)])
-
-    @property
-    def is_scale_input_called(self) -> bool:
-        """Whether this run has used ``scale_model_input``."""
-        return self._run.scaled
+        return sample * (run.plan.kappa[self._locate(timestep)] ** 2 + data**2) ** -0.5
 
     def _refuse_index(self, timestep: Any) -> None:
         """Raise ``InputError`` for whole numbers, which are more likely a loop's counter than a timestep."""

@@ -13,13 +13,12 @@ from torch import Tensor
 from calotype.core.config import ConfigMixin, init_parameters
 from calotype.core.errors import InputError
 from calotype.schedulers import noise
-from calotype.schedulers.checks import step_count
 from calotype.schedulers.grid import spaced
+from calotype.schedulers.levels import Level, Limits, Lines, level_of_alpha_bar, lines
 from calotype.schedulers.noise import NoiseTable
-from calotype.schedulers.prediction import Limits
-from calotype.schedulers.run import Plan
-from calotype.schedulers.scheduler import SIGNAL_NOISE_FAMILY, SchedulerMixin
-from calotype.schedulers.transfer import Level, level_of_alpha_bar
+from calotype.schedulers.options import Device, step_count
+from calotype.schedulers.scheduler import SIGNAL_NOISE_FAMILY, Unscaled
+from calotype.schedulers.stepping import once
 
 
 class Tabled(ConfigMixin):
@@ -35,22 +34,18 @@ class Tabled(ConfigMixin):
     @cached_property
     def _limits(self) -> Limits:
         """What the configuration wants done to x̂0."""
-        config = self.config
-        if config.get("thresholding"):
-            return Limits(ratio=config.dynamic_thresholding_ratio, largest=config.sample_max_value)
-        # the entry may have come along from another scheduler's configuration
-        clips = config.get("clip_sample") and "clip_sample" in init_parameters(type(self))
-        return Limits(clip=config.get("clip_sample_range", 1.0)) if clips else Limits()
+        return Limits.of(self.config, init_parameters(type(self)))
 
-    def _make_table(self) -> None:
-        """The noise table that the configuration describes."""
+    def _prepare(self) -> None:
+        """Make the noise table; raise ``InputError`` for a flow's prediction without a flow's levels."""
         config = self.config
+        if config.get("prediction_type") == "flow_prediction" and not config.get("use_flow_sigmas"):
+            raise InputError(
+                "prediction_type='flow_prediction' has a meaning only with use_flow_sigmas=True."
+            )
+        ends = config.get("beta_start", 0.0), config.get("beta_end", 0.0)
         betas = noise.make_betas(
-            config.beta_schedule,
-            config.get("beta_start", 0.0),
-            config.get("beta_end", 0.0),
-            config.num_train_timesteps,
-            config.get("trained_betas"),
+            config.beta_schedule, *ends, config.num_train_timesteps, config.get("trained_betas")
         )
         zero_snr = bool(config.get("rescale_betas_zero_snr", False))
         self.betas = noise.zero_terminal_snr(betas) if zero_snr else betas
@@ -75,14 +70,10 @@ class Tabled(ConfigMixin):
         self._table = NoiseTable(value)
 
 
-class TableScheduler(Tabled, SchedulerMixin):
+class TableScheduler(Tabled, Unscaled):
     """Base of the methods whose levels are those of the training steps themselves (DDPM, DDIM, PNDM, …)."""
 
     init_noise_sigma: float = 1.0
-
-    def scale_model_input(self, sample: Tensor, timestep: Any = None, *args: Any, **kwargs: Any) -> Tensor:
-        """The network's input: the sample itself."""
-        return sample
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """α_t·x0 + σ_t·ε at the training steps ``timesteps`` (integers, one an item)."""
@@ -103,6 +94,11 @@ class TableScheduler(Tabled, SchedulerMixin):
             )
         return levels[t] if t >= 0 else level_of_alpha_bar(float(self.final_alpha_cumprod))
 
+    @once
+    def _lines(self, t: int) -> Lines:
+        """What the network says at a training step."""
+        return lines(self.config.prediction_type, *self._level(t))
+
     @property
     def _jump(self) -> int:
         """T//N: how many training steps DDIM's step goes down, whatever the spacing."""
@@ -119,34 +115,19 @@ class TableScheduler(Tabled, SchedulerMixin):
             index = plan.index(t)
         return int(plan.t[index + 1]) if index + 1 < len(plan.t) else -1
 
-    def _given_timesteps(self, timesteps: Sequence[float]) -> np.ndarray:
-        """Training steps that the caller chose; raises ``InputError`` unless they descend within the table."""
-        total = self.config.num_train_timesteps
-        given = np.asarray(timesteps, dtype=np.int64)
-        if len(given) == 0 or given[0] >= total or np.any(np.diff(given) >= 0) or given[-1] < 0:
-            raise InputError(
-                f"timesteps must descend, from below {total} (num_train_timesteps) to 0 at the lowest; "
-                f"got {list(timesteps)}."
-            )
-        return given
-
     def _begin_initial(self) -> None:
-        self._begin_table(np.arange(self.config.num_train_timesteps)[::-1], None, None)
+        self._begin(np.arange(self.config.num_train_timesteps)[::-1])
 
     def _spaced(self, steps: int) -> np.ndarray:
         """So many training steps, as the configuration spaces them."""
         config = self.config
-        return spaced(config.timestep_spacing, steps, config.num_train_timesteps, config.steps_offset).round()
+        t = spaced(config.timestep_spacing, steps, config.num_train_timesteps, config.steps_offset)
+        return t.round().astype(np.int64)
 
-    def _begin_spaced(self, num_inference_steps: Any, device: Any, *, upward: bool = False) -> None:
+    def _begin_spaced(self, num_inference_steps: int, device: Device = None) -> None:
         """Begin a run of so many steps, as the configuration spaces them."""
         steps = step_count(num_inference_steps, self.config.num_train_timesteps)
-        self._begin_table(self._spaced(steps)[:: -1 if upward else 1], device, steps)
-
-    def _begin_table(self, timesteps: np.ndarray, device: Any, count: int | None) -> None:
-        """Begin a run over integer training steps."""
-        timesteps = timesteps.astype(np.int64)
-        self._start(Plan(torch.from_numpy(timesteps).to(device), count=count, t=tuple(timesteps.tolist())))
+        self._begin(self._spaced(steps), device, steps)
 
 
 def columns(rows: Sequence[Sequence[float]], like: Tensor) -> list[Tensor]:

@@ -17,11 +17,9 @@ from calotype.core.errors import InputError
 from calotype.core.outputs import BaseOutput
 from calotype.core.random import Generators, randn_tensor
 from calotype.schedulers.affine import combined
-from calotype.schedulers.checks import step_count
-from calotype.schedulers.options import Device
-from calotype.schedulers.outputs import SchedulerOutput
-from calotype.schedulers.run import Plan
-from calotype.schedulers.scheduler import SchedulerMixin
+from calotype.schedulers.options import Device, step_count
+from calotype.schedulers.scheduler import SchedulerMixin, Unscaled, of_run
+from calotype.schedulers.stepping import SchedulerOutput, Step, Values, once, stepping
 
 
 @dataclass
@@ -32,11 +30,14 @@ class SdeVeOutput(BaseOutput):
     prev_sample_mean: Tensor
 
 
-class ScoreSdeVeScheduler(SchedulerMixin):
+class ScoreSdeVeScheduler(Unscaled):
     """Each step is ``correct_steps`` of Langevin dynamics and one of the reverse SDE; networks give the score.
 
     ``timesteps`` fall from 1 to ``sampling_eps``; ``discrete_sigmas`` rise geometrically.
     """
+
+    _begin_initial = SchedulerMixin._begin_trained
+    sigmas = of_run("plan.sigmas", "σ at the timesteps, falling.")
 
     def __init__(
         self,
@@ -49,14 +50,11 @@ class ScoreSdeVeScheduler(SchedulerMixin):
     ) -> None:
         self.init_noise_sigma = sigma_max
 
-    def _begin_initial(self) -> None:
-        self.set_timesteps(self.config.num_train_timesteps)
-
     def set_timesteps(
         self, num_inference_steps: int, sampling_eps: float | None = None, device: Device = None
     ) -> None:
         """Begin a run of so many steps, over the levels of the configuration."""
-        self._begin(self._times(num_inference_steps, sampling_eps), device, None, None)
+        self._begin_between(self._times(num_inference_steps, sampling_eps), device)
 
     def set_sigmas(
         self,
@@ -67,70 +65,49 @@ class ScoreSdeVeScheduler(SchedulerMixin):
     ) -> None:
         """Begin a run of so many steps over other levels; timesteps of this number stay as they were set."""
         kept = self.timesteps
+        times = kept.cpu()
         if sampling_eps is not None or len(kept) != num_inference_steps:
-            self._begin(self._times(num_inference_steps, sampling_eps), kept.device, sigma_min, sigma_max)
-        else:
-            self._begin(kept.cpu(), kept.device, sigma_min, sigma_max)
+            times = self._times(num_inference_steps, sampling_eps)
+        self._begin_between(times, kept.device, sigma_min, sigma_max)
 
     def _times(self, steps: int, eps: float | None) -> Tensor:
         return torch.linspace(1, self.config.sampling_eps if eps is None else eps, step_count(steps))
 
-    def _begin(self, timesteps: Tensor, device: Any, low: float | None, high: float | None) -> None:
+    def _begin_between(
+        self, times: Tensor, device: Any, low: float | None = None, high: float | None = None
+    ) -> None:
         low = self.config.sigma_min if low is None else low
         high = self.config.sigma_max if high is None else high
         if not 0 < low < high:
             raise InputError(f"sigma_min={low} must be above 0 and below sigma_max={high}.")
-        t = tuple(timesteps.tolist())
-        steps = len(t)
-        sigmas = torch.tensor([low * (high / low) ** u for u in t])
-        discrete = torch.exp(torch.linspace(math.log(low), math.log(high), steps))
-        self._start(Plan(timesteps.to(device), sigmas, steps, t, tuple(discrete.tolist())))
-
-    @property
-    def sigmas(self) -> Tensor:
-        """σ at the timesteps, falling."""
-        return self._run.plan.sigmas  # type: ignore[return-value]
+        sigmas = torch.tensor([low * (high / low) ** u for u in times.tolist()])
+        rising = torch.linspace(math.log(low), math.log(high), len(times)).exp()
+        self._begin(times, device, len(times), sigmas, kappa=tuple(rising.tolist()))
 
     @property
     def discrete_sigmas(self) -> Tensor:
         """σ that steps and noise are indexed with, rising."""
         return self._discrete(torch.device("cpu"))
 
+    @once
     def _discrete(self, device: torch.device) -> Tensor:
-        plan = self._run.plan
-        if device not in plan.memo:
-            plan.memo[device] = torch.tensor(plan.kappa, device=device)
-        return plan.memo[device]
+        return torch.tensor(self._run.plan.kappa, device=device)
 
     def get_adjacent_sigma(self, timesteps: Tensor, t: Tensor) -> Tensor:
         """σ one below those of the indices ``timesteps``; 0 below the first."""
         below = self._discrete(timesteps.device)[timesteps - 1]
         return torch.where(timesteps == 0, torch.zeros_like(t), below)
 
-    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """The network's input: the sample itself."""
-        return sample
-
-    def step_pred(
-        self,
-        model_output: Tensor,
-        timestep: float | Tensor,
-        sample: Tensor,
-        generator: Generators = None,
-        return_dict: bool = True,
-    ) -> SdeVeOutput | tuple[Tensor, Tensor]:
+    @stepping(SdeVeOutput, indexed=False)
+    def step_pred(self, at: Step, generator: Generators = None) -> Values:
         """One step of the reverse SDE: x' = x + (σ² − σ'²)·score + √(σ² − σ'²)·z."""
-        device = sample.device
-        t = torch.as_tensor(timestep, dtype=torch.float32).to(device).expand(len(sample))
-        index = (t * (len(self._run.plan.t) - 1)).long()
-        sigma = self._discrete(device)[index]
-        spread = (
-            (sigma**2 - self.get_adjacent_sigma(index, t) ** 2).sqrt().reshape(-1, *(1,) * (sample.dim() - 1))
-        )
-        z = randn_tensor(sample.shape, generator, device, sample.dtype)
-        mean = sample + spread**2 * model_output
-        prev_sample = mean + spread * z
-        return SdeVeOutput(prev_sample, mean) if return_dict else (prev_sample, mean)
+        sample = at.sample
+        t = torch.as_tensor(at.timestep, dtype=torch.float32).to(sample.device).expand(len(sample))
+        index = (t * (len(at.plan.t) - 1)).long()
+        gained = self._discrete(sample.device)[index] ** 2 - self.get_adjacent_sigma(index, t) ** 2
+        spread = _column(gained.sqrt(), sample)
+        mean = sample + spread**2 * at.output
+        return mean + spread * randn_tensor(sample.shape, generator, sample.device, sample.dtype), mean
 
     def step_correct(
         self, model_output: Tensor, sample: Tensor, generator: Generators = None, return_dict: bool = True
@@ -138,9 +115,7 @@ class ScoreSdeVeScheduler(SchedulerMixin):
         """One step of Langevin dynamics, x + ε·score + √(2ε)·z with ε = 2·(snr·|z|/|score|)²."""
         z = randn_tensor(sample.shape, generator, sample.device)
         lengths = [v.reshape(len(v), -1).norm(dim=-1).mean() for v in (z, model_output)]
-        size = (2 * (self.config.snr * lengths[0] / lengths[1]) ** 2).reshape(
-            (1,) * sample.dim()
-        )  # keeps float32
+        size = _column(2 * (self.config.snr * lengths[0] / lengths[1]) ** 2, sample)  # keeps float32
         prev_sample = sample + size * model_output + (2 * size).sqrt() * z
         return SchedulerOutput(prev_sample) if return_dict else (prev_sample,)
 
@@ -148,7 +123,12 @@ class ScoreSdeVeScheduler(SchedulerMixin):
         """x0 + σ·ε at the indices ``timesteps`` of ``discrete_sigmas``, one an item; ε is drawn if it is None."""
         sigma = self._discrete(original_samples.device)[timesteps.to(original_samples.device)]
         noise = torch.randn_like(original_samples) if noise is None else noise
-        return original_samples + sigma.reshape(-1, *(1,) * (original_samples.dim() - 1)) * noise
+        return original_samples + _column(sigma, original_samples) * noise
+
+
+def _column(values: Tensor, like: Tensor) -> Tensor:
+    """Values, one an item, shaped to multiply ``like``."""
+    return values.reshape(-1, *(1,) * (like.dim() - 1))
 
 
 @dataclass
@@ -160,13 +140,15 @@ class KarrasVeOutput(BaseOutput):
     pred_original_sample: Tensor | None = None
 
 
-class KarrasVeScheduler(SchedulerMixin):
+class KarrasVeScheduler(Unscaled):
     """The caller walks: ``add_noise_to_input`` raises σ to σ̂, ``step`` goes down to σ', ``step_correct`` is Heun's.
 
     ``schedule[t]`` for the falling ``timesteps`` are σ_max²·(σ_min²/σ_max²)^(i/(N−1)), the paper's times, used as σ.
     """
 
     order = 2
+    _begin_initial = SchedulerMixin._begin_nothing
+    schedule = of_run("plan.sigmas", "The levels, rising, by timestep; None before ``set_timesteps``.")
 
     def __init__(
         self,
@@ -181,35 +163,21 @@ class KarrasVeScheduler(SchedulerMixin):
             raise InputError(f"sigma_min={sigma_min} must be above 0 and below sigma_max={sigma_max}.")
         self.init_noise_sigma = sigma_max
 
-    def _begin_initial(self) -> None:
-        self._start(Plan(None))
-
     def set_timesteps(self, num_inference_steps: int, device: Device = None) -> None:
         """Begin a run of so many steps."""
         steps = step_count(num_inference_steps)
         high, low = self.config.sigma_max**2, self.config.sigma_min**2
         rising = [high * (low / high) ** (i / max(steps - 1, 1)) for i in reversed(range(steps))]
-        timesteps = torch.from_numpy(np.arange(steps)[::-1].copy()).to(device)
         schedule = torch.tensor(rising, dtype=torch.float32, device=device)
-        self._start(Plan(timesteps, schedule, steps, tuple(range(steps))[::-1]))
-
-    @property
-    def schedule(self) -> Tensor | None:
-        """The levels, rising, by timestep; None before ``set_timesteps``."""
-        return self._run.plan.sigmas
-
-    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """The network's input: the sample itself."""
-        return sample
+        self._begin(np.arange(steps)[::-1], device, steps, schedule)
 
     def add_noise_to_input(
         self, sample: Tensor, sigma: float, generator: Generators = None
     ) -> tuple[Tensor, float]:
         """The sample with noise added up to σ̂ = σ + γ·σ, and σ̂; γ is 0 outside [s_min, s_max]."""
-        config, steps = self.config, self._running().plan.count or 1
-        churn = (
-            min(config.s_churn / steps, math.sqrt(2) - 1) if config.s_min <= sigma <= config.s_max else 0.0
-        )
+        config, steps, churn = self.config, self._running().plan.count or 1, 0.0
+        if config.s_min <= sigma <= config.s_max:
+            churn = min(config.s_churn / steps, math.sqrt(2) - 1)
         z = randn_tensor(sample.shape, generator).to(sample.device)
         raised = sigma + churn * sigma
         return sample + (raised**2 - sigma**2) ** 0.5 * (config.s_noise * z), raised

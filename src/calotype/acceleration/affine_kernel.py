@@ -1,7 +1,8 @@
-"""One Triton kernel for all the weighted sums of a step, where PyTorch launches one for each term.
+"""One Triton kernel for all the weighted sums of a scheduler's step, where PyTorch launches one for each term.
 
-The sums are a short program whose operands are tensors or sums before them. Its shape is compiled in, once for each;
-the weights are arguments. Everything between loading and storing is float32. Imported only where Triton is installed.
+The sums (`schedulers/affine.py`, which imports this only for tensors on CUDA and where Triton is installed) are a short
+program whose operands are tensors or sums before them. Its shape is compiled in, once for each; the weights are
+arguments. Everything between loading and storing is float32.
 """
 
 # mypy: disable-error-code="no-untyped-def, assignment"
@@ -9,16 +10,17 @@ the weights are arguments. Everything between loading and storing is float32. Im
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from calotype.schedulers.affine import Sum, Value, one_by_one
+if TYPE_CHECKING:
+    from calotype.schedulers.affine import Sum, Value
 
 logger = logging.getLogger(__name__)
 
@@ -85,12 +87,12 @@ def program(wanted: Sequence[Sum]) -> Program:
         if id(x) in seen:
             return
         seen.add(id(x))
-        if isinstance(x, Sum):
-            for _, y in x.terms:
-                visit(y)
-            order.append(x)
-        else:
+        if isinstance(x, Tensor):
             tensors.append(x)
+            return
+        for _, y in x.terms:
+            visit(y)
+        order.append(x)
 
     for x in wanted:
         visit(x)
@@ -113,13 +115,13 @@ def program(wanted: Sequence[Sum]) -> Program:
     return Program(tuple(tensors), (*weights, *limits), tuple(zip(*rows, strict=True)))
 
 
-def evaluated(wanted: list[Sum]) -> list[Tensor]:
-    """The tensors of these sums."""
+def evaluated(wanted: list[Sum]) -> list[Tensor] | None:
+    """The tensors of these sums; None if the kernel cannot compute them."""
     todo = list({id(x): x for x in wanted}.values())
     made = program(todo)
     idle = 0.0 in made.numbers[: len(made.shape[0])]  # a sum of nothing, whose term must not be read
     if idle or not alike(made.tensors) or any(x.dtype not in DTYPES for x in todo):
-        return one_by_one(wanted)
+        return None
     found = run(made, [x.dtype for x in todo])
     by_id = {id(x): tensor for x, tensor in zip(todo, found, strict=True)}
     return [by_id[id(x)] for x in wanted]
@@ -156,12 +158,12 @@ def run(made: Program, dtypes: Sequence[torch.dtype]) -> list[Tensor]:
     return list(results)
 
 
-def proven() -> bool:
+def proven(sum_of: Callable[..., Sum], one_by_one: Callable[[list[Sum]], list[Tensor]]) -> bool:
     """Whether the kernel can be compiled and run here (that needs a C compiler) and computes what PyTorch does."""
     try:
         x, y = torch.linspace(-2, 2, 2 * 1500, device="cuda").view(2, 1, 1500)
-        inner = Sum(((0.5, x), (-1.5, y)), 0.25, 1.0, None)
-        outer = Sum(((2.0, inner), (3.0, x)), 1.0, None, None)
+        inner = sum_of(((0.5, x), (-1.5, y)), 0.25, 1.0, None)
+        outer = sum_of(((2.0, inner), (3.0, x)), 1.0, None, None)
         right = torch.allclose(run(program([outer]), [outer.dtype])[0], one_by_one([outer])[0], atol=1e-5)
         why = "its results differ from PyTorch's"
     except Exception as error:  # whatever is wrong with the toolchain, PyTorch's own kernels serve
