@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from calotype.core.errors import InputError
 from calotype.training.objectives import Prediction
+
+Settings = TypeVar("Settings")
+"""The whole of a recipe's numbers."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +202,7 @@ PROMPTS = (
 """Prompts of the sample sheets."""
 
 
-def changed(settings: PocketSettings, changes: Sequence[str]) -> PocketSettings:
+def changed(settings: Settings, changes: Sequence[str]) -> Settings:
     """Settings with some replaced: ``unet.batch=256``, ``seed=1``, ``unet.channels=[64,128]`` (values in JSON).
 
     Raises ``InputError`` for a setting that there is not, or a value of another kind than the present one.
