@@ -207,10 +207,11 @@ def changed(settings: Settings, changes: Sequence[str]) -> Settings:
 
     Raises ``InputError`` for a setting that there is not, or a value of another kind than the present one.
     """
+    result: Any = settings
     for change in changes:
         path, equals, text = change.partition("=")
         group, _, name = path.rpartition(".")
-        target: Any = getattr(settings, group, None) if group else settings
+        target: Any = getattr(result, group, None) if group else result
         names = {f.name for f in fields(target)} if is_dataclass(target) else set()
         if not equals or name not in names:
             raise InputError(f"There is no setting {change!r}; write for instance unet.batch=256 or seed=1.")
@@ -226,9 +227,8 @@ def changed(settings: Settings, changes: Sequence[str]) -> Settings:
         if type(old) is float and value is not None:
             value = float(value)
         target = replace(target, **{name: value})
-        whole: Any = {group: target}
-        settings = replace(settings, **whole) if group else target
-    return settings
+        result = replace(result, **{group: target}) if group else target
+    return result
 
 
 def _parsed(text: str) -> Any:
