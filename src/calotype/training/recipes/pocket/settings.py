@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from calotype.core.errors import InputError
 from calotype.training.objectives import Prediction
+
+Settings = TypeVar("Settings")
+"""The whole of a recipe's numbers."""
 
 
 @dataclass(frozen=True)
@@ -199,15 +202,16 @@ PROMPTS = (
 """Prompts of the sample sheets."""
 
 
-def changed(settings: PocketSettings, changes: Sequence[str]) -> PocketSettings:
+def changed(settings: Settings, changes: Sequence[str]) -> Settings:
     """Settings with some replaced: ``unet.batch=256``, ``seed=1``, ``unet.channels=[64,128]`` (values in JSON).
 
     Raises ``InputError`` for a setting that there is not, or a value of another kind than the present one.
     """
+    result: Any = settings
     for change in changes:
         path, equals, text = change.partition("=")
         group, _, name = path.rpartition(".")
-        target: Any = getattr(settings, group, None) if group else settings
+        target: Any = getattr(result, group, None) if group else result
         names = {f.name for f in fields(target)} if is_dataclass(target) else set()
         if not equals or name not in names:
             raise InputError(f"There is no setting {change!r}; write for instance unet.batch=256 or seed=1.")
@@ -223,9 +227,8 @@ def changed(settings: PocketSettings, changes: Sequence[str]) -> PocketSettings:
         if type(old) is float and value is not None:
             value = float(value)
         target = replace(target, **{name: value})
-        whole: Any = {group: target}
-        settings = replace(settings, **whole) if group else target
-    return settings
+        result = replace(result, **{group: target}) if group else target
+    return result
 
 
 def _parsed(text: str) -> Any:

@@ -54,13 +54,13 @@ class Base:
     def latents(self, pictures: torch.Tensor) -> torch.Tensor:
         """Standardised latents of pictures [B, 3, H, W] in [0, 1]."""
         factor = self.vae.config.scaling_factor
-        return self.vae.encode(pictures * 2 - 1).latent_dist.mean.float() * factor  # type: ignore[no-any-return]
+        return self.vae.encode(pictures * 2 - 1).latent_dist.mean.float() * factor
 
     @torch.no_grad()
     def pictures(self, latents: torch.Tensor) -> torch.Tensor:
         """The reverse of :meth:`latents`."""
         decoded = self.vae.decode(latents.float() / self.vae.config.scaling_factor).sample
-        return ((decoded + 1) / 2).clamp(0, 1)  # type: ignore[no-any-return]
+        return ((decoded + 1) / 2).clamp(0, 1)
 
 
 def check_base(folder: Path) -> None:
