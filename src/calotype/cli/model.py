@@ -62,14 +62,16 @@ def choose_dtype(name: str | None) -> torch.dtype | None:
 
 
 def makes_videos(model: str, revision: str | None = None) -> bool:
-    """Whether the pipeline of a model makes videos, from its index; single files hold models of pictures."""
+    """Whether the pipeline of a model makes videos: motion adapters do, single files do not, else its index says."""
     from calotype.core import hub
     from calotype.core.config import read_json
     from calotype.pipelines.components import INDEX, public_class
-    from calotype.pipelines.load import locate
+    from calotype.pipelines.load import is_motion_adapter, locate
 
     if Path(model).is_file():
         return False
+    if is_motion_adapter(locate(model)):
+        return True
     options = hub.HubOptions() if revision is None else hub.HubOptions(revision=revision)
     name = read_json(hub.find_file(locate(model), INDEX, options=options)).get("_class_name")
     return video_task(public_class(str(name))) is not None
