@@ -1,0 +1,1 @@
+"""Faster calls of the models, from outside of them: CUDA graphs, kernels, layouts."""
