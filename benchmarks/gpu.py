@@ -1,6 +1,6 @@
 """Times on one GPU, reference and calotype in one process: the same weights, inputs and numbers.
 
-    python -m benchmarks.gpu [--only sd15,vae,sdxl,kernels,attention] [--seconds 240] [--out FILE] [--profile]
+    python -m benchmarks.gpu [--only kernels,attention,sd15,vae,sdxl,pictures] [--seconds 240] [--out FILE] [--profile]
 
 Models are of full size with random weights in bfloat16. For each piece of work the reference runs eagerly, then
 calotype with more and more of its acceleration; the error is that of the output against the reference's in float32. A
@@ -13,6 +13,7 @@ import argparse
 import gc
 import statistics
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -307,6 +308,54 @@ class Bench:
             except Exception:
                 self.log(traceback.format_exc())
 
+    def pictures(
+        self, what: str, kind: str, folder: Path, models: list[tuple[Any, Any]], steps: int, count: int
+    ) -> None:
+        """Prompt embeddings to pictures by a whole pipeline: the reference, calotype as it is, and accelerated."""
+        generator = torch.Generator("cuda").manual_seed(1)
+        width, side = (2048, 1024) if kind == "StableDiffusionXLPipeline" else (768, 512)
+        given: dict[str, Any] = {
+            name: torch.randn(1, 77, width, device="cuda", generator=generator).bfloat16()
+            for name in ("prompt_embeds", "negative_prompt_embeds")
+        }
+        if width == 2048:
+            for name in ("pooled_prompt_embeds", "negative_pooled_prompt_embeds"):
+                given[name] = torch.randn(1, 1280, device="cuda", generator=generator).bfloat16()
+        found: dict[str, Tensor] = {}
+        for index, (who, library) in enumerate(
+            (("reference", self.diffusers), ("calotype", self.calotype), ("accelerated", self.calotype))
+        ):
+            if self.late:
+                self.say(f"{what:36s} {who:12s} left out: no time")
+                continue
+            pipe = getattr(library, kind).from_pretrained(folder, torch_dtype=torch.bfloat16).to("cuda")
+            pipe.unet, pipe.vae = (pair[min(index, 1)] for pair in models)
+            pipe.set_progress_bar_config(disable=True)
+            if width == 2048:
+                pipe.text_encoder = pipe.text_encoder_2 = None  # whose width is not that of the embeddings
+            if who == "accelerated":
+                fast = Accelerated(pipe.unet, PROFILED), Accelerated(pipe.vae, PROFILED, ("decode",))
+                parts = pipe.parts()
+                bound = replace(parts, family=replace(parts.family, unet=fast[0], vae=fast[1]))
+                pipe.parts = lambda bound=bound: bound
+
+            def run(pipe: Any = pipe) -> Tensor:
+                images: Tensor = pipe(
+                    **given, num_inference_steps=steps, height=side, width=side, num_images_per_prompt=count,
+                    generator=torch.Generator("cuda").manual_seed(0), output_type="pt",
+                ).images  # fmt: skip
+                return images
+
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            first, second = wall(run), wall(run)
+            third = wall(lambda who=who, run=run: found.update({who: run()}))
+            apart = error(found[who], found["reference"])
+            self.say(
+                f"{what:36s} {who:12s} first {first:7.0f} ms, then {second:7.0f}, {third:7.0f} ms; "
+                f"{torch.cuda.max_memory_reserved() / 2**30:.2f} GiB reserved; apart {apart:.1e}"
+            )
+
     def profiled(self, what: str, ours: Any, run: Callable[[Any], Tensor]) -> None:
         """The kernels that take most of the time, into the log."""
         fast = Accelerated(ours, PROFILED, ("decode",))
@@ -449,11 +498,27 @@ def parts(bench: Bench) -> Iterator[tuple[str, Callable[[], None]]]:
         bench.vae("VAE decode 512", models, 64, few)
         bench.vae("VAE decode 1024", models, 128, few)
 
+    def pictures() -> None:
+        from tests.tiny import stable_diffusion_folder, stable_diffusion_xl_folder
+
+        vae = bench.pair("AutoencoderKL", VAE)
+        with tempfile.TemporaryDirectory() as place:
+            folder = stable_diffusion_folder(Path(place) / "sd", bench.calotype)
+            unet = bench.pair("UNet2DConditionModel", SD15)
+            for count in (1, 8):
+                what = f"SD 1.5, 50 steps, {count} x 512"
+                bench.pictures(what, "StableDiffusionPipeline", folder, [unet, vae], 50, count)
+            del unet
+            folder = stable_diffusion_xl_folder(Path(place) / "xl", bench.calotype)
+            unet = bench.pair("UNet2DConditionModel", SDXL)
+            bench.pictures("SDXL, 30 steps, 1024", "StableDiffusionXLPipeline", folder, [unet, vae], 30, 1)
+
     yield "kernels", bench.kernels
     yield "attention", bench.attention
     yield "sd15", sd15
     yield "vae", vae
     yield "sdxl", sdxl
+    yield "pictures", pictures
 
 
 @torch.no_grad()
@@ -462,7 +527,7 @@ def main() -> int:
         description="Time the models on a GPU, in the reference and in calotype."
     )
     parser.add_argument(
-        "--only", default="", help="parts, separated by commas: kernels, attention, sd15, vae, sdxl"
+        "--only", default="", help="parts, separated by commas: kernels, attention, sd15, vae, sdxl, pictures"
     )
     parser.add_argument("--seconds", type=float, default=240)
     parser.add_argument("--out", type=Path, help="a file for the whole log")
@@ -487,7 +552,7 @@ def main() -> int:
             bench.say(f"{name}: left out: no time")
             continue
         try:
-            if name not in ("kernels", "attention"):
+            if name in ("sd15", "vae", "sdxl"):
                 bench.say(HEAD)
             part()
         except Exception:
