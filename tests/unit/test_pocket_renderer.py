@@ -16,7 +16,7 @@ from calotype.pocket.vocabulary import COLORS, FLOORS, SHAPES, SKIES
 
 
 def packed_of(scenes):
-    return pack_bodies(scenes.shape, scenes.position, scenes.scale, scenes.yaw, scenes.present)
+    return pack_bodies(scenes.shape, scenes.position, scenes.scale, scenes.yaw, scenes.roll, scenes.present)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

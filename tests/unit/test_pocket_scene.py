@@ -45,7 +45,7 @@ def test_same_seed_same_scenes():
 def test_objects_stand_apart():
     """Of many points in space none is inside two objects."""
     scenes = drawn(256, 1)
-    packed = pack_bodies(scenes.shape, scenes.position, scenes.scale, scenes.yaw, scenes.present)
+    packed = pack_bodies(scenes.shape, scenes.position, scenes.scale, scenes.yaw, scenes.roll, scenes.present)
     g = torch.Generator().manual_seed(0)
     depth = torch.full((256, 1500), 1e9)
     second = depth.clone()

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-_STAGES = "vae,latents,unet,export"
+_STAGES = "vae,tokenizer,text,latents,unet,export"
 
 
 class Recipe(StrEnum):

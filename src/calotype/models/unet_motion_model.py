@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from calotype.core.config import Config, init_parameters
@@ -189,7 +190,7 @@ class UNetMotionModel(AdapterAccess, AttentionAccess, FreeUAccess, FeedForwardAc
             weights |= _motion(motion_adapter, weights)
         else:
             weights |= {name: value for name, value in model.state_dict().items() if _MOTION in name}
-        model.load_state_dict(weights)
+        model.load_state_dict(_widened(weights, model.state_dict()))
         return model.to(unet.dtype)
 
     def load_motion_modules(self, motion_adapter: MotionAdapter | None) -> None:
@@ -251,6 +252,20 @@ def _motion(
         first = own["conv_in.weight"]
         weights["conv_in.weight"] = torch.cat([first, more[:, first.shape[1] :].to(first)], dim=1)
     return weights
+
+
+def _widened(weights: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights with the embedding of time as wide as this model has it, which cannot be set: by zeros.
+
+    What is added is zero before and after each activation, so the model computes what it did.
+    """
+    wide = dict(weights)
+    for name, value in weights.items():
+        if ("time_embedding." in name or "time_emb_proj." in name) and name in own:
+            more = [large - small for large, small in zip(own[name].shape, value.shape, strict=True)]
+            if min(more) >= 0:
+                wide[name] = F.pad(value, [width for size in reversed(more) for width in (0, size)])
+    return wide
 
 
 def _for_videos(config: Config, motion: Config | None) -> dict[str, Any]:

@@ -18,6 +18,9 @@ from calotype.pipelines.versatile import versatile
 
 BUNDLED = {"pocket": Path(__file__).parents[1] / "pocket" / "weights"}
 """The checkpoints that come with the package, by name."""
+LORA_FILE = "pytorch_lora_weights.safetensors"
+MOVING = {"pocket-motion": ("pocket", Path(__file__).parents[1] / "pocket" / "motion_weights")}
+"""The motion adapters that come with it: the checkpoint that each is for, and its folder."""
 
 
 def default_device() -> torch.device:
@@ -38,6 +41,42 @@ def locate(name_or_path: str | os.PathLike[str]) -> str | os.PathLike[str]:
     return folder
 
 
+def _place(
+    device: str | torch.device | None, torch_dtype: torch.dtype | None
+) -> tuple[torch.device, torch.dtype]:
+    where = torch.device(device) if device is not None else default_device()
+    return where, torch_dtype or (torch.float32 if where.type == "cpu" else torch.float16)
+
+
+def load_moving(
+    base: str | os.PathLike[str],
+    adapter: str | os.PathLike[str],
+    *,
+    device: str | torch.device | None = None,
+    torch_dtype: torch.dtype | None = None,
+    **kwargs: Any,
+) -> Any:
+    """An ``AnimateDiffPipeline`` of the checkpoint ``base``, moved by the motion adapter in the folder ``adapter``.
+
+    LoRA weights beside the adapter become a part of the UNet's. Raises ``ModelFilesError`` if the folder is not there.
+    """
+    from calotype.models.motion_adapter import MotionAdapter
+    from calotype.pipelines.animatediff import AnimateDiffPipeline
+
+    folder = Path(adapter)
+    if not folder.is_dir():
+        raise ModelFilesError(f"The motion adapter is not in this installation ({folder}).")
+    where, torch_dtype = _place(device, torch_dtype)
+    motion = MotionAdapter.from_pretrained(folder, torch_dtype=torch_dtype)
+    pipe = AnimateDiffPipeline.from_pretrained(
+        locate(base), motion_adapter=motion, torch_dtype=torch_dtype, **kwargs
+    )
+    if (folder / LORA_FILE).is_file():
+        pipe.load_lora_weights(folder, weight_name=LORA_FILE, adapter_name="motion")
+        pipe.fuse_lora()
+    return pipe.to(where)
+
+
 def load(
     name_or_path: str | os.PathLike[str],
     *,
@@ -45,7 +84,8 @@ def load(
     torch_dtype: torch.dtype | None = None,
     **kwargs: Any,
 ) -> Any:
-    """A pipeline by the name of a bundled checkpoint (``"pocket"``), a folder, file or Hub repository, on ``device``.
+    """A pipeline by the name of a bundled checkpoint (``"pocket"``, and ``"pocket-motion"`` for videos), a folder, file
+    or Hub repository, on ``device``.
 
     What it makes follows from what it is given: ``pipe("a fox")``, ``pipe("a fox", image=photo, strength=0.6)``,
     ``pipe("a fox", image=photo, mask_image=mask, control=[canny, depth])``; ``pipe.tasks`` lists what the checkpoint
@@ -54,9 +94,10 @@ def load(
     The default device is the accelerator if there is one; the default type is float16 there and float32 on the CPU.
     Other arguments are those of ``DiffusionPipeline.from_pretrained``.
     """
-    where = torch.device(device) if device is not None else default_device()
-    if torch_dtype is None:
-        torch_dtype = torch.float32 if where.type == "cpu" else torch.float16
+    if os.fspath(name_or_path) in MOVING and not os.path.exists(name_or_path):
+        base, folder = MOVING[os.fspath(name_or_path)]
+        return load_moving(base, folder, device=device, torch_dtype=torch_dtype, **kwargs)
+    where, torch_dtype = _place(device, torch_dtype)
     if os.path.isfile(name_or_path):
         pipe = DiffusionPipeline.from_single_file(name_or_path, torch_dtype=torch_dtype, **kwargs)
         found = versatile(type(pipe).__name__, ())

@@ -163,6 +163,11 @@ def _words(thing: ObjectRecord, rng: random.Random, detail: float, many: bool = 
     return " ".join((*adjectives, plural(noun) if many else noun))
 
 
+def describe(thing: ObjectRecord, rng: random.Random, detail: float) -> str:
+    """An object's adjectives and noun, without article: ``big shiny red ball``."""
+    return _words(thing, rng, detail)
+
+
 def _object(thing: ObjectRecord, rng: random.Random, detail: float) -> str:
     return with_article(_words(thing, rng, detail))
 

@@ -52,12 +52,17 @@ def reading_order(center: Tensor, present: Tensor) -> Tensor:
     return order
 
 
-def labels_of(scenes: SceneBatch) -> Labels:
-    """The targets of ``scenes``."""
+def centers_of(scenes: SceneBatch) -> Tensor:
+    """[B, 3, 2]: x and y of the objects' centres on the picture, -1 to 1, y up, slot by slot."""
     middle = scenes.position.clone()
     middle[..., 1] += form_table("base", scenes.device)[scenes.shape] * scenes.scale
     x, y, _ = project(middle, scenes.eye, scenes.target, scenes.fov)
-    center = torch.stack((x, y), dim=-1)
+    return torch.stack((x, y), dim=-1)
+
+
+def labels_of(scenes: SceneBatch) -> Labels:
+    """The targets of ``scenes``."""
+    center = centers_of(scenes)
     order = reading_order(center, scenes.present)
     present = scenes.present.gather(1, order)
     return Labels(

@@ -97,7 +97,9 @@ class _Traced:
 
 
 def _trace(scenes: SceneBatch, columns: Tensor, rows: Tensor, stages: _Stages) -> _Traced:
-    objects = sdf.pack_bodies(scenes.shape, scenes.position, scenes.scale, scenes.yaw, scenes.present)
+    objects = sdf.pack_bodies(
+        scenes.shape, scenes.position, scenes.scale, scenes.yaw, scenes.roll, scenes.present
+    )
     around = pack_surroundings(scenes.floor, scenes.sky, scenes.light, scenes.texture_offset)
     materials = shading.pack_materials(scenes.color, scenes.material)
     direction = stages.directions(_pack_camera(scenes), columns, rows)

@@ -94,7 +94,9 @@ class SceneBatch:
     position: Tensor
     """[B, 3, 3]: the point on which the object stands"""
     yaw: Tensor
-    """[B, 3] radians"""
+    """[B, 3] radians, about the vertical"""
+    roll: Tensor
+    """[B, 3] radians, about the axis that points to the viewer, through the object's centre"""
     support: Tensor
     """int64 [B, 3]: slot on whose top the object stands, -1 for the floor"""
     floor: Tensor
@@ -286,6 +288,7 @@ def sample_scenes(n: int, generator: torch.Generator | None = None, split: str =
         present=present,
         position=place(shape, scale, present, support, (eye, target, fov), generator),
         yaw=yaw,
+        roll=torch.zeros_like(yaw),
         support=support,
         floor=draw.integer(len(FLOORS)),
         sky=sky,
@@ -350,6 +353,7 @@ def make_scene(
         present=torch.arange(MAX_OBJECTS)[None] < len(objects),
         position=position,
         yaw=torch.tensor([[spec.yaw for spec in padded]]),
+        roll=torch.zeros(1, MAX_OBJECTS),
         support=support,
         floor=torch.tensor([index_of(FLOORS, floor, "floor")]),
         sky=torch.tensor([index_of(SKIES, sky, "sky")]),

@@ -98,6 +98,8 @@ class Body:
     scale: Tensor
     cos_yaw: Tensor
     sin_yaw: Tensor
+    cos_roll: Tensor
+    sin_roll: Tensor
     bound: Tensor
     absent: Tensor
     is_square: Tensor
@@ -114,7 +116,9 @@ class Body:
     slope_a: Tensor
 
 
-def pack_bodies(shape: Tensor, position: Tensor, scale: Tensor, yaw: Tensor, present: Tensor) -> Tensor:
+def pack_bodies(
+    shape: Tensor, position: Tensor, scale: Tensor, yaw: Tensor, roll: Tensor, present: Tensor
+) -> Tensor:
     """Scene tensors ([B, 3] ids, [B, 3, 3] points of standing, ...) -> one float tensor [B, 3, fields of Body].
 
     One tensor instead of fifty keeps the calls of compiled functions cheap.
@@ -137,6 +141,8 @@ def pack_bodies(shape: Tensor, position: Tensor, scale: Tensor, yaw: Tensor, pre
         "scale": scale,
         "cos_yaw": torch.cos(yaw),
         "sin_yaw": torch.sin(yaw),
+        "cos_roll": torch.cos(roll),
+        "sin_roll": torch.sin(roll),
         "bound": bound * scale,
         "absent": (~present).float(),
         "is_square": square,
@@ -178,13 +184,14 @@ def star_section(u: Tensor, v: Tensor) -> Tensor:
 
 
 def body_distance(p: Vec3, body: Body) -> Tensor:
-    """Signed distance (a lower bound outside) from points [B, N] to one object a scene; about 70 FLOPs a point."""
+    """Signed distance (a lower bound outside) from points [B, N] to one object a scene; about 76 FLOPs a point."""
     inverse = 1.0 / body.scale
     x = (p.x - body.x) * inverse
     y = (p.y - body.y) * inverse
     z = (p.z - body.z) * inverse
     u = body.cos_yaw * x - body.sin_yaw * z
     w = body.sin_yaw * x + body.cos_yaw * z
+    u, y = body.cos_roll * u + body.sin_roll * y, body.cos_roll * y - body.sin_roll * u
     axis = torch.where(body.is_upright > 0.5, w, y)
     v = torch.where(body.is_upright > 0.5, y, w)
     square = smooth_max(u.abs(), v.abs(), 0.1)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from calotype.core.errors import CalotypeError
-from calotype.training.recipes.pocket import STAGES, train_pocket
+from calotype.training.recipes import pocket, pocket_motion
 
 
 def parser() -> argparse.ArgumentParser:
@@ -16,21 +16,30 @@ def parser() -> argparse.ArgumentParser:
     arguments = argparse.ArgumentParser(
         prog="python -m calotype.training", description="Train a model by a recipe."
     )
-    arguments.add_argument("recipe", choices=["pocket"])
+    arguments.add_argument("recipe", choices=["pocket", "pocket-motion"])
     arguments.add_argument("--out", type=Path, required=True, help="folder for the results")
-    arguments.add_argument("--stage", default=",".join(STAGES), help="stages, separated by commas")
+    arguments.add_argument("--stage", help="stages, separated by commas; by default all of the recipe")
     arguments.add_argument(
         "--preset", default="full", help="full, cpu for a smaller model, or tiny for a dry run"
     )
     arguments.add_argument("--work", type=Path, help="folder for checkpoints and intermediate data")
-    arguments.add_argument("--vae", type=Path, help="folder of a trained VAE")
-    arguments.add_argument("--init", type=Path, help="folder of a pocket checkpoint to go on from")
+    arguments.add_argument("--vae", type=Path, help="pocket: folder of a trained VAE")
+    arguments.add_argument(
+        "--base",
+        type=Path,
+        help="pocket-motion: folder of the checkpoint that is to move, if not the bundled one",
+    )
+    arguments.add_argument(
+        "--init", type=Path, help="folder of a checkpoint, or of an adapter, to go on from"
+    )
     arguments.add_argument("--max-minutes", type=float, help="time for all stages together")
     arguments.add_argument("--device", default="auto", help="auto, cpu or cuda")
     arguments.add_argument("--seed", type=int)
     arguments.add_argument("--compile", action=argparse.BooleanOptionalAction, help="use torch.compile")
-    arguments.add_argument("--resume", action="store_true", help="go on from the checkpoints in --work")
-    arguments.add_argument("--workers", type=int, help="processes that write captions")
+    arguments.add_argument(
+        "--resume", action="store_true", help="pocket: go on from the checkpoints in --work"
+    )
+    arguments.add_argument("--workers", type=int, help="pocket: processes that write captions")
     arguments.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="as in unet.batch=256"
     )
@@ -40,22 +49,25 @@ def parser() -> argparse.ArgumentParser:
 def main(words: Sequence[str] | None = None) -> int:
     """Run the recipe; an error of the user's is one line, without a traceback."""
     given = parser().parse_args(words)
+    recipe = pocket if given.recipe == "pocket" else pocket_motion
+    common = {
+        "stages": given.stage.split(",") if given.stage else recipe.STAGES,
+        "preset": given.preset,
+        "work": given.work,
+        "init": given.init,
+        "max_minutes": given.max_minutes,
+        "device": given.device,
+        "seed": given.seed,
+        "compile": given.compile,
+        "changes": given.set,
+    }
     try:
-        train_pocket(
-            given.out,
-            stages=given.stage.split(","),
-            preset=given.preset,
-            work=given.work,
-            vae=given.vae,
-            init=given.init,
-            max_minutes=given.max_minutes,
-            device=given.device,
-            seed=given.seed,
-            compile=given.compile,
-            resume=given.resume,
-            workers=given.workers,
-            changes=given.set,
-        )
+        if given.recipe == "pocket":
+            pocket.train_pocket(
+                given.out, vae=given.vae, resume=given.resume, workers=given.workers, **common
+            )
+        else:
+            pocket_motion.train_pocket_motion(given.out, base=given.base, **common)
     except CalotypeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -20,7 +20,7 @@ from torch import nn
 from calotype.core.errors import CalotypeError, InputError
 from calotype.training.checkpoint import Position, resume_training, save_training
 from calotype.training.ema import EMA
-from calotype.training.gradients import Batch, accumulate_gradients
+from calotype.training.gradients import Batch, accumulate_gradients, precision
 from calotype.training.pace import Pace
 
 
@@ -174,7 +174,7 @@ def fit(
 
 def _compiled(objective: nn.Module, say: Callable[[str], None]) -> Objective:
     """The objective compiled; if a trial forward and backward pass fails, that is said and it runs as it is."""
-    compiled: Callable[[Batch], Mapping[str, torch.Tensor]] | None = torch.compile(objective, dynamic=False)
+    compiled: Objective | None = torch.compile(objective, dynamic=False)
     proven = False
 
     def compute(batch: Batch) -> Mapping[str, torch.Tensor]:
@@ -183,20 +183,44 @@ def _compiled(objective: nn.Module, say: Callable[[str], None]) -> Objective:
             return objective(batch)
         if proven:
             return compiled(batch)
-        began = time.monotonic()
-        try:
-            compiled(batch)["loss"].backward()
-            say(f"compiled in {time.monotonic() - began:.0f} s")
-            proven = True
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except Exception as error:
-            say(f"WARNING: compiling failed, training goes on uncompiled, more slowly: {error}"[:1500])
+        proven = _works(compiled, objective, batch, say)
+        if not proven:
             compiled = None
-        objective.zero_grad(set_to_none=True)
         return (objective if compiled is None else compiled)(batch)
 
     return compute
+
+
+def _works(compiled: Objective, objective: nn.Module, batch: Batch, say: Callable[[str], None]) -> bool:
+    """Whether the compiled objective goes forward and backward; what it leaves in the gradients is taken away."""
+    began = time.monotonic()
+    try:
+        compiled(batch)["loss"].backward()
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:
+        say(f"WARNING: compiling failed, training goes on uncompiled, more slowly: {error}"[:1500])
+        return False
+    finally:
+        objective.zero_grad(set_to_none=True)
+    say(f"compiled in {time.monotonic() - began:.0f} s")
+    return True
+
+
+def compile_ahead(
+    objective: nn.Module,
+    batch: Batch,
+    autocast: torch.dtype | None,
+    device: torch.device,
+    say: Callable[[str], None] = print,
+) -> bool:
+    """Compile before there is anything to train on: :func:`fit` finds it done for batches of the same shapes.
+
+    Returns whether it can be compiled, for ``LoopSettings.compile``.
+    """
+    objective.train()
+    with precision(device, autocast):
+        return _works(torch.compile(objective, dynamic=False), objective, batch, say)
 
 
 def _inspected(

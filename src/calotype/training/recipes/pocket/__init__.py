@@ -1,4 +1,4 @@
-"""The recipe of the pocket model: render, train the VAE, encode, train the UNet with its text encoder, export."""
+"""The recipe of the pocket model: VAE, tokenizer, a text encoder that reads, latents, UNet, export."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from calotype.core.errors import InputError
 
-STAGES = ("vae", "latents", "unet", "export")
+STAGES = ("vae", "tokenizer", "text", "latents", "unet", "export")
 
 
 def train_pocket(
@@ -37,8 +37,8 @@ def train_pocket(
             seconds.
         work: where checkpoints and data for later stages are kept; a folder for temporary files if left out.
         vae: a folder with a trained VAE, in place of the stage ``vae``.
-        init: a folder with a pocket checkpoint of the same sizes to go on from: its VAE (unless there is another), its
-            tokenizer, and the weights that UNet and text encoder begin with.
+        init: a folder with a pocket checkpoint of the same sizes to go on from: the weights that the UNet begins with,
+            and in place of stages that are left out its VAE, its tokenizer and its text encoder.
         max_minutes: for all stages of this call together; learning rates fall to zero by then.
         device: ``auto``, ``cpu`` or ``cuda``.
         seed: in place of the preset's.
@@ -82,6 +82,9 @@ def train_pocket(
             raise InputError(f"There is no checkpoint in {init}: name a folder with model_index.json.")
         if vae is None and "vae" not in stages:
             vae = init / "vae"
+        for part, stage in (("tokenizer", "tokenizer"), ("text_encoder", "text")):
+            if stage not in stages and not (run.work / part).exists():
+                shutil.copytree(init / part, run.work / part)
     if vae is not None:
         if not (vae / "config.json").is_file():
             raise InputError(
@@ -90,6 +93,8 @@ def train_pocket(
         shutil.copytree(vae, run.work / "vae", dirs_exist_ok=True)
     actions: dict[str, Callable[..., object]] = {
         "vae": stage_functions.train_vae,
+        "tokenizer": stage_functions.make_tokenizer,
+        "text": stage_functions.train_text,
         "latents": stage_functions.make_data,
         "unet": stage_functions.train_unet,
         "export": export.export,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,17 +23,32 @@ import torch
 from calotype.training.gradients import precision
 from calotype.training.objectives import stratified_timesteps
 from calotype.training.recipes.pocket.networks import autocast_type, latent_shape
-from calotype.training.recipes.pocket.pictures import PictureSource, chunk_scenes, wait_for
+from calotype.training.recipes.pocket.pictures import (
+    PURPOSES,
+    PictureSource,
+    chunk_moving,
+    chunk_scenes,
+    wait_for,
+)
+from calotype.training.recipes.pocket.reading import CaptionSet, answers_of
 from calotype.training.recipes.pocket.settings import PocketSettings
 from calotype.training.tokenizer import Encoder
 
 _PARTS = 4
+_CHUNKS = 1_000_003
+"""Seeds of the captions of different purposes are this far apart."""
 
 
 def chunk_captions(settings: PocketSettings, purpose: str, chunk: int, count: int) -> list[list[str]]:
     """``settings.data.captions`` captions for each scene of a chunk."""
     from calotype.pocket.captions import caption
+    from calotype.pocket.motion_captions import motion_captions
 
+    moving = chunk_moving(settings, purpose, chunk, count)
+    if moving is not None:
+        return motion_captions(
+            moving, settings.seed + _CHUNKS * PURPOSES[purpose] + chunk, settings.data.captions
+        )
     rng = random.Random(f"{settings.seed} {purpose} {chunk}")
     records = chunk_scenes(settings, purpose, chunk, count).records()
     least = settings.data.least_detail
@@ -57,6 +72,24 @@ def chunk_ids(
     encoder, length = _encoder(tokenizer), settings.text.length
     rows = chunk_captions(settings, purpose, chunk, count)
     return torch.tensor([[encoder.encode(text, length) for text in row] for row in rows], dtype=torch.int16)
+
+
+def chunk_reading(
+    settings: PocketSettings, tokenizer: Path, chunk: int, count: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Captions of a chunk for the text encoder: ids as of :func:`chunk_ids`, and answers int8 [count, Q]."""
+    scenes = chunk_scenes(settings, "reading", chunk, count)
+    answers = answers_of(scenes, chunk_moving(settings, "reading", chunk, count))
+    return chunk_ids(settings, tokenizer, "reading", chunk, count), answers.to(torch.int8)
+
+
+def make_reading(settings: PocketSettings, tokenizer: Path, workers: int) -> CaptionSet:
+    """Captions of ``settings.text.scenes`` scenes and what is true of them, on the CPU."""
+    chunks = chunks_of(settings.text.scenes, settings.data.chunk)
+    with _executor(workers) as executor:
+        made = [executor.submit(chunk_reading, settings, tokenizer, *chunk) for chunk in chunks]
+        ids, answers = zip(*(future.result() for future in made), strict=True)
+    return CaptionSet(torch.cat(ids), torch.cat(answers))
 
 
 def chunks_of(total: int, size: int) -> list[tuple[int, int]]:
@@ -233,10 +266,9 @@ def make_latents(
 
 def corpus(settings: PocketSettings) -> Iterator[str]:
     """Captions and the grammar's words, from which the tokenizer is learned."""
-    from calotype.pocket.captions import vocabulary
+    from calotype.pocket import captions, motion_captions
 
-    words: Sequence[str] = sorted(vocabulary())
-    yield from words
+    yield from sorted({*captions.vocabulary(), *motion_captions.vocabulary()})
     for chunk, count in chunks_of(settings.text.corpus // settings.data.captions, settings.data.chunk):
         for row in chunk_captions(settings, "corpus", chunk, count):
             yield from row

@@ -6,7 +6,6 @@ import json
 import shutil
 import tarfile
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -49,9 +48,9 @@ def export(settings: PocketSettings, run: Run) -> Path:
     folder = run.work / "pocket"
     if folder.exists():
         shutil.rmtree(folder)
-    position, pictures = _write_networks(settings, run, folder)
-    shutil.copytree(run.work / "tokenizer", folder / "tokenizer")
-    shutil.copytree(run.work / "vae", folder / "vae")
+    position, pictures = _write_unet(settings, run, folder)
+    for part in ("tokenizer", "text_encoder", "vae"):
+        shutil.copytree(run.work / part, folder / part)
     build_scheduler(settings).save_pretrained(folder / "scheduler")
     index = {**_INDEX, "_diffusers_version": FORMAT_VERSION}
     write_text(folder / "model_index.json", json.dumps(index, indent=2, sort_keys=True) + "\n")
@@ -73,8 +72,8 @@ def export(settings: PocketSettings, run: Run) -> Path:
     return folder
 
 
-def _write_networks(settings: PocketSettings, run: Run, folder: Path) -> tuple[Position, int]:
-    """UNet and text encoder at the averaged weights, in float16; returns where training ended, on what data."""
+def _write_unet(settings: PocketSettings, run: Run, folder: Path) -> tuple[Position, int]:
+    """The UNet at the averaged weights, in float16; returns where training ended, on what data."""
     path = run.work / "unet-training" / "training.pt"
     if not path.exists():
         raise InputError(f"There is no {path}: run the stage unet first.")
@@ -86,35 +85,7 @@ def _write_networks(settings: PocketSettings, run: Run, folder: Path) -> tuple[P
     with ema.applied(), torch.no_grad():
         unet = objective.unet.half().to(memory_format=torch.contiguous_format)
         unet.save_pretrained(folder / "unet")
-        save_text_encoder(objective.text_encoder, folder / "text_encoder")
     return position, stored["pictures"]
-
-
-def save_text_encoder(text_encoder: Any, folder: Path) -> None:
-    """Write a ``CLIPTextModel`` in float16 under the key names that every release of transformers reads.
-
-    Releases from 5 on write them without the prefix ``text_model.``, which earlier ones need.
-    """
-    from safetensors.torch import save_file
-
-    prefix = "text_model."
-    weights: dict[str, torch.Tensor] = {}
-    for key, value in text_encoder.state_dict().items():
-        name = key if key.startswith(prefix) else prefix + key
-        if not name.endswith("position_ids"):
-            weights[name] = value.detach().half().cpu().contiguous()
-    folder.mkdir(parents=True, exist_ok=True)
-    config = {
-        key: value
-        for key, value in text_encoder.config.to_dict().items()
-        if not key.startswith("_") and key not in ("dtype", "torch_dtype", "transformers_version")
-    }
-    # transformers loads in the type that stands here, the other parts load in float32 unless told otherwise; the
-    # older name of the entry is understood by newer releases too
-    config |= {"architectures": ["CLIPTextModel"], "torch_dtype": "float32"}
-    write_text(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
-    with replacing(folder / "model.safetensors") as temporary:
-        save_file(weights, str(temporary), metadata={"format": "pt"})
 
 
 def pack(folder: Path, out: Path, part_bytes: int) -> list[Path]:
@@ -187,7 +158,8 @@ tags: [text-to-image, stable-diffusion, calotype]
 
 A small text-to-image model of Stable Diffusion's shape: CLIP text encoder, UNet and KL autoencoder, trained from
 scratch on rendered scenes of one to three simple objects, {settings.pixels}x{settings.pixels} pixels. It knows the
-words of its grammar and nothing else of the world.
+words of its grammar and nothing else of the world. The text encoder first learned to read: to tell from a caption
+alone what stands where and what happens.
 
 ```python
 import calotype
@@ -206,7 +178,7 @@ Made by `calotype train pocket`, calotype {__version__}, PyTorch {torch.__versio
 | pictures | {pictures:,} rendered scenes, {settings.data.captions} captions each; held-out pairs of shape and colour |
 | steps | {position.step:,} of {settings.unet.batch} ({seen:,} samples) |
 | begun with | {begun_with} |
-| time of the UNet's training | {position.seconds / 60:.1f} minutes on {device} |
+| time of the UNet's training | {position.seconds / 60:.1f} minutes on {device}, compilation included |
 | objective | {settings.unet.prediction}, scaled linear betas up to 0.02 |
 | optimiser | AdamW, peak learning rate {settings.unet.learning_rate}, cosine decay, EMA {settings.unet.ema_decay} |
 | captions dropped | {settings.unet.caption_dropout:.0%} |

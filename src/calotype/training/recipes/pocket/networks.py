@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from calotype.core.files import replacing, write_text
 from calotype.training.recipes.pocket.settings import PocketSettings
 
 _BLOCKS = {True: ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D"), False: ("DownBlock2D", "UpBlock2D")}
@@ -83,7 +86,7 @@ def build_text_encoder(settings: PocketSettings, vocabulary: int) -> Any:
         CLIPTextConfig(
             vocab_size=vocabulary,
             hidden_size=chosen.hidden,
-            intermediate_size=4 * chosen.hidden,
+            intermediate_size=chosen.inner,
             projection_dim=chosen.hidden,
             num_hidden_layers=chosen.layers,
             num_attention_heads=chosen.heads,
@@ -93,6 +96,33 @@ def build_text_encoder(settings: PocketSettings, vocabulary: int) -> Any:
             pad_token_id=vocabulary - 1,
         )
     )
+
+
+def save_text_encoder(text_encoder: Any, folder: Path) -> None:
+    """Write a ``CLIPTextModel`` in float16 under the key names that every release of transformers reads.
+
+    Releases from 5 on write them without the prefix ``text_model.``, which earlier ones need.
+    """
+    from safetensors.torch import save_file
+
+    prefix = "text_model."
+    weights: dict[str, torch.Tensor] = {}
+    for key, value in text_encoder.state_dict().items():
+        name = key if key.startswith(prefix) else prefix + key
+        if not name.endswith("position_ids"):
+            weights[name] = value.detach().half().cpu().contiguous()
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        key: value
+        for key, value in text_encoder.config.to_dict().items()
+        if not key.startswith("_") and key not in ("dtype", "torch_dtype", "transformers_version")
+    }
+    # transformers loads in the type that stands here, the other parts load in float32 unless told otherwise; the
+    # older name of the entry is understood by newer releases too
+    config |= {"architectures": ["CLIPTextModel"], "torch_dtype": "float32"}
+    write_text(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+    with replacing(folder / "model.safetensors") as temporary:
+        save_file(weights, str(temporary), metadata={"format": "pt"})
 
 
 def build_scheduler(settings: PocketSettings) -> Any:

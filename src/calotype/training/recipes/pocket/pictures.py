@@ -15,16 +15,36 @@ from calotype.training.recipes.pocket.settings import PocketSettings
 
 _CHUNK_SEEDS = 1_000_003
 """Seeds of chunks of different purposes are this far apart."""
-PURPOSES = {"images": 0, "latents": 1, "validation": 2, "corpus": 3}
+PURPOSES = {"images": 0, "latents": 1, "validation": 2, "corpus": 3, "reading": 4}
+
+
+def _seed(settings: PocketSettings, purpose: str, chunk: int) -> int:
+    return settings.seed + _CHUNK_SEEDS * (1 + PURPOSES[purpose]) + chunk
+
+
+def chunk_moving(settings: PocketSettings, purpose: str, chunk: int, count: int) -> Any:
+    """The moving scenes of a chunk, on the CPU, or ``None`` if its scenes are at rest.
+
+    Of the chunks for training ``settings.data.moving`` are of moving scenes, evenly spread.
+    """
+    from calotype.pocket.motion import sample_moving_scenes
+
+    share = settings.data.moving
+    rests = purpose in ("images", "validation") or int((chunk + 1) * share) == int(chunk * share)
+    if rests:
+        return None
+    return sample_moving_scenes(count, torch.Generator().manual_seed(_seed(settings, purpose, chunk)))
 
 
 def chunk_scenes(settings: PocketSettings, purpose: str, chunk: int, count: int) -> Any:
     """The ``count`` scenes of a chunk, on the CPU; validation's are of the held-out split."""
     from calotype.pocket.scene import sample_scenes
 
-    seed = settings.seed + _CHUNK_SEEDS * (1 + PURPOSES[purpose]) + chunk
-    split = "heldout" if purpose == "validation" else "train"
-    return sample_scenes(count, torch.Generator().manual_seed(seed), split=split)
+    generator = torch.Generator().manual_seed(_seed(settings, purpose, chunk))
+    moving = chunk_moving(settings, purpose, chunk, count)
+    if moving is not None:
+        return moving.at(torch.rand(count, generator=generator))
+    return sample_scenes(count, generator, split="heldout" if purpose == "validation" else "train")
 
 
 Renderer = Callable[[Any], torch.Tensor]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,9 +11,8 @@ import torch
 
 from calotype.core.errors import InputError
 
-STAGE_WEIGHTS = {"vae": 4.0, "latents": 2.0, "unet": 12.0, "export": 0.4}
+STAGE_WEIGHTS = {"vae": 4.0, "tokenizer": 0.1, "text": 1.5, "latents": 2.0, "unet": 12.0, "export": 0.4}
 """The stages in their order, and how the time of a run is shared among those that it has."""
-_ORDER = tuple(STAGE_WEIGHTS)
 _RESERVE = 8.0
 """Seconds kept for writing files."""
 
@@ -31,6 +31,7 @@ class Run:
     compile: bool = False
     init: Path | None = None
     """a checkpoint whose weights and tokenizer are the beginning"""
+    weights: Mapping[str, float] = field(default_factory=lambda: STAGE_WEIGHTS)
     started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -49,8 +50,9 @@ class Run:
         left = self.seconds_left
         if left is None:
             return None
-        following = [name for name in self.stages if _ORDER.index(name) >= _ORDER.index(stage)]
-        share = STAGE_WEIGHTS[stage] / sum(STAGE_WEIGHTS[name] for name in following)
+        order = list(self.weights)
+        following = [name for name in self.stages if order.index(name) >= order.index(stage)]
+        share = self.weights[stage] / sum(self.weights[name] for name in following)
         return max(0.05, share * (left - _RESERVE) / 60)
 
     def say(self, text: str) -> None:

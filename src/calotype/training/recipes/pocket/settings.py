@@ -34,14 +34,22 @@ class VAESettings:
 
 @dataclass(frozen=True)
 class TextSettings:
-    """A CLIP text model and its tokenizer."""
+    """A CLIP text model, its tokenizer, and how it learns to read."""
 
     hidden: int = 160
-    layers: int = 3
+    inner: int = 480
+    layers: int = 4
     heads: int = 5
     merges: int = 1200
     corpus: int = 20_000
     length: int = 77
+    scenes: int = 400_000
+    """whose captions it learns from"""
+    batch: int = 1024
+    learning_rate: float = 1e-3
+    warmup: int = 300
+    ema_decay: float = 0.999
+    steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,8 @@ class DataSettings:
     """
 
     scenes: int = 400_000
+    moving: float = 0.2
+    """the share of scenes that are moments of moving ones, with captions of what happens"""
     captions: int = 4
     least_detail: float = 0.0
     validation: int = 2_048
@@ -73,9 +83,9 @@ class UNetSettings:
     prediction: Prediction = "v_prediction"
     min_snr_gamma: float | None = None
     caption_dropout: float = 0.1
-    batch: int = 384
+    batch: int = 768
     learning_rate: float = 1e-3
-    warmup: int = 500
+    warmup: int = 300
     ema_decay: float = 0.9995
     steps: int | None = None
 
@@ -115,8 +125,10 @@ TINY = PocketSettings(
     pixels=32,
     supersample=1,
     vae=VAESettings(channels=(8, 8, 16), groups=4, images=32, batch=4, warmup=2, steps=6),
-    text=TextSettings(hidden=16, layers=1, heads=2, merges=300, corpus=200),
-    data=DataSettings(scenes=48, captions=2, validation=8, chunk=16),
+    text=TextSettings(
+        hidden=16, inner=32, layers=1, heads=2, merges=300, corpus=200, scenes=48, batch=16, warmup=2, steps=6
+    ),
+    data=DataSettings(scenes=48, moving=0.34, captions=2, validation=8, chunk=16),
     unet=UNetSettings(
         channels=(8, 16),
         attention=(False, True),
@@ -144,7 +156,9 @@ CPU = PocketSettings(
         color=4.0,
         ema_decay=0.99,
     ),
-    text=TextSettings(hidden=128, layers=2, heads=4, corpus=8_000, length=32),
+    text=TextSettings(
+        hidden=128, inner=384, layers=3, heads=4, corpus=8_000, length=32, scenes=32_768, batch=64, warmup=100
+    ),
     data=DataSettings(scenes=7_168, least_detail=0.35, validation=512, chunk=512, keep_pictures=True),
     unet=UNetSettings(
         channels=(32, 64, 128),

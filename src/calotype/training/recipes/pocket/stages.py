@@ -1,9 +1,10 @@
-"""The stages of the pocket recipe: VAE, latents, UNet with text encoder. Each leaves files for the next."""
+"""The stages of the pocket recipe: VAE, tokenizer, text encoder, latents, UNet. Each leaves files for the next."""
 
 from __future__ import annotations
 
 import math
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from calotype.training.recipes.pocket.data import (
     chunks_of,
     corpus,
     make_latents,
+    make_reading,
     render_pool,
 )
 from calotype.training.recipes.pocket.networks import (
@@ -33,13 +35,19 @@ from calotype.training.recipes.pocket.networks import (
     build_unet,
     build_vae,
     latent_shape,
+    save_text_encoder,
 )
 from calotype.training.recipes.pocket.pictures import PictureSource
+from calotype.training.recipes.pocket.reading import (
+    CaptionBatches,
+    CaptionSet,
+    ReadingObjective,
+)
 from calotype.training.recipes.pocket.run import Run
 from calotype.training.recipes.pocket.settings import PROMPTS, PocketSettings
 from calotype.training.sheets import write_sheet
 from calotype.training.text_to_image import TextToImageObjective, sample_latents
-from calotype.training.tokenizer import Encoder, train_tokenizer
+from calotype.training.tokenizer import END, Encoder, train_tokenizer
 from calotype.training.vae import AutoencoderObjective, psnr, standardise_latents
 
 _POOL_SHARE = 0.2
@@ -100,21 +108,69 @@ def train_vae(settings: PocketSettings, run: Run) -> None:
     _keep_log(run, "vae")
 
 
-def make_data(settings: PocketSettings, run: Run) -> None:
-    """Stage ``latents``: leaves ``work/tokenizer`` and ``work/latents.pt``."""
-    if run.init is None:
-        size = train_tokenizer(
-            run.work / "tokenizer", corpus(settings), settings.text.merges, settings.text.length
+def make_tokenizer(settings: PocketSettings, run: Run) -> None:
+    """Stage ``tokenizer``: leaves ``work/tokenizer``."""
+    size = train_tokenizer(
+        run.work / "tokenizer", corpus(settings), settings.text.merges, settings.text.length
+    )
+    run.say(f"tokenizer of {size} tokens")
+
+
+def tokenizer_of(run: Run) -> Path:
+    """``work/tokenizer``; ``InputError`` if its stage has not run."""
+    if not (run.work / "tokenizer" / "vocab.json").is_file():
+        raise InputError(f"There is no tokenizer in {run.work}: run the stage tokenizer first.")
+    return run.work / "tokenizer"
+
+
+def train_text(settings: PocketSettings, run: Run) -> None:
+    """Stage ``text``: leaves ``work/text_encoder``, a ``CLIPTextModel`` that can read, and the log in ``out``."""
+    chosen, device, tokenizer = settings.text, run.device, tokenizer_of(run)
+    vocabulary = Encoder(tokenizer).ids
+    torch.manual_seed(settings.seed + 2)
+    text_encoder = build_text_encoder(settings, len(vocabulary))
+    objective = ReadingObjective(text_encoder, chosen.hidden, vocabulary[END]).to(device)
+    began = time.monotonic()
+    data = make_reading(settings, tokenizer, run.workers if chosen.scenes > 10_000 else 0)
+    run.say(f"captions of {len(data):,} scenes after {time.monotonic() - began:.0f} s")
+    minutes = None if chosen.steps is not None else run.minutes_for("text")
+    empty = torch.tensor(Encoder(tokenizer).encode("", chosen.length), dtype=torch.int16, device=device)
+    with attention_of(device):
+        outcome = fit(
+            objective,
+            CaptionBatches(
+                CaptionSet(data.ids.to(device), data.answers.to(device)),
+                empty,
+                chosen.batch,
+                settings.seed,
+                settings.unet.caption_dropout,
+            ),
+            LoopSettings(
+                pace=Pace(chosen.learning_rate, _steps(chosen.steps, minutes), minutes, chosen.warmup),
+                ema_decay=chosen.ema_decay,
+                autocast=autocast_type(settings, device),
+                threads=_threads(settings, run),
+                compile=run.compile,
+            ),
+            folder=run.work / "text-training",
+            samples_per_batch=chosen.batch,
+            identity={"text": repr(chosen), "seed": settings.seed},
+            resume=run.resume,
+            say=run.say,
         )
-        run.say(f"tokenizer of {size} tokens")
-    else:
-        shutil.copytree(run.init / "tokenizer", run.work / "tokenizer", dirs_exist_ok=True)
-    vae = load_vae(settings, run)
+    with outcome.ema.applied():
+        save_text_encoder(objective.text_encoder, run.work / "text_encoder")
+    _keep_log(run, "text")
+
+
+def make_data(settings: PocketSettings, run: Run) -> None:
+    """Stage ``latents``: leaves ``work/latents.pt``."""
+    vae, tokenizer = load_vae(settings, run), tokenizer_of(run)
     pictures = _pictures(settings, run)
     sets = {}
     for purpose, total in (("validation", settings.data.validation), ("latents", settings.data.scenes)):
         sets[purpose] = make_latents(
-            settings, vae, run.work / "tokenizer", pictures, run.device,
+            settings, vae, tokenizer, pictures, run.device,
             purpose=purpose, total=total, seconds=_seconds(run, "latents"),
             workers=run.workers if total > 10_000 else 0, say=run.say,
         )  # fmt: skip
@@ -146,12 +202,20 @@ def load_data(run: Run) -> dict[str, LatentSet]:
 
 
 def build_objective(settings: PocketSettings, run: Run) -> TextToImageObjective:
-    """UNet, text encoder and their loss, with the random weights of the recipe's seed or those to go on from."""
+    """The UNet, with the random weights of the recipe's seed or those to go on from, and its loss.
+
+    The text encoder that the stage ``text`` left reads for it and stays as it is.
+    """
+    from transformers import CLIPTextModel
+
+    folder = run.work / "text_encoder"
+    if not (folder / "config.json").is_file():
+        raise InputError(f"There is no text encoder in {run.work}: run the stage text first.")
+    text_encoder = CLIPTextModel.from_pretrained(folder, dtype=torch.float32).requires_grad_(False)
     torch.manual_seed(settings.seed + 1)
-    vocabulary = len(Encoder(run.work / "tokenizer").ids)
-    unet, text_encoder = build_unet(settings), build_text_encoder(settings, vocabulary)
+    unet = build_unet(settings)
     if run.init is not None:
-        start_from(run.init, unet, text_encoder)
+        start_from(run.init, unet)
     return TextToImageObjective(
         unet,
         text_encoder,
@@ -161,23 +225,15 @@ def build_objective(settings: PocketSettings, run: Run) -> TextToImageObjective:
     ).to(run.device)
 
 
-def start_from(folder: Path, unet: Any, text_encoder: Any) -> None:
-    """Fill UNet and text encoder with a checkpoint's weights; ``InputError`` where the sizes differ."""
-    from transformers import CLIPTextModel
-
+def start_from(folder: Path, unet: Any) -> None:
+    """Fill the UNet with a checkpoint's weights; ``InputError`` where the sizes differ."""
     from calotype import UNet2DConditionModel
 
-    trained = {
-        "unet": UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32),
-        "text_encoder": CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32),
-    }
-    for name, module in (("unet", unet), ("text_encoder", text_encoder)):
-        try:
-            module.load_state_dict(trained[name].state_dict())
-        except RuntimeError as error:
-            raise InputError(
-                f"The {name} in {folder} is not of this preset's sizes: {error}"[:600]
-            ) from error
+    trained = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
+    try:
+        unet.load_state_dict(trained.state_dict())
+    except RuntimeError as error:
+        raise InputError(f"The unet in {folder} is not of this preset's sizes: {error}"[:600]) from error
 
 
 def unet_identity(settings: PocketSettings) -> dict[str, Any]:
@@ -188,8 +244,8 @@ def unet_identity(settings: PocketSettings) -> dict[str, Any]:
 def train_unet(settings: PocketSettings, run: Run) -> None:
     """Stage ``unet``: leaves ``work/unet-training/training.pt``, and sheets and the log in ``out``."""
     chosen, device = settings.unet, run.device
-    data, vae = load_data(run), load_vae(settings, run)
     objective = build_objective(settings, run)
+    data, vae = load_data(run), load_vae(settings, run)
     if device.type == "cuda":
         objective.unet.to(memory_format=torch.channels_last)
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in objective.named_children()}

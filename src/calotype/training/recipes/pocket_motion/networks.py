@@ -1,0 +1,112 @@
+"""The UNet over videos that is trained: the base's, frozen, with motion modules and low-rank updates that are not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from calotype.adapters import model as adapters
+from calotype.core.errors import InputError
+from calotype.training.low_rank import add_trainable, make_trainable
+from calotype.training.objectives import denoising_loss, diffuse, prediction_target
+from calotype.training.recipes.pocket_motion.base import Base
+from calotype.training.recipes.pocket_motion.settings import MotionSettings
+
+MODULES = "motion_modules."
+UPDATES = "motion"
+"""The name of the low-rank adapter."""
+_LISTENING = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+class ClipObjective(nn.Module):
+    """Denoising loss of a UNet over clips whose prompt is read already."""
+
+    unet: Any
+    alphas_cumprod: torch.Tensor
+
+    def __init__(self, unet: nn.Module, scheduler: Any) -> None:
+        super().__init__()
+        self.unet = unet
+        self.prediction = scheduler.config.prediction_type
+        self.register_buffer("alphas_cumprod", scheduler.alphas_cumprod.float(), persistent=False)
+
+    def forward(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """``latents`` and ``noise`` [B, C, F, H, W], ``timesteps`` [B], ``states`` [B, L, D]."""
+        latents, noise, timesteps = batch["latents"], batch["noise"], batch["timesteps"]
+        level = self.alphas_cumprod[timesteps]
+        predicted = self.unet(diffuse(latents, noise, level), timesteps, batch["states"], return_dict=False)[
+            0
+        ]
+        return {"loss": denoising_loss(predicted, prediction_target(latents, noise, level, self.prediction))}
+
+
+def build_adapter(settings: MotionSettings, base: Base) -> Any:
+    """A ``MotionAdapter`` for the base that changes nothing yet."""
+    from calotype import MotionAdapter
+
+    chosen, config = settings.adapter, base.unet.config
+    channels = tuple(config.block_out_channels)
+    adapter = MotionAdapter(
+        block_out_channels=channels,
+        motion_layers_per_block=config.layers_per_block,
+        motion_transformer_layers_per_block=chosen.depth,
+        motion_num_attention_heads=tuple(max(1, width // chosen.head_width) for width in channels),
+        motion_norm_num_groups=config.norm_num_groups,
+        motion_max_seq_length=chosen.positions,
+    )
+    for name, parameter in adapter.named_parameters():
+        if ".proj_out." in name:
+            nn.init.zeros_(parameter)
+    return adapter
+
+
+def build_unet(settings: MotionSettings, base: Base, init: Path | None) -> Any:
+    """The UNet over videos, with random motion or that of the folder ``init``; all else in it is frozen.
+
+    Raises ``InputError`` if there is no adapter in the folder.
+    """
+    from calotype import MotionAdapter, UNetMotionModel
+
+    torch.manual_seed(settings.seed)
+    if init is not None and not (init / "config.json").is_file():
+        raise InputError(f"There is no motion adapter in {init}: name a folder with config.json.")
+    adapter = (
+        build_adapter(settings, base)
+        if init is None
+        else MotionAdapter.from_pretrained(init, torch_dtype=torch.float32)
+    )
+    unet = UNetMotionModel.from_unet2d(base.unet, adapter).to(base.device)
+    unet.freeze_unet2d_params()
+    if init is not None:
+        unet.load_lora_adapter(init, prefix="unet", adapter_name=UPDATES)
+        make_trainable(unet, UPDATES)
+    else:
+        paths = [
+            name
+            for name, part in unet.named_modules()
+            if isinstance(part, nn.Linear)
+            and ".transformer_blocks." in name
+            and MODULES not in name
+            and name.endswith(_LISTENING)
+        ]
+        add_trainable(unet, UPDATES, paths, settings.adapter.rank)
+    return unet
+
+
+def write_adapter(unet: Any, settings: MotionSettings, base: Base, folder: Path) -> None:
+    """Motion modules as a ``MotionAdapter`` and the low-rank updates beside it, both float16."""
+    from calotype import AnimateDiffPipeline
+
+    adapter = build_adapter(settings, base)
+    weights = {name: value for name, value in unet.state_dict().items() if MODULES in name}
+    adapter.load_state_dict({name: value.detach().cpu() for name, value in weights.items()})
+    adapter.half().save_pretrained(folder)
+    updates = adapters.tensors(unet, UPDATES)
+    AnimateDiffPipeline.save_lora_weights(
+        folder,
+        unet_lora_layers={name: value.detach().half().cpu().contiguous() for name, value in updates.items()},
+    )
