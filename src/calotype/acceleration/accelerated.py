@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
-from functools import cache
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,182 +16,266 @@ from torch import Tensor, nn
 from calotype.acceleration.captured import Captures, Prepared, put_back
 from calotype.acceleration.devices import CudaGraphs, Device
 from calotype.acceleration.options import Options
-from calotype.acceleration.stand_ins import Kernels, Prompt, StandIns
-from calotype.acceleration.state import Weights, channels_last, obstacle, pack, structure
+from calotype.acceleration.stand_ins import Kernels, Prompt, StandIns, kernels_for
+from calotype.acceleration.state import Structure, Weights, channels_last, obstacle, pack
+from calotype.acceleration.values import taken_apart
+from calotype.adapters.strength import strength
 from calotype.nn.replaceable import replaced
 
 logger = logging.getLogger(__name__)
 
 PROMPTS = frozenset({"encoder_hidden_states"})
-
-
-@cache
-def kernels() -> Kernels | None:
-    """The Triton kernels, where Triton is."""
-    try:
-        import triton
-    except ImportError:
-        return None
-    if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 3):
-        return None
-    from calotype.acceleration.kernels import group_norm, layer_norm, pointwise
-
-    return Kernels(group_norm, layer_norm, pointwise)
+UNREAD = ("generator",)
+"""Arguments of the methods beside ``forward`` that these accept and do not read."""
+_DEVICES: dict[str, Callable[[torch.device], Device]] = {"cuda": CudaGraphs}
+"""Kinds of devices that calls are captured on."""
 
 
 class Accelerated:
     """A model whose calls, and those of the named methods, run by ``options``; all else is the model's own."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        options: Options,
-        methods: tuple[str, ...] = (),
-        device: Device | None = None,
-    ) -> None:
+    def __init__(self, model: nn.Module, options: Options, methods: tuple[str, ...] = ()) -> None:
         self.__dict__["_orig_mod"] = model
-        self.__dict__["_runner"] = Runner(model, options, device)
+        self.__dict__["_runner"] = runner_of(model, options)
         self.__dict__["_methods"] = methods
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._runner("__call__", *args, **kwargs)
+        return self._runner(self._orig_mod, "__call__", args, kwargs)
 
     def __getattr__(self, name: str) -> Any:
+        model = self.__dict__["_orig_mod"]
         if name in self.__dict__["_methods"]:
             runner = self.__dict__["_runner"]
-            return lambda *args, **kwargs: runner(name, *args, **kwargs)
-        return getattr(self.__dict__["_orig_mod"], name)
+            return lambda *args, **kwargs: runner(model, name, args, kwargs)
+        return getattr(model, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self.__dict__["_orig_mod"], name, value)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A copy of the model, which computes by itself."""
+        return copy.deepcopy(self.__dict__["_orig_mod"], memo)
+
 
 class Runner:
-    """Runs a model's calls by options and knows what its captures depend on."""
+    """Runs a model's calls by options and knows what its captures depend on; it does not keep the model alive."""
 
-    def __init__(self, model: nn.Module, options: Options, device: Device | None = None) -> None:
-        self.model, self.options = model, options
-        self._device = device
+    def __init__(self, model: nn.Module, options: Options) -> None:
+        self.name, self.options = type(model).__name__, options
+        self.device: Device | None = None
         self.captures: dict[str, Captures] = {}
-        self.kernels = kernels() if options.kernels else None
+        self.kernels: Kernels | None = None
         self.lock = threading.RLock()
         self.weights: Weights | None = None
-        self.structure: tuple[Any, ...] | None = None
-        self.versions: tuple[int, ...] = ()
+        self.structure: Structure | None = None
+        self.epoch = 0
+        """How often a pipeline's call has begun, or a user's code has run in one."""
         self.why: str | None = None
-        """Why calls are not captured."""
+        """Why the model is left to compute by itself."""
+        self._said: set[str] = set()
 
-    def __call__(self, method: str, *args: Any, **kwargs: Any) -> Any:
+    def begin(self, model: nn.Module) -> None:
+        """Look whether the model is what it was: at the beginning of a call, and after a user's code has run in it."""
         with self.lock:
-            if self.weights is None or not self.weights.stand():
-                self._anew()
-        function = self.model if method == "__call__" else getattr(self.model, method)
+            self.epoch += 1
+            if (
+                self.weights is None
+                or self.structure is None
+                or not self.weights.stand()
+                or not self.structure.stands(model)
+            ):
+                self._anew(model)
 
-        def ordinary(*args: Any, **kwargs: Any) -> Any:
-            with self._faster(StandIns(self.options, self.kernels)):
-                return function(*args, **kwargs)
-
-        if self.why is not None or not self.options.graphs:
-            return ordinary(*args, **kwargs)
-        with self.lock:
-            captures = self._captures_of(method, function)
-            versions = self._versions()
-            prompts_stand = versions == self.versions
-            self.versions = versions
-            return captures(ordinary, prompts_stand, *args, **kwargs)
-
-    def begin(self) -> None:
-        """Look whether the model is what it was, as the beginning of a pipeline's call does."""
-        with self.lock:
-            if self.weights is None or not self.weights.stand() or structure(self.model) != self.structure:
-                self._anew()
-
-    def _anew(self) -> None:
+    def _anew(self, model: nn.Module) -> None:
         """Forget what was captured, and look at the model again."""
         for captures in self.captures.values():
             captures.clear()
-        self.why = None if self._device is not None else obstacle(self.model)
+        self.captures.clear()
+        place = next((tensor.device for tensor in model.parameters()), torch.device("meta"))
+        self.why = obstacle(model, place.type)
+        if self.why is None and place.type not in _DEVICES:
+            self.why = f"its weights are on {place.type}"
         if self.why is not None:
-            logger.info("%s is not captured: %s.", type(self.model).__name__, self.why)
-        if self.why is None or "hooks" not in self.why:
-            if self.options.channels_last:
-                channels_last(self.model)
-            if self.options.packed:
-                pack(self.model)
-        self.weights = Weights(self.model)
-        self.structure = structure(self.model)
+            self._say(self.why)
+            self.device = self.kernels = None
+        else:
+            self.device = device_of(place)
+            with torch.inference_mode(False), torch.no_grad():
+                if self.options.kernels:
+                    self.kernels = kernels_for(place)
+                if self.options.channels_last:
+                    channels_last(model)
+                if self.options.packed:
+                    pack(model)
+        self.weights, self.structure = Weights(model), Structure(model)
 
-    def _versions(self) -> tuple[int, ...]:
-        """How often the weights have been changed in place, which concerns what is computed once for a prompt."""
-        if not self.options.prompts or self.weights is None:
-            return ()
-        return tuple(0 if tensor.is_inference() else tensor._version for tensor in self.weights.tensors)
+    def __call__(self, model: nn.Module, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        function = model if method == "__call__" else getattr(model, method)
+        with self.lock:
+            if self.weights is None or not self.weights.stand():
+                self._anew(model)
+            device, kernels = self.device, self.kernels
+        if device is None:
+            return function(*args, **kwargs)
+        if method != "__call__":
+            kwargs = {name: value for name, value in kwargs.items() if name not in UNREAD}
+        why, tensors, form = self._form(args, kwargs)
+        if why is not None:
+            self._say(why)
+            return function(*args, **kwargs)
 
-    def _captures_of(self, method: str, function: Callable[..., Any]) -> Captures:
-        if method not in self.captures:
-            assert self.weights is not None
-            if self._device is None:
-                self._device = graphs_of(self.weights.tensors[0].device)
-            self.captures[method] = Captures(
-                type(self.model).__name__,
-                self._device,
-                lambda buffers, form, prompts: self._prepared(function, buffers, form, prompts),
-                self.options.shapes,
-                PROMPTS if self.options.prompts else frozenset(),
-            )
-        return self.captures[method]
-
-    def _prepared(
-        self, function: Callable[..., Any], buffers: list[Tensor], form: Hashable, prompts: frozenset[int]
-    ) -> Prepared:
-        args, kwargs = put_back(form, buffers)
-        prompt = Prompt(buffers[next(iter(prompts))]) if prompts else None
-
-        def call() -> Any:
-            with self._faster(StandIns(self.options, self.kernels, prompt)):
+        def ordinary() -> Any:
+            with device.current(), self._faster(StandIns(self.options, kernels)):
                 return function(*args, **kwargs)
 
-        if prompt is None:
-            return Prepared(None, call)
-        call()  # which layers read the prompt is seen in an ordinary call
-        layers = list(prompt.found)
-        if not layers:
-            return Prepared(None, call)
+        try:
+            if not self.options.graphs:
+                return ordinary()
+            with self.lock:
+                captures = self._captures_of(method, device)
+                assert self.weights is not None
+                stamp = (self.epoch, self.weights.versions() if self.options.prompts else ())
+                with device.current():
+                    return captures(ordinary, self._preparing(function), stamp, tensors, form)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            result = function(*args, **kwargs)  # what is wrong with the arguments is wrong here too
+            with self.lock:
+                self.device = None
+                self.why = f"{type(error).__name__}: {(str(error) or 'no reason given').splitlines()[0]}"
+                logger.warning("%s is computed without acceleration: %s.", self.name, self.why)
+            return result
 
-        def before() -> list[Any]:
-            with self._faster(StandIns(self.options, self.kernels)):
-                return [prompt.computed(layer) for layer in layers]
+    def _form(self, args: Any, kwargs: dict[str, Any]) -> tuple[str | None, list[Tensor], Hashable]:
+        """Why this call is left to the model, if it is; its tensors, and the form that captures are known by."""
+        if torch.is_grad_enabled():
+            return "gradients are recorded", [], None
+        if torch.is_autocast_enabled("cuda") or torch.is_autocast_enabled("cpu"):
+            return "autocast is on", [], None
+        if torch._C._len_torch_dispatch_stack() or torch.compiler.is_compiling():
+            return "something watches each operation", [], None
+        if unknown := sorted({*(kwargs.get("cross_attention_kwargs") or {})} - {"scale"}):
+            return f"cross_attention_kwargs have {', '.join(unknown)}", [], None
+        try:
+            tensors, form = taken_apart((args, kwargs, (strength(), *settings())))
+        except TypeError as error:
+            return f"an argument cannot be kept ({error})", [], None
+        assert self.weights is not None
+        place = self.weights.tensors[0].device
+        if any(tensor.device != place or tensor.requires_grad for tensor in tensors):
+            return f"an argument is not on {place}", [], None
+        return None, tensors, form
 
-        def use(found: list[Any]) -> None:
-            prompt.found = dict(zip(layers, found, strict=True))
+    def _captures_of(self, method: str, device: Device) -> Captures:
+        if method not in self.captures:
+            prompts = PROMPTS if self.options.prompts else frozenset()
+            self.captures[method] = Captures(self.name, device, self.options.shapes, prompts)
+        return self.captures[method]
 
-        return Prepared(before, call, use)
+    def _preparing(self, function: Callable[..., Any]) -> Callable[..., Prepared]:
+        """How a call of ``function`` is captured."""
+
+        def prepared(buffers: list[Tensor], form: Hashable, prompts: frozenset[int]) -> Prepared:
+            args, kwargs = put_back(form, buffers)
+            prompt = Prompt(buffers[next(iter(prompts))]) if prompts else None
+            kernels = self.kernels
+
+            def call() -> Any:
+                with self._faster(StandIns(self.options, kernels, prompt)):
+                    return function(*args, **kwargs)
+
+            if prompt is None:
+                return Prepared(None, call)
+            call()  # which layers read the prompt is seen in an ordinary call
+            layers = list(prompt.found)
+            if not layers:
+                return Prepared(None, call)
+
+            def before() -> list[Any]:
+                with self._faster(StandIns(self.options, kernels)):
+                    return [prompt.computed(layer) for layer in layers]
+
+            def use(found: list[Any]) -> None:
+                prompt.found = dict(zip(layers, found, strict=True))
+
+            return Prepared(before, call, use)
+
+        return prepared
 
     @contextmanager
     def _faster(self, stand_ins: StandIns) -> Iterator[None]:
-        with replaced(stand_ins.table), tuned(self.options.tuned):
+        with replaced(stand_ins.table), tuned() if self.options.tuned else nullcontext():
             yield
+
+    def _say(self, why: str) -> None:
+        """Say once why something is computed by the plain model."""
+        if why not in self._said:
+            self._said.add(why)
+            logger.info("%s is computed without acceleration: %s.", self.name, why)
+
+    def report(self) -> str:
+        """What is in use and why not, in one line."""
+        if self.weights is None:
+            return "has not been called"
+        if self.why is not None:
+            return f"plain: {self.why}"
+        names = ("graphs", "channels_last", "kernels", "packed", "prompts", "tuned")
+        used = [name for name in names if getattr(self.options, name)]
+        if self.kernels is None and self.options.kernels:
+            used[used.index("kernels")] = "PyTorch in place of kernels, which Triton cannot build here"
+        if self.options.attention:
+            used.append(f"attention by {', '.join(self.options.attention)}")
+        kept = sum(len(captures.kept) for captures in self.captures.values())
+        line = f"{', '.join(used)}; {kept} of at most {self.options.shapes} graphs kept"
+        failed = [why for captures in self.captures.values() for why in captures.failed.values()]
+        if failed:
+            line += f"; not captured: {failed[0]}"
+        if self._said:
+            line += f"; computed plainly when {' or '.join(sorted(self._said))}"
+        return line
+
+
+def settings() -> tuple[Hashable, ...]:
+    """What PyTorch lets users choose for all computations, which a capture keeps as it was."""
+    cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
+    return (
+        torch.get_float32_matmul_precision(), cuda.matmul.allow_fp16_reduced_precision_reduction,
+        cuda.matmul.allow_bf16_reduced_precision_reduction, cudnn.enabled, cudnn.allow_tf32, cudnn.benchmark,
+        torch.are_deterministic_algorithms_enabled(), cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(),
+        cuda.math_sdp_enabled(), cuda.cudnn_sdp_enabled(),
+    )  # fmt: skip
 
 
 @contextmanager
-def tuned(wanted: bool) -> Iterator[None]:
+def tuned() -> Iterator[None]:
     """Within this cuDNN tries its algorithms on shapes that are new to it."""
-    if not wanted or torch.backends.cudnn.benchmark:
-        yield
-        return
+    before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
     try:
         yield
     finally:
-        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.benchmark = before
 
 
-_GRAPHS: weakref.WeakValueDictionary[torch.device, CudaGraphs] = weakref.WeakValueDictionary()
+_LOCK = threading.RLock()
+_OF_DEVICES: weakref.WeakValueDictionary[torch.device, Device] = weakref.WeakValueDictionary()
+_RUNNERS: weakref.WeakKeyDictionary[nn.Module, dict[Options, Runner]] = weakref.WeakKeyDictionary()
 
 
-def graphs_of(device: torch.device) -> CudaGraphs:
-    """The graphs of a device, which share memory."""
-    found = _GRAPHS.get(device)
-    if found is None:
-        found = _GRAPHS[device] = CudaGraphs(device)
-    return found
+def device_of(place: torch.device) -> Device:
+    """What captures on a device; all its graphs share memory."""
+    with _LOCK:
+        found = _OF_DEVICES.get(place)
+        if found is None:
+            found = _OF_DEVICES[place] = _DEVICES[place.type](place)
+        return found
+
+
+def runner_of(model: nn.Module, options: Options) -> Runner:
+    """The runner of a model, one for all pipelines that have it; it goes with the model."""
+    with _LOCK:
+        by_options = _RUNNERS.setdefault(model, {})
+        if options not in by_options:
+            by_options[options] = Runner(model, options)
+        return by_options[options]

@@ -27,6 +27,14 @@ class Device(Protocol):
         """Within this, work waits for all replays before it, on whatever stream they were."""
         ...
 
+    def current(self) -> AbstractContextManager[Any]:
+        """Within this, kernels run on this device."""
+        ...
+
+    def settle(self) -> None:
+        """Wait until all replays are done, so that their memory can be given away."""
+        ...
+
 
 class CudaGraphs:
     """CUDA graphs of one device, whose intermediate results share one pool of memory.
@@ -52,6 +60,14 @@ class CudaGraphs:
 
     def in_order(self) -> AbstractContextManager[Any]:
         return _InOrder(self)
+
+    def current(self) -> AbstractContextManager[Any]:
+        return torch.cuda.device(self.device)
+
+    def settle(self) -> None:
+        with self._lock:
+            if self._last is not None:
+                self._last.synchronize()
 
 
 class _InOrder:

@@ -6,8 +6,10 @@ weights are still asked by name, so adapters that stand in a layer's place are h
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -17,12 +19,15 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from calotype.acceleration.options import Options
+from calotype.acceleration.state import joined
 from calotype.nn.activations import GEGLU
 from calotype.nn.attention import Attention
 from calotype.nn.norms import activated_norm
 from calotype.nn.replaceable import Table
 from calotype.nn.resnet import ResnetBlock2D
 from calotype.nn.transformer import BasicTransformerBlock, SpatialTransformer
+
+logger = logging.getLogger(__name__)
 
 Projected = tuple[Tensor, Tensor, Tensor]
 
@@ -45,6 +50,29 @@ class Kernels:
 
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+@cache
+def kernels_for(device: torch.device) -> Kernels | None:
+    """The Triton kernels, where Triton is and what it builds computes on the device what PyTorch does."""
+    try:
+        import triton
+
+        if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 3):
+            raise ImportError(f"Triton {triton.__version__} is too old")
+        from calotype.acceleration.kernels import group_norm, layer_norm, pointwise
+
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                x = torch.linspace(-2, 2, 64, device=device, dtype=torch.float32).view(2, 32)
+                w = torch.ones(32, device=device)
+                found, right = layer_norm.fused(x, w, w, 1e-5)[1], layer_norm.plain(x, w, w, 1e-5)[1]
+                torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        logger.warning("Norms, gates and sums are computed without Triton: %s.", reason)
+        return None
+    return Kernels(group_norm, layer_norm, pointwise)
 
 
 class StandIns:
@@ -281,20 +309,3 @@ def packed(layer: Attention) -> tuple[Tensor, Tensor | None] | None:
         return None if weight is None else (weight, None)
     bias = joined([part.bias for part in parts])  # type: ignore[union-attr]
     return None if bias is None else (weight, bias)
-
-
-def joined(tensors: list[Tensor]) -> Tensor | None:
-    """Tensors that lie one after the other in one storage, as one along the first dimension; otherwise None."""
-    first = tensors[0]
-    at = first.data_ptr()
-    for tensor in tensors:
-        if (
-            tensor.data_ptr() != at
-            or not tensor.is_contiguous()
-            or tensor.dtype != first.dtype
-            or tensor.untyped_storage().data_ptr() != first.untyped_storage().data_ptr()
-        ):
-            return None
-        at += tensor.nbytes
-    rows = sum(len(tensor) for tensor in tensors)
-    return first.detach().as_strided((rows, *first.shape[1:]), first.stride())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from calotype.adapters.layer import Adapted
-from calotype.adapters.strength import strength
+from calotype.adapters.model import is_strength_hook
 from calotype.nn.attention import Attention, AttnAddedKVProcessor, AttnProcessor
 
 _PROCESSORS = (AttnProcessor, AttnAddedKVProcessor)
 """The attention procedures that compute the same each time, which a user's own need not."""
-_SIMPLE = (bool, int, float, str, tuple, type(None))
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+_LIBRARIES = ("calotype.", "torch.nn.modules.")
+"""Where the classes are defined that are known to compute the same each time."""
 
 
 class Weights:
@@ -23,42 +26,112 @@ class Weights:
     def __init__(self, model: nn.Module) -> None:
         self.tensors: list[Tensor] = list(_tensors(model))
         self.addresses = [tensor.data_ptr() for tensor in self.tensors]
+        self.types = [tensor.dtype for tensor in self.tensors]
 
     def stand(self) -> bool:
-        """Whether all are where they were; their values may have changed."""
-        return [tensor.data_ptr() for tensor in self.tensors] == self.addresses
+        """Whether all are where they were and of the type that they were; their values may have changed."""
+        return [tensor.data_ptr() for tensor in self.tensors] == self.addresses and [
+            tensor.dtype for tensor in self.tensors
+        ] == self.types
+
+    def versions(self) -> tuple[int, ...]:
+        """How often each has been changed in place, as far as PyTorch counts that."""
+        return tuple(0 if tensor.is_inference() else tensor._version for tensor in self.tensors)
 
 
-def structure(model: nn.Module) -> tuple[Any, ...]:
-    """What the model consists of and how it is set: equal for two calls that compute alike."""
-    found: list[Any] = [strength()]
+class Structure:
+    """What a model consists of and how it is set, to be compared with what it is later.
+
+    The values of all modules' attributes are kept, and the contents of those that are containers. Comparing them is
+    quick, since most are found to be the same object.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.root = weakref.ref(model)
+        self.below = [module for module in everything(model) if module is not model]
+        self.attributes = [(module.__dict__, tuple(module.__dict__.values())) for module in self.below]
+        self.own = tuple(model.__dict__.values())
+        self.empty: list[Any] = []
+        self.filled: list[tuple[Any, tuple[Any, ...], tuple[Any, ...]]] = []
+        for module in (model, *self.below):
+            own = module.__dict__
+            for name, value in own.items():
+                if name in _TABLES or (isinstance(value, dict | list | set) and name not in _NO_CONCERN):
+                    if value:
+                        self.filled.append((value, *contents(value)))
+                    else:
+                        self.empty.append(value)
+
+    def stands(self, model: nn.Module) -> bool:
+        """Whether the model is what it was."""
+        if self.root() is not model or any(self.empty):
+            return False
+        try:
+            return (
+                tuple(model.__dict__.values()) == self.own
+                and all(tuple(now.values()) == then for now, then in self.attributes)
+                and all(contents(now) == (keys, values) for now, keys, values in self.filled)
+            )
+        except (RuntimeError, TypeError, ValueError):  # two tensors or arrays that are not the same one
+            return False
+
+
+def contents(container: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Keys and values of a dictionary; the entries of another container."""
+    return tuple(container), tuple(container.values()) if isinstance(container, dict) else ()
+
+
+_TABLES = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
+_NO_CONCERN = frozenset(vars(nn.Module()))
+
+
+def everything(model: nn.Module) -> Iterator[nn.Module]:
+    """All modules, and the layers in whose place adapted ones stand."""
     for module in model.modules():
-        own = [
-            (name, value)
-            for name, value in module.__dict__.items()
-            if isinstance(value, _SIMPLE) and not name.startswith("__")
-        ]
-        found.append((id(module), tuple(own), tuple(map(id, module._parameters.values()))))
+        yield module
         if isinstance(module, Adapted):
-            found.append((tuple(module.strengths.items()), id(module.layer)))
-        if isinstance(module, Attention):
-            found.append(type(module.processor))
-    return tuple(found)
+            yield module.layer
 
 
-def obstacle(model: nn.Module) -> str | None:
-    """Why calls of this model cannot be captured, if they cannot."""
-    if hasattr(model, "_orig_mod"):
+def obstacle(model: nn.Module, kind: str = "cuda") -> str | None:
+    """Why this model is left to compute by itself, if it is; ``kind`` is the device that its weights have to be on."""
+    if hasattr(model, "_orig_mod") or not isinstance(model, nn.Module):
         return "it is compiled already"
+    if not type(model).__module__.startswith("calotype.models."):
+        return f"its class {type(model).__name__} is not of this library"
     for name, module in model.named_modules():
+        what = name or "it"
         if module.training:
             return "it is in training mode"
-        if module._forward_hooks or module._forward_pre_hooks:
-            return f"hooks are on {name or 'it'}, as offloading puts them there"
+        if getattr(module, "_compiled_call_impl", None) is not None:
+            return f"{what} is compiled already"
+        if "forward" in module.__dict__ or not type(module).__module__.startswith(_LIBRARIES):
+            return f"{what} computes by code that is not of this library"
+        if any(not is_strength_hook(hook) for hook in _hooks(module)):
+            return f"hooks are on {what}, as offloading puts them there"
+        if getattr(module, "freeu", None) is not None:
+            return "FreeU is on"
         if isinstance(module, Attention) and type(module.processor) not in _PROCESSORS:
-            return f"{name} computes by a {type(module.processor).__name__}, which may do more than compute"
-    devices = {tensor.device.type for tensor in _tensors(model)}
-    return None if devices <= {"cuda"} else f"its weights are on {', '.join(sorted(devices))}"
+            return f"{what} computes by a {type(module.processor).__name__}, which may do more than compute"
+        if isinstance(module, Attention) and module.image_sources is not None:
+            return "an IP-Adapter is in it"
+    if nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks:
+        return "hooks are on all modules"
+    for tensor in _tensors(model):
+        if type(tensor) not in (Tensor, nn.Parameter) or type(tensor.data) is not Tensor:
+            return f"its weights are {type(tensor).__name__}s"
+        if tensor.is_floating_point() and tensor.dtype not in _DTYPES:
+            return f"its weights are {tensor.dtype}"
+        if tensor.device.type != kind:
+            return f"its weights are on {tensor.device.type}"
+    if len({tensor.device for tensor in _tensors(model)}) != 1:
+        return "its weights are not on one device"
+    return None
+
+
+def _hooks(module: nn.Module) -> Iterator[Any]:
+    yield from module._forward_hooks.values()
+    yield from module._forward_pre_hooks.values()
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:
@@ -71,10 +144,11 @@ def _tensors(model: nn.Module) -> Iterator[Tensor]:
 
 def channels_last(model: nn.Module) -> None:
     """The weights of convolutions laid out as channels-last, one after another, in the model itself."""
-    for module in model.modules():
-        layer = module.layer if isinstance(module, Adapted) else module
-        if isinstance(layer, nn.Conv2d) and not layer.weight.is_contiguous(memory_format=torch.channels_last):
-            layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
+    for module in everything(model):
+        if isinstance(module, nn.Conv2d) and not module.weight.is_contiguous(
+            memory_format=torch.channels_last
+        ):
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
 
 
 def pack(model: nn.Module) -> None:
@@ -91,8 +165,25 @@ def pack(model: nn.Module) -> None:
             continue
         for name in ("weight", "bias"):
             tensors = [getattr(part, name) for part in parts]
-            if any(tensor is None for tensor in tensors):
+            if any(tensor is None for tensor in tensors) or joined(tensors) is not None:
                 continue
             whole = torch.cat([tensor.data for tensor in tensors])
             for tensor, piece in zip(tensors, whole.split([len(t) for t in tensors]), strict=True):
                 tensor.data = piece
+
+
+def joined(tensors: list[Tensor]) -> Tensor | None:
+    """Tensors that lie one after the other in one storage, as one along the first dimension; otherwise None."""
+    first = tensors[0]
+    at = first.data_ptr()
+    for tensor in tensors:
+        if (
+            tensor.data_ptr() != at
+            or not tensor.is_contiguous()
+            or tensor.dtype != first.dtype
+            or tensor.untyped_storage().data_ptr() != first.untyped_storage().data_ptr()
+        ):
+            return None
+        at += tensor.nbytes
+    rows = sum(len(tensor) for tensor in tensors)
+    return first.detach().as_strided((rows, *first.shape[1:]), first.stride())
