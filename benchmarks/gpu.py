@@ -1,10 +1,12 @@
 """Times on one GPU, reference and calotype in one process: the same weights, inputs and numbers.
 
-    python -m benchmarks.gpu [--only kernels,attention,sd15,vae,sdxl,pictures] [--seconds 240] [--out FILE] [--profile]
+    python -m benchmarks.gpu [--only kernels,attention,sd15,vae,sdxl,pictures] [--quick] [--seconds 240] [--out FILE]
+                             [--profile]
 
 Models are of full size with random weights in bfloat16. For each piece of work the reference runs eagerly, then
 calotype with more and more of its acceleration; the error is that of the output against the reference's in float32. A
-part that fails is told of in the log, and the others go on. What does not fit in ``--seconds`` is left out.
+part that fails is told of in the log, and the others go on. What does not fit in ``--seconds`` is left out; ``--quick``
+leaves out single kernels and all rows but the default ones.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from calotype.acceleration import accelerated
 from calotype.acceleration.accelerated import Accelerated
 from calotype.acceleration.options import Options
 
@@ -32,9 +35,17 @@ RATE = 788e12
 """bf16 operations a second that a large matrix product reaches on an H200."""
 
 NOTHING = Options(
-    graphs=False, channels_last=False, kernels=False, packed=False, prompts=False, tuned=False, attention=()
+    graphs=False,
+    channels_last=False,
+    kernels=False,
+    packed=False,
+    prompts=False,
+    tuned=False,
+    attention=(),
+    wide=False,
 )
 GRAPH = replace(NOTHING, graphs=True)
+CUDNN = ("cudnn", "flash", "efficient", "math")
 VARIANTS = {
     "nothing": NOTHING,
     "graph": GRAPH,
@@ -42,14 +53,14 @@ VARIANTS = {
     "graph, kernels, channels-last": replace(GRAPH, kernels=True, channels_last=True),
     "+ packed": replace(GRAPH, kernels=True, channels_last=True, packed=True),
     "+ prompts": replace(GRAPH, kernels=True, channels_last=True, packed=True, prompts=True),
-    "+ cudnn attention": Options(attention=("cudnn", "flash", "efficient", "math")),
-    "+ flash attention": Options(attention=("flash", "cudnn", "efficient", "math")),
-    "+ tuned": Options(tuned=True),
-    "+ tuned, cudnn attention": Options(tuned=True, attention=("cudnn", "flash", "efficient", "math")),
-    "all without graph": Options(graphs=False),
+    "default": Options(),
+    "default, cudnn attention": Options(attention=CUDNN),
+    "default, flash attention": Options(attention=("flash", "cudnn", "efficient", "math")),
+    "default, tuned": Options(tuned=True),
+    "default without graph": Options(graphs=False),
 }
 """In an order in which what is done to the weights stays."""
-PROFILED = VARIANTS["+ tuned, cudnn attention"]
+PROFILED = Options()
 
 SD15 = {"cross_attention_dim": 768, "sample_size": 64}
 SDXL = {
@@ -221,6 +232,7 @@ class Bench:
         self, what: str, variant: str, ours: Any, run: Callable[[Any], Tensor], precise: Tensor
     ) -> Measured:
         torch.cuda.reset_peak_memory_stats()
+        accelerated._RUNNERS.pop(ours, None)
         fast = Accelerated(ours, VARIANTS[variant], ("decode",))
         first = wall(lambda: run(fast))
         second = wall(lambda: run(fast))
@@ -309,11 +321,12 @@ class Bench:
                 self.log(traceback.format_exc())
 
     def pictures(
-        self, what: str, kind: str, folder: Path, models: list[tuple[Any, Any]], steps: int, count: int
-    ) -> None:
-        """Prompt embeddings to pictures by a whole pipeline: the reference, calotype as it is, and accelerated."""
+        self, what: str, kind: str, folder: Path, models: list[tuple[Any, Any]], count: int = 1, side: int = 512,
+        **more: Any,
+    ) -> None:  # fmt: skip
+        """Prompt embeddings to pictures by a whole pipeline: the reference, calotype as it is, and unaccelerated."""
         generator = torch.Generator("cuda").manual_seed(1)
-        width, side = (2048, 1024) if kind == "StableDiffusionXLPipeline" else (768, 512)
+        width = 2048 if kind == "StableDiffusionXLPipeline" else 768
         given: dict[str, Any] = {
             name: torch.randn(1, 77, width, device="cuda", generator=generator).bfloat16()
             for name in ("prompt_embeds", "negative_prompt_embeds")
@@ -323,7 +336,7 @@ class Bench:
                 given[name] = torch.randn(1, 1280, device="cuda", generator=generator).bfloat16()
         found: dict[str, Tensor] = {}
         for index, (who, library) in enumerate(
-            (("reference", self.diffusers), ("calotype", self.calotype), ("accelerated", self.calotype))
+            (("reference", self.diffusers), ("calotype", self.calotype), ("plain", self.calotype))
         ):
             if self.late:
                 self.say(f"{what:36s} {who:12s} left out: no time")
@@ -333,31 +346,35 @@ class Bench:
             pipe.set_progress_bar_config(disable=True)
             if width == 2048:
                 pipe.text_encoder = pipe.text_encoder_2 = None  # whose width is not that of the embeddings
-            if who == "accelerated":
-                fast = Accelerated(pipe.unet, PROFILED), Accelerated(pipe.vae, PROFILED, ("decode",))
-                parts = pipe.parts()
-                bound = replace(parts, family=replace(parts.family, unet=fast[0], vae=fast[1]))
-                pipe.parts = lambda bound=bound: bound
+            if who == "plain":
+                pipe.acceleration = None
+                for _, ours in models:
+                    accelerated._RUNNERS.pop(ours, None)
 
             def run(pipe: Any = pipe) -> Tensor:
                 images: Tensor = pipe(
-                    **given, num_inference_steps=steps, height=side, width=side, num_images_per_prompt=count,
-                    generator=torch.Generator("cuda").manual_seed(0), output_type="pt",
+                    **given, height=side, width=side, num_images_per_prompt=count,
+                    generator=torch.Generator("cuda").manual_seed(0), output_type="pt", **more,
                 ).images  # fmt: skip
                 return images
 
+            gc.collect()
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
             first, second = wall(run), wall(run)
-            third = wall(lambda who=who, run=run: found.update({who: run()}))
+            last = min(wall(lambda who=who, run=run: found.update({who: run()})) for _ in range(2))
             apart = error(found[who], found["reference"])
             self.say(
-                f"{what:36s} {who:12s} first {first:7.0f} ms, then {second:7.0f}, {third:7.0f} ms; "
-                f"{torch.cuda.max_memory_reserved() / 2**30:.2f} GiB reserved; apart {apart:.1e}"
+                f"{what:36s} {who:12s} first {first:7.0f} ms, then {second:7.0f}, at best {last:7.1f} ms; "
+                f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB used, "
+                f"{torch.cuda.max_memory_reserved() / 2**30:.2f} reserved; apart {apart:.1e}"
             )
+            if who == "calotype":
+                self.log(pipe.acceleration.report() if pipe.acceleration else "acceleration is off")
 
     def profiled(self, what: str, ours: Any, run: Callable[[Any], Tensor]) -> None:
         """The kernels that take most of the time, into the log."""
+        accelerated._RUNNERS.pop(ours, None)
         fast = Accelerated(ours, PROFILED, ("decode",))
         for _ in range(3):
             run(fast)
@@ -454,6 +471,16 @@ class Bench:
             torch.cuda.synchronize()
             return "none"
 
+    def products(self, q: Tensor, k: Tensor, v: Tensor) -> str:
+        """The time of attention by matrix products and a softmax, in microseconds."""
+        from triton.testing import do_bench_cudagraph
+
+        from calotype.acceleration.stand_ins import StandIns, kernels_for
+
+        stand_ins = StandIns(Options(), kernels_for(q.device))
+        q, k, v = (t.transpose(1, 2).flatten(2) for t in (q, k, v))
+        return f"{do_bench_cudagraph(lambda: stand_ins.wide(q, k, v, 512**-0.5), rep=15) * 1e3:8.1f}"
+
     def attention(self) -> None:
         shapes = [
             (2, 8, 4096, 4096, 40), (2, 8, 4096, 77, 40), (2, 8, 1024, 1024, 80), (2, 8, 256, 256, 160),
@@ -470,31 +497,32 @@ class Bench:
             names = ["FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION", "default"]
             names += ["MATH"] if width == 512 else []
             cells = [f"{name.split('_')[0].lower()} {self.backend(name, q, k, v)}" for name in names]
+            if width == 512:
+                cells.append(f"products {self.products(q, k, v)}")
             self.say(
                 f"attention {(batch, heads, n, m, width)!s:26s} us: {'  '.join(cells)}  floor {floor:.1f}"
             )
 
 
-def parts(bench: Bench) -> Iterator[tuple[str, Callable[[], None]]]:
-    most = [name for name in VARIANTS if name != "nothing"]
+def parts(bench: Bench, quick: bool) -> Iterator[tuple[str, Callable[[], None]]]:
+    most = ["default"] if quick else [name for name in VARIANTS if name != "nothing"]
 
     def sd15() -> None:
         models = bench.pair("UNet2DConditionModel", SD15)
-        bench.unet("SD 1.5 UNet 2x512", models, 2, 64, 768, list(VARIANTS))
-        few = ["graph, kernels, channels-last", "+ prompts", "+ cudnn attention", "+ tuned, cudnn attention"]
+        bench.unet("SD 1.5 UNet 2x512", models, 2, 64, 768, ["nothing", *most])
+        few = ["default"] if quick else ["graph, kernels, channels-last", "+ prompts", "default"]
         bench.unet("SD 1.5 UNet 16x512", models, 16, 64, 768, few)
 
     def sdxl() -> None:
         models = bench.pair("UNet2DConditionModel", SDXL)
         bench.unet("SDXL UNet 2x1024", models, 2, 128, 2048, most)
-        bench.unet("SDXL UNet 1x512", models, 1, 64, 2048, ["+ prompts"])
+        if not quick:
+            bench.unet("SDXL UNet 1x512", models, 1, 64, 2048, ["default"])
 
     def vae() -> None:
         models = bench.pair("AutoencoderKL", VAE)
-        few = [
-            "graph", "graph, kernels", "graph, kernels, channels-last", "+ packed", "+ tuned",
-            "all without graph",
-        ]  # fmt: skip
+        few = ["graph", "graph, kernels", "graph, kernels, channels-last"]
+        few = ["+ prompts", "default"] if quick else [*few, "default", "default without graph"]
         bench.vae("VAE decode 512", models, 64, few)
         bench.vae("VAE decode 1024", models, 128, few)
 
@@ -507,14 +535,21 @@ def parts(bench: Bench) -> Iterator[tuple[str, Callable[[], None]]]:
             unet = bench.pair("UNet2DConditionModel", SD15)
             for count in (1, 8):
                 what = f"SD 1.5, 50 steps, {count} x 512"
-                bench.pictures(what, "StableDiffusionPipeline", folder, [unet, vae], 50, count)
+                bench.pictures(
+                    what, "StableDiffusionPipeline", folder, [unet, vae], count, num_inference_steps=50
+                )
             del unet
+            kind = "StableDiffusionXLPipeline"
             folder = stable_diffusion_xl_folder(Path(place) / "xl", bench.calotype)
-            unet = bench.pair("UNet2DConditionModel", SDXL)
-            bench.pictures("SDXL, 30 steps, 1024", "StableDiffusionXLPipeline", folder, [unet, vae], 30, 1)
+            models = [bench.pair("UNet2DConditionModel", SDXL), vae]
+            bench.pictures(
+                "SDXL, 1 step, 512", kind, folder, models, num_inference_steps=1, guidance_scale=0.0
+            )
+            bench.pictures("SDXL, 30 steps, 1024", kind, folder, models, side=1024, num_inference_steps=30)
 
-    yield "kernels", bench.kernels
-    yield "attention", bench.attention
+    if not quick:
+        yield "kernels", bench.kernels
+        yield "attention", bench.attention
     yield "sd15", sd15
     yield "vae", vae
     yield "sdxl", sdxl
@@ -528,6 +563,9 @@ def main() -> int:
     )
     parser.add_argument(
         "--only", default="", help="parts, separated by commas: kernels, attention, sd15, vae, sdxl, pictures"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="the default settings alone, and no single kernels"
     )
     parser.add_argument("--seconds", type=float, default=240)
     parser.add_argument("--out", type=Path, help="a file for the whole log")
@@ -544,7 +582,7 @@ def main() -> int:
     bench = Bench(options.seconds, log, options.profile)
     wanted = [name for name in options.only.split(",") if name]
     failed = False
-    for name, part in parts(bench):
+    for name, part in parts(bench, options.quick):
         if wanted and name not in wanted:
             continue
         start = time.perf_counter()

@@ -258,6 +258,8 @@ def tuned() -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
+MOST = 2
+"""Ways of running a model that are kept, for pipelines that share it and differ in their options."""
 _LOCK = threading.RLock()
 _OF_DEVICES: weakref.WeakValueDictionary[torch.device, Device] = weakref.WeakValueDictionary()
 _RUNNERS: weakref.WeakKeyDictionary[nn.Module, dict[Options, Runner]] = weakref.WeakKeyDictionary()
@@ -276,6 +278,8 @@ def runner_of(model: nn.Module, options: Options) -> Runner:
     """The runner of a model, one for all pipelines that have it; it goes with the model."""
     with _LOCK:
         by_options = _RUNNERS.setdefault(model, {})
-        if options not in by_options:
-            by_options[options] = Runner(model, options)
-        return by_options[options]
+        runner = by_options.pop(options, None) or Runner(model, options)
+        by_options[options] = runner
+        while len(by_options) > MOST:
+            del by_options[next(iter(by_options))]
+        return runner

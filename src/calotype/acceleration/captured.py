@@ -112,7 +112,12 @@ class Captures:
             self.wasted = 0
 
     def __call__(
-        self, ordinary: Callable[[], Any], prepare: Prepare, stamp: object, tensors: list[Tensor], form: Hashable
+        self,
+        ordinary: Callable[[], Any],
+        prepare: Prepare,
+        stamp: object,
+        tensors: list[Tensor],
+        form: Hashable,
     ) -> Any:
         """What ``ordinary`` gives for these tensors in this form, which computes the first time and where it must."""
         with self.lock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -45,17 +46,19 @@ class CudaGraphs:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.pool: Any = None
+        self._graphs: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
         self._last: torch.cuda.Event | None = None
         self._lock = threading.RLock()
 
     def capture(self, function: Callable[[], Any]) -> tuple[Replay, Any]:
         with torch.cuda.device(self.device):
-            if self.pool is None:
+            if not self._graphs:  # a pool that no graph uses any more cannot be taken up again
                 self.pool = torch.cuda.graph_pool_handle()
             graph = torch.cuda.CUDAGraph()
             torch.cuda.current_stream().synchronize()
             with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
                 result = function()
+        self._graphs.add(graph)
         return graph, result
 
     def in_order(self) -> AbstractContextManager[Any]:

@@ -14,7 +14,8 @@ class Options:
     ``packed``: queries, keys and values of self-attention in one matrix product. ``prompts``: keys and values of a
     prompt are computed once and not in each step (needs ``graphs``). ``tuned``: cuDNN tries its algorithms on the first
     use of a shape. ``attention`` is the order in which PyTorch's backends are tried; empty leaves it to PyTorch.
-    ``shapes`` is how many captured graphs a model keeps.
+    ``wide``: attention of one wide head, an autoencoder's, by matrix products and a softmax in Triton (needs
+    ``kernels``). ``shapes`` is how many captured graphs a model keeps.
     """
 
     graphs: bool = True
@@ -24,4 +25,5 @@ class Options:
     prompts: bool = True
     tuned: bool = False
     attention: tuple[str, ...] = ()
+    wide: bool = True
     shapes: int = 8

@@ -7,7 +7,7 @@ weights are still asked by name, so adapters that stand in a layer's place are h
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import cache
 from types import ModuleType
@@ -24,6 +24,7 @@ from calotype.nn.activations import GEGLU
 from calotype.nn.attention import Attention
 from calotype.nn.norms import activated_norm
 from calotype.nn.replaceable import Table
+from calotype.nn.resampling import Upsample2D
 from calotype.nn.resnet import ResnetBlock2D
 from calotype.nn.transformer import BasicTransformerBlock, SpatialTransformer
 
@@ -40,8 +41,11 @@ def plain(procedure: Callable[..., Any]) -> Callable[..., Any]:
 class Kernels:
     """The kernels where they can run on a tensor; the same in PyTorch elsewhere."""
 
-    def __init__(self, group_norm: ModuleType, layer_norm: ModuleType, pointwise: ModuleType) -> None:
-        self.group_norm, self.layer_norm, self.pointwise = group_norm, layer_norm, pointwise
+    def __init__(
+        self, group_norm: ModuleType, layer_norm: ModuleType, pointwise: ModuleType, softmax: ModuleType
+    ) -> None:
+        self.group_norm, self.layer_norm = group_norm, layer_norm
+        self.pointwise, self.softmax = pointwise, softmax
 
     @staticmethod
     def take(*tensors: Tensor | None) -> bool:
@@ -60,7 +64,7 @@ def kernels_for(device: torch.device) -> Kernels | None:
 
         if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 3):
             raise ImportError(f"Triton {triton.__version__} is too old")
-        from calotype.acceleration.kernels import group_norm, layer_norm, pointwise
+        from calotype.acceleration.kernels import group_norm, layer_norm, pointwise, softmax
 
         if device.type == "cuda":
             with torch.cuda.device(device):
@@ -72,7 +76,7 @@ def kernels_for(device: torch.device) -> Kernels | None:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         logger.warning("Norms, gates and sums are computed without Triton: %s.", reason)
         return None
-    return Kernels(group_norm, layer_norm, pointwise)
+    return Kernels(group_norm, layer_norm, pointwise, softmax)
 
 
 class StandIns:
@@ -86,13 +90,14 @@ class StandIns:
     def table(self) -> Table:
         """What stands in the place of what."""
         found: dict[Callable[..., Any], Callable[..., Any]] = {Attention.project: self.project}
-        if self.options.attention:
+        if self.options.attention or (self.options.wide and self.kernels is not None):
             found[Attention.attend] = self.attend
         if self.kernels is not None:
             found |= {
                 ResnetBlock2D.forward: self.resnet,
                 SpatialTransformer.forward: self.transformer,
                 GEGLU.forward: self.geglu,
+                Upsample2D.forward: self.upsample,
                 activated_norm: self.activated_norm,
             }
         return found
@@ -108,9 +113,35 @@ class StandIns:
         return plain(Attention.project)(layer, x, context)
 
     def attend(self, layer: Attention, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+        if self.options.wide and self._is_wide(layer, q, k, bias):
+            return self.wide(q, k, v, layer.scale)
+        if not self.options.attention:
+            return plain(Attention.attend)(layer, q, k, v, bias)
         backends = [_BACKENDS[name] for name in self.options.attention]
         with sdpa_kernel(backends, set_priority=True) if q.is_cuda else nullcontext():
             return plain(Attention.attend)(layer, q, k, v, bias)
+
+    def _is_wide(self, layer: Attention, q: Tensor, k: Tensor, bias: Tensor | None) -> bool:
+        """Whether this is attention of one head so wide that PyTorch's quick kernels do not take it."""
+        return (
+            self.kernels is not None
+            and self.kernels.take(q)
+            and bias is None
+            and layer.heads == 1
+            and q.shape[-1] > 256
+            and q.dtype in (torch.float16, torch.bfloat16)
+            and k.shape[1] <= self.kernels.softmax.WIDEST
+        )
+
+    def wide(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """Softmax(Q Kᵀ) V of one head, some queries at a time, so that their scores stay near; scores in float32."""
+        assert self.kernels is not None
+        keys = k.transpose(1, 2)
+        found = []
+        for some in q.split(max(_SCORES // (len(q) * k.shape[1]), 128), dim=1):
+            scores = torch.bmm(some, keys, out_dtype=torch.float32)  # type: ignore[call-overload]
+            found.append(torch.bmm(self.kernels.softmax.fused(scores, scale, q.dtype), v))
+        return torch.cat(found, dim=1)
 
     # -- blocks ------------------------------------------------------------------------------------------------
 
@@ -159,6 +190,29 @@ class StandIns:
         fits = self.kernels.take(h, x, bias, other) and h.dtype == x.dtype
         h = (pointwise.residual if fits else pointwise.plain_residual)(h, x, bias, other)
         return h if block.output_scale_factor == 1.0 else h / block.output_scale_factor
+
+    def upsample(self, module: Upsample2D, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        """The larger map written in one pass, and its convolution's bias in another."""
+        assert self.kernels is not None
+        double = (2 * x.shape[-2], 2 * x.shape[-1])
+        if (
+            module.use_conv_transpose
+            or x.shape[1] != module.channels
+            or (output_size is not None and tuple(output_size) != double)
+            or not self.kernels.take(x)
+            or not x.is_contiguous(memory_format=torch.channels_last)
+        ):
+            return plain(Upsample2D.forward)(module, x, output_size)
+        pointwise = self.kernels.pointwise
+        larger: Tensor = pointwise.twice(x)
+        if module.conv is None:
+            return larger
+        h, bias = without_bias(module.conv, larger)
+        if bias is None:
+            return h
+        fits = self.kernels.take(h, bias)
+        biased: Tensor = (pointwise.residual if fits else pointwise.plain_residual)(h, None, bias)
+        return biased
 
     def activated(self, temb: Tensor) -> Tensor:
         """SiLU of the time's embedding, computed once for all blocks."""
@@ -253,6 +307,8 @@ class Prompt:
         return layer.to_k(self.context), layer.to_v(self.context)
 
 
+_SCORES = 2**24
+"""Scores that are computed at a time, 64 MiB."""
 _BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "cudnn": SDPBackend.CUDNN_ATTENTION,
