@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "schedulers": {"core"},
     "nn": {"core"},
     "adapters": {"core", "nn"},
+    "acceleration": {"adapters", "core", "nn"},
     "models": {"adapters", "core", "nn", "single_file"},
     "diffusion": {"core", "nn", "image_processor", "video_processor"},
     "families": {"adapters", "core", "nn", "models", "diffusion", "image_processor", "video_processor"},

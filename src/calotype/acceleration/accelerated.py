@@ -163,6 +163,8 @@ class Runner:
             return f"an argument cannot be kept ({error})", [], None
         assert self.weights is not None
         place = self.weights.tensors[0].device
+        # a time may be given from elsewhere
+        tensors = [tensor if tensor.ndim else tensor.to(place) for tensor in tensors]
         if any(tensor.device != place or tensor.requires_grad for tensor in tensors):
             return f"an argument is not on {place}", [], None
         return None, tensors, form

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 import torch
 
+from calotype.core.random import UNSEEDED
+
 
 class Replay(Protocol):
     """Captured work, to be done again on the memory that it was captured with."""
@@ -56,7 +58,8 @@ class CudaGraphs:
                 self.pool = torch.cuda.graph_pool_handle()
             graph = torch.cuda.CUDAGraph()
             torch.cuda.current_stream().synchronize()
-            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+            # the device's own generator takes part in a capture and cannot be drawn from meanwhile
+            with UNSEEDED, torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
                 result = function()
         self._graphs.add(graph)
         return graph, result

@@ -1,4 +1,4 @@
-"""The one switch for all pipelines; it starts as the environment variable ``CALOTYPE_ACCELERATION`` says, on if unset."""
+"""The one switch for all pipelines; the environment variable ``CALOTYPE_ACCELERATION`` says where it starts."""
 
 from __future__ import annotations
 

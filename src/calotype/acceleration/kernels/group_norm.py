@@ -236,10 +236,9 @@ def fused(
 
     ``x`` is (batch, channels, height, width), contiguous or channels-last.
     """
-    batch, channels, height, wide = x.shape
     if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
         x = x.contiguous(memory_format=torch.channels_last)
-    none = nothing(channels, x)
+    none = nothing(x.shape[1], x)
     shift_row = 0 if shift is None else shift.stride(0)
     given = none if shift is None else shift, none if offset is None else offset
     run = _channels_last if x.is_contiguous(memory_format=torch.channels_last) else _contiguous
