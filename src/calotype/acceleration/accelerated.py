@@ -72,6 +72,8 @@ class Runner:
         """How often a pipeline's call has begun, or a user's code has run in one."""
         self.why: str | None = None
         """Why the model is left to compute by itself."""
+        self.broken: str | None = None
+        """What failed, which is not tried again."""
         self._said: set[str] = set()
 
     def begin(self, model: nn.Module) -> None:
@@ -79,7 +81,8 @@ class Runner:
         with self.lock:
             self.epoch += 1
             if (
-                self.weights is None
+                self.why is not None
+                or self.weights is None
                 or self.structure is None
                 or not self.weights.stand()
                 or not self.structure.stands(model)
@@ -92,12 +95,12 @@ class Runner:
             captures.clear()
         self.captures.clear()
         place = next((tensor.device for tensor in model.parameters()), torch.device("meta"))
-        self.why = obstacle(model, place.type)
+        self.why = self.broken or obstacle(model, place.type)
         if self.why is None and place.type not in _DEVICES:
             self.why = f"its weights are on {place.type}"
         if self.why is not None:
             self._say(self.why)
-            self.device = self.kernels = None
+            self.device = self.kernels = self.weights = self.structure = None
         else:
             self.device = device_of(place)
             with torch.inference_mode(False), torch.no_grad():
@@ -107,12 +110,12 @@ class Runner:
                     channels_last(model)
                 if self.options.packed:
                     pack(model)
-        self.weights, self.structure = Weights(model), Structure(model)
+            self.weights, self.structure = Weights(model), Structure(model)
 
     def __call__(self, model: nn.Module, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         function = model if method == "__call__" else getattr(model, method)
         with self.lock:
-            if self.weights is None or not self.weights.stand():
+            if self.why is None and (self.weights is None or not self.weights.stand()):
                 self._anew(model)
             device, kernels = self.device, self.kernels
         if device is None:
@@ -143,7 +146,8 @@ class Runner:
             result = function(*args, **kwargs)  # what is wrong with the arguments is wrong here too
             with self.lock:
                 self.device = None
-                self.why = f"{type(error).__name__}: {(str(error) or 'no reason given').splitlines()[0]}"
+                self.broken = f"{type(error).__name__}: {(str(error) or 'no reason given').splitlines()[0]}"
+                self.why = self.broken
                 logger.warning("%s is computed without acceleration: %s.", self.name, self.why)
             return result
 
@@ -218,10 +222,10 @@ class Runner:
 
     def report(self) -> str:
         """What is in use and why not, in one line."""
-        if self.weights is None:
-            return "has not been called"
         if self.why is not None:
             return f"plain: {self.why}"
+        if self.weights is None:
+            return "has not been called"
         names = ("graphs", "channels_last", "kernels", "packed", "prompts", "tuned")
         used = [name for name in names if getattr(self.options, name)]
         if self.kernels is None and self.options.kernels:

@@ -99,47 +99,50 @@ def obstacle(model: nn.Module, kind: str = "cuda") -> str | None:
         return "it is compiled already"
     if not type(model).__module__.startswith("calotype.models."):
         return f"its class {type(model).__name__} is not of this library"
-    for name, module in model.named_modules():
-        what = name or "it"
-        if module.training:
+    for module in model.modules():
+        own = module.__dict__
+        if own["training"]:
             return "it is in training mode"
-        if getattr(module, "_compiled_call_impl", None) is not None:
-            return f"{what} is compiled already"
-        if "forward" in module.__dict__ or not type(module).__module__.startswith(_LIBRARIES):
-            return f"{what} computes by code that is not of this library"
-        if any(not is_strength_hook(hook) for hook in _hooks(module)):
-            return f"hooks are on {what}, as offloading puts them there"
-        if getattr(module, "freeu", None) is not None:
+        if own.get("_compiled_call_impl") is not None:
+            return f"{_name(model, module)} is compiled already"
+        if "forward" in own or not type(module).__module__.startswith(_LIBRARIES):
+            return f"{_name(model, module)} computes by code that is not of this library"
+        for hooks in (own["_forward_hooks"], own["_forward_pre_hooks"]):
+            if not all(is_strength_hook(hook) for hook in hooks.values()):
+                return f"hooks are on {_name(model, module)}, as offloading puts them there"
+        if own.get("freeu") is not None:
             return "FreeU is on"
-        if isinstance(module, Attention) and type(module.processor) not in _PROCESSORS:
-            return f"{what} computes by a {type(module.processor).__name__}, which may do more than compute"
-        if isinstance(module, Attention) and module.image_sources is not None:
-            return "an IP-Adapter is in it"
+        if isinstance(module, Attention):
+            if type(module.processor) not in _PROCESSORS:
+                name = _name(model, module)
+                return (
+                    f"{name} computes by a {type(module.processor).__name__}, which may do more than compute"
+                )
+            if module.image_sources is not None:
+                return "an IP-Adapter is in it"
     if nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks:
         return "hooks are on all modules"
+    devices = set()
     for tensor in _tensors(model):
-        if type(tensor) not in (Tensor, nn.Parameter) or type(tensor.data) is not Tensor:
+        if type(tensor) is not Tensor and type(tensor) is not nn.Parameter:
             return f"its weights are {type(tensor).__name__}s"
-        if tensor.is_floating_point() and tensor.dtype not in _DTYPES:
+        if tensor.dtype not in _DTYPES and tensor.is_floating_point():
             return f"its weights are {tensor.dtype}"
-        if tensor.device.type != kind:
-            return f"its weights are on {tensor.device.type}"
-    if len({tensor.device for tensor in _tensors(model)}) != 1:
+        devices.add(tensor.device)
+    if len(devices) != 1:
         return "its weights are not on one device"
-    return None
+    place = devices.pop().type
+    return None if place == kind else f"its weights are on {place}"
 
 
-def _hooks(module: nn.Module) -> Iterator[Any]:
-    yield from module._forward_hooks.values()
-    yield from module._forward_pre_hooks.values()
+def _name(model: nn.Module, wanted: nn.Module) -> str:
+    return next((name for name, module in model.named_modules() if module is wanted), "") or "it"
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:
-    yield from model.parameters()
-    yield from model.buffers()
-    for module in model.modules():
-        if isinstance(module, Adapted):
-            yield from module.layer.parameters()
+    for module in everything(model):
+        for table in (module._parameters, module._buffers):
+            yield from (tensor for tensor in table.values() if tensor is not None)
 
 
 def channels_last(model: nn.Module) -> None:
