@@ -101,7 +101,7 @@ def obstacle(model: nn.Module, kind: str = "cuda") -> str | None:
         return f"its class {type(model).__name__} is not of this library"
     for module in model.modules():
         own = module.__dict__
-        if own["training"]:
+        if own["training"] and not _has_no_modes(module):
             return "it is in training mode"
         if own.get("_compiled_call_impl") is not None:
             return f"{_name(model, module)} is compiled already"
@@ -133,6 +133,11 @@ def obstacle(model: nn.Module, kind: str = "cuda") -> str | None:
         return "its weights are not on one device"
     place = devices.pop().type
     return None if place == kind else f"its weights are on {place}"
+
+
+def _has_no_modes(module: nn.Module) -> bool:
+    """Whether training and evaluation are the same to a module: lists, and what adapters put in later."""
+    return type(module) is nn.ModuleList or type(module).__module__.startswith("calotype.adapters.")
 
 
 def _name(model: nn.Module, wanted: nn.Module) -> str:
