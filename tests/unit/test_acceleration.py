@@ -323,6 +323,9 @@ def test_pipelines_on_the_device_are_accelerated_unless_switched_off(
     finally:
         acceleration.on()
     monkeypatch.setattr(pipeline, "KINDS", {"cuda"})
+    pipe.to("cpu")
+    assert pipe.unet not in accelerated._RUNNERS
+    assert not runner.captures
     assert "its weights are on cpu" in pipe.acceleration.report()
     with pytest.raises(InputError, match="not 3"):
         pipe.acceleration = 3

@@ -289,3 +289,15 @@ def runner_of(model: nn.Module, options: Options) -> Runner:
         while len(by_options) > MOST:
             del by_options[next(iter(by_options))]
         return runner
+
+
+def forget(model: nn.Module) -> None:
+    """Give back all that was captured of a model."""
+    with _LOCK:
+        runners = _RUNNERS.pop(model, {})
+    for runner in runners.values():
+        with runner.lock:
+            for captures in runner.captures.values():
+                captures.clear()
+            runner.captures.clear()
+            runner.weights = runner.structure = None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
 from functools import cache
 from typing import Any, TypeVar
@@ -63,6 +64,14 @@ def look_again(family: Any) -> None:
         model = getattr(family, one.name)
         if "_runner" in getattr(model, "__dict__", {}):
             model._runner.begin(model._orig_mod)
+
+
+def give_back(models: Iterable[Any]) -> None:
+    """Forget what was captured of models that have left the device, so that its memory is free."""
+    known = sys.modules.get("calotype.acceleration.accelerated")  # imported once something is captured
+    for model in models:
+        if known is not None and isinstance(model, nn.Module) and not is_on_device(model):
+            known.forget(model)
 
 
 @cache

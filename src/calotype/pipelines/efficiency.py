@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 
 from calotype.acceleration.options import Options
-from calotype.acceleration.pipeline import Acceleration
+from calotype.acceleration.pipeline import Acceleration, give_back
 from calotype.acceleration.switch import is_on
 from calotype.core.errors import InputError
 from calotype.models.attention_access import AttentionAccess
@@ -103,6 +103,7 @@ class Efficiency:
         for name, model in self._modules_by_name.items():
             model.to("cpu")
             accelerator.host(name, model)
+        give_back(self._modules_by_name.values())
         empty_cache(place)
 
     def remove_all_hooks(self) -> None:
