@@ -6,7 +6,7 @@ import copy
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -19,7 +19,7 @@ from calotype.acceleration.options import Options
 from calotype.acceleration.stand_ins import Kernels, Prompt, StandIns, kernels_for
 from calotype.acceleration.state import Structure, Weights, channels_last, obstacle, pack
 from calotype.acceleration.values import taken_apart
-from calotype.adapters.strength import strength
+from calotype.adapters.strength import at_strength, strength
 from calotype.nn.replaceable import replaced
 
 logger = logging.getLogger(__name__)
@@ -117,12 +117,12 @@ class Runner:
         with self.lock:
             if self.why is None and (self.weights is None or not self.weights.stand()):
                 self._anew(model)
-            device, kernels = self.device, self.kernels
-        if device is None:
+            device, kernels, weights = self.device, self.kernels, self.weights
+        if device is None or weights is None:
             return function(*args, **kwargs)
         if method != "__call__":
             kwargs = {name: value for name, value in kwargs.items() if name not in UNREAD}
-        why, tensors, form = self._form(args, kwargs)
+        why, tensors, form = taken(args, kwargs, weights.tensors[0].device)
         if why is not None:
             self._say(why)
             return function(*args, **kwargs)
@@ -135,9 +135,10 @@ class Runner:
             if not self.options.graphs:
                 return ordinary()
             with self.lock:
+                if self.weights is not weights:  # another thread has found that the model has changed
+                    return ordinary()
                 captures = self._captures_of(method, device)
-                assert self.weights is not None
-                stamp = (self.epoch, self.weights.versions() if self.options.prompts else ())
+                stamp = (self.epoch, weights.versions() if self.options.prompts else ())
                 with device.current():
                     return captures(ordinary, self._preparing(function), stamp, tensors, form)
         except torch.OutOfMemoryError:
@@ -150,28 +151,6 @@ class Runner:
                 self.why = self.broken
                 logger.warning("%s is computed without acceleration: %s.", self.name, self.why)
             return result
-
-    def _form(self, args: Any, kwargs: dict[str, Any]) -> tuple[str | None, list[Tensor], Hashable]:
-        """Why this call is left to the model, if it is; its tensors, and the form that captures are known by."""
-        if torch.is_grad_enabled():
-            return "gradients are recorded", [], None
-        if torch.is_autocast_enabled("cuda") or torch.is_autocast_enabled("cpu"):
-            return "autocast is on", [], None
-        if torch._C._len_torch_dispatch_stack() or torch.compiler.is_compiling():
-            return "something watches each operation", [], None
-        if unknown := sorted({*(kwargs.get("cross_attention_kwargs") or {})} - {"scale"}):
-            return f"cross_attention_kwargs have {', '.join(unknown)}", [], None
-        try:
-            tensors, form = taken_apart((args, kwargs, (strength(), *settings())))
-        except TypeError as error:
-            return f"an argument cannot be kept ({error})", [], None
-        assert self.weights is not None
-        place = self.weights.tensors[0].device
-        # a time may be given from elsewhere
-        tensors = [tensor if tensor.ndim else tensor.to(place) for tensor in tensors]
-        if any(tensor.device != place or tensor.requires_grad for tensor in tensors):
-            return f"an argument is not on {place}", [], None
-        return None, tensors, form
 
     def _captures_of(self, method: str, device: Device) -> Captures:
         if method not in self.captures:
@@ -198,8 +177,9 @@ class Runner:
             if not layers:
                 return Prepared(None, call)
 
-            def before() -> list[Any]:
-                with self._faster(StandIns(self.options, kernels)):
+            def before() -> list[Any]:  # adapters act as they do within the call
+                scale = (kwargs.get("cross_attention_kwargs") or {}).get("scale")
+                with at_strength(scale), self._faster(StandIns(self.options, kernels)):
                     return [prompt.computed(layer) for layer in layers]
 
             def use(found: list[Any]) -> None:
@@ -240,6 +220,31 @@ class Runner:
         if self._said:
             line += f"; computed plainly when {' or '.join(sorted(self._said))}"
         return line
+
+
+def taken(
+    args: tuple[Any, ...], kwargs: dict[str, Any], place: torch.device
+) -> tuple[str | None, list[Tensor], Hashable]:
+    """Why a call is left to the model, if it is; its tensors, and the form that captures are known by."""
+    if torch.is_grad_enabled():
+        return "gradients are recorded", [], None
+    if torch.is_autocast_enabled("cuda") or torch.is_autocast_enabled("cpu"):
+        return "autocast is on", [], None
+    if torch._C._len_torch_dispatch_stack() or torch.compiler.is_compiling():
+        return "something watches each operation", [], None
+    if any(isinstance(argument, Mapping) for argument in args):
+        return "arguments for attention are given by position", [], None
+    if unknown := sorted({*(kwargs.get("cross_attention_kwargs") or {})} - {"scale"}):
+        return f"cross_attention_kwargs have {', '.join(unknown)}", [], None
+    try:
+        tensors, form = taken_apart((args, kwargs, (strength(), *settings())))
+    except TypeError as error:
+        return f"an argument cannot be kept ({error})", [], None
+    # a time may be given from elsewhere
+    tensors = [tensor if tensor.ndim else tensor.to(place) for tensor in tensors]
+    if any(tensor.device != place or tensor.requires_grad for tensor in tensors):
+        return f"an argument is not on {place}", [], None
+    return None, tensors, form
 
 
 def settings() -> tuple[Hashable, ...]:

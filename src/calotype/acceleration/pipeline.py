@@ -6,7 +6,6 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
-from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -74,7 +73,6 @@ def give_back(models: Iterable[Any]) -> None:
             known.forget(model)
 
 
-@cache
 def methods_of(kind: type) -> tuple[str, ...] | None:
     """The methods by which models of a class do most of a call's work, beside being called; None if none do.
 

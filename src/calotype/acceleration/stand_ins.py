@@ -139,7 +139,7 @@ class StandIns:
         keys = k.transpose(1, 2)
         found = []
         for some in q.split(max(_SCORES // (len(q) * k.shape[1]), 128), dim=1):
-            scores = torch.bmm(some, keys, out_dtype=torch.float32)  # type: ignore[call-overload]
+            scores = torch.bmm(some, keys, out_dtype=torch.float32)
             found.append(torch.bmm(self.kernels.softmax.fused(scores, scale, q.dtype), v))
         return torch.cat(found, dim=1)
 
@@ -322,7 +322,7 @@ def is_plain(module: nn.Module | None, kind: type[nn.Module]) -> bool:
     return (
         type(module) is kind
         and getattr(module, "weight", None) is not None
-        and not (module._forward_hooks or module._forward_pre_hooks)  # type: ignore[union-attr]
+        and not (module._forward_hooks or module._forward_pre_hooks)
     )
 
 
