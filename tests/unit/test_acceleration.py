@@ -404,13 +404,10 @@ def test_the_environment_says_where_the_switch_starts(
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_kernels_compute_what_their_twins_compute() -> None:
     """In a process of its own: Triton decides at import whether it interprets."""
+    script = Path(__file__).parents[1] / "kernels_interpreted.py"
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).parents[1] / "kernels_interpreted.py")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.split() == ["group", "layer", "gate", "sum", "twice", "softmax"]
