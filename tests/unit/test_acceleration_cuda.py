@@ -270,10 +270,7 @@ def pictures(pipe: Any, prompt: str, seed: int, size: tuple[int, int], count: in
 def test_sixty_generations(tmp_path: Path) -> None:
     """Prompts, seeds, three shapes, two LoRAs at changing scales: as without acceleration, in bounded memory."""
     folder = stable_diffusion_folder(tmp_path / "sd", calotype)
-    fast, plain = (
-        calotype.StableDiffusionPipeline.from_pretrained(folder, torch_dtype=dtype).to("cuda")
-        for _ in range(2)
-    )
+    fast, plain = (calotype.StableDiffusionPipeline.from_pretrained(folder).to("cuda") for _ in range(2))
     plain.acceleration = None
     for pipe in (fast, plain):
         pipe.set_progress_bar_config(disable=True)
