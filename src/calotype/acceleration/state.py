@@ -101,12 +101,12 @@ def obstacle(model: nn.Module, kind: str = "cuda") -> str | None:
         return f"its class {type(model).__name__} is not of this library"
     for module in model.modules():
         own = module.__dict__
-        if own["training"] and not _has_no_modes(module):
-            return "it is in training mode"
         if own.get("_compiled_call_impl") is not None:
             return f"{_name(model, module)} is compiled already"
         if "forward" in own or not type(module).__module__.startswith(_LIBRARIES):
             return f"{_name(model, module)} computes by code that is not of this library"
+        if own["training"] and not _has_no_modes(module):
+            return "it is in training mode"
         for hooks in (own["_forward_hooks"], own["_forward_pre_hooks"]):
             if not all(is_strength_hook(hook) for hook in hooks.values()):
                 return f"hooks are on {_name(model, module)}, as offloading puts them there"
