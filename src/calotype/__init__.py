@@ -200,7 +200,7 @@ _HOME = {
 
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
-_MODULES = ("annotators", "compat", "guidance")
+_MODULES = ("acceleration", "annotators", "compat", "guidance")
 """The public modules."""
 
 __all__ = ["__version__", *_MODULE_OF, *_MODULES]

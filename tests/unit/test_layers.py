@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "schedulers": {"core", "acceleration"},  # the kernel of its sums, for tensors on CUDA alone
     "nn": {"core"},
     "adapters": {"core", "nn"},
+    "acceleration": {"adapters", "core", "nn"},
     "offloading": {"core"},
     "models": {"adapters", "core", "nn", "offloading", "single_file"},
     "diffusion": {"core", "nn", "image_processor", "video_processor"},

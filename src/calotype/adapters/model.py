@@ -240,7 +240,7 @@ def _settle(model: nn.Module, changed: bool) -> None:
 def _listen(model: nn.Module) -> None:
     """Hooks that read the strength from the model's arguments, if it takes it there."""
     parameters = list(inspect.signature(model.forward).parameters)
-    if _SCALED not in parameters or any(_is_ours(hook) for hook in model._forward_pre_hooks.values()):
+    if _SCALED not in parameters or any(is_strength_hook(hook) for hook in model._forward_pre_hooks.values()):
         return
     place = parameters.index(_SCALED)
     model.register_forward_pre_hook(partial(_enter, place), with_kwargs=True)
@@ -253,13 +253,14 @@ def _listen_no_more(model: nn.Module) -> None:
         (model._forward_hooks, model._forward_hooks_with_kwargs, model._forward_hooks_always_called),
     )
     for hooks, *marked in marks:
-        for key in [key for key, hook in hooks.items() if _is_ours(hook)]:
+        for key in [key for key, hook in hooks.items() if is_strength_hook(hook)]:
             del hooks[key]
             for mark in marked:
                 mark.pop(key, None)
 
 
-def _is_ours(hook: Any) -> bool:
+def is_strength_hook(hook: Any) -> bool:
+    """Whether a hook on a model does nothing but tell its adapters how strongly they act in this call."""
     return isinstance(hook, partial) and hook.func in (_enter, _leave)
 
 

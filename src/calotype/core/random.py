@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,9 @@ from calotype.core.errors import InputError
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 HIGHEST_SEED = 2**63 - 1
+
+UNSEEDED = threading.RLock()
+"""Held while a device's own generator is drawn from, and by what must not be disturbed by that: capturing a graph."""
 
 
 class PictureGenerators(list[torch.Generator]):
@@ -84,14 +88,14 @@ def randn_tensor(
 
     def draw(size: tuple[int, ...], source: torch.Generator | None) -> torch.Tensor:
         if source is None:
-            where = target
-        else:
-            where = source.device
-            if where.type != target.type and where.type != "cpu":
-                raise InputError(
-                    f"The generator lives on {where} but the noise is wanted on {target}: make the generator "
-                    f"there or on the CPU."
-                )
+            with UNSEEDED:
+                return torch.randn(size, device=target, dtype=dtype, layout=layout)
+        where = source.device
+        if where.type != target.type and where.type != "cpu":
+            raise InputError(
+                f"The generator lives on {where} but the noise is wanted on {target}: make the generator "
+                f"there or on the CPU."
+            )
         return torch.randn(size, generator=source, device=where, dtype=dtype, layout=layout).to(target)
 
     if generators is not None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from calotype.core.errors import InputError
@@ -56,6 +56,11 @@ class Parts:
         }
         others = {*self.ignores, *(name for one in self.before for name in one.alone)}
         return {**{name: value for name, value in given.items() if name not in others}, **own}
+
+    def with_families(self, change: Callable[[Family], Family]) -> Parts:
+        """The same with each family as ``change`` gives it."""
+        before = tuple(one.with_families(change) for one in self.before)
+        return replace(self, family=change(self.family), before=before)
 
     @property
     def guided(self) -> Parts:

@@ -27,6 +27,7 @@ from calotype.models.unet_conditioning import (
 from calotype.models.unet_layout import check_layout, down_stages, mid_stage_of, up_stages
 from calotype.models.unet_paths import add_residuals, down_path, up_path
 from calotype.nn.activations import activation
+from calotype.nn.norms import activated_norm
 from calotype.nn.stage import Conditioning
 
 
@@ -191,7 +192,7 @@ class UNet2DConditionModel(
         h = up_path(self.up_blocks, h, kept, given)
 
         if self.conv_norm_out is not None and self.conv_act is not None:
-            h = self.conv_act(self.conv_norm_out(h))
+            h = activated_norm(h, self.conv_norm_out, self.conv_act)
         h = self.conv_out(h)
         return UNet2DConditionOutput(sample=h) if return_dict else (h,)
 

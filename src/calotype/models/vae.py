@@ -13,7 +13,7 @@ from torch import nn
 from calotype.core.errors import InputError
 from calotype.core.outputs import BaseOutput
 from calotype.nn.attention import Attention
-from calotype.nn.norms import SpatialNorm
+from calotype.nn.norms import SpatialNorm, activated_norm
 from calotype.nn.resampling import Downsample2D, Upsample2D
 from calotype.nn.resnet import ResnetBlock2D
 
@@ -163,7 +163,7 @@ class Encoder(Checkpointed):
         x = self.conv_in(sample)
         for stage in (*self.down_blocks, self.mid_block):
             x = self._run(stage, x)
-        return self.conv_out(self.conv_act(self.conv_norm_out(x)))
+        return self.conv_out(activated_norm(x, self.conv_norm_out, self.conv_act))
 
 
 class Decoder(Checkpointed):
@@ -210,8 +210,11 @@ class Decoder(Checkpointed):
         x = self.conv_in(sample)
         for stage in (self.mid_block, *self.up_blocks):
             x = self._run(stage, x, latent_embeds)
-        x = self.conv_norm_out(x) if latent_embeds is None else self.conv_norm_out(x, latent_embeds)
-        return self.conv_out(self.conv_act(x))
+        if latent_embeds is None:
+            x = activated_norm(x, self.conv_norm_out, self.conv_act)
+        else:
+            x = self.conv_act(self.conv_norm_out(x, latent_embeds))
+        return self.conv_out(x)
 
 
 def _check(

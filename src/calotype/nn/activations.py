@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from calotype.core.errors import InputError
+from calotype.nn.replaceable import replaceable
 
 _BY_NAME: dict[str, type[nn.Module]] = {
     "swish": nn.SiLU,
@@ -34,6 +35,7 @@ class GEGLU(nn.Module):
         super().__init__()
         self.proj = nn.Linear(dim_in, 2 * dim_out, bias=bias)
 
+    @replaceable
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         value, gate = self.proj(x).chunk(2, dim=-1)
         gate = F.gelu(gate)

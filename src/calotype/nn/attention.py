@@ -13,6 +13,7 @@ from torch import nn
 
 from calotype.core.errors import InputError
 from calotype.nn.norms import SpatialNorm
+from calotype.nn.replaceable import replaceable
 
 if TYPE_CHECKING:
     from calotype.nn.cross_frame import CrossFrame
@@ -178,6 +179,7 @@ class Attention(nn.Module):
             )
         return {key: value for key, value in arguments.items() if key in parameters}
 
+    @replaceable
     def project(
         self, x: torch.Tensor, context: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -219,6 +221,7 @@ class Attention(nn.Module):
         training = torch.is_grad_enabled() and self.to_q.weight.requires_grad
         return not training and self._projections_are_plain()
 
+    @replaceable
     def attend(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:

@@ -7,6 +7,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from calotype.nn.activations import activation
+from calotype.nn.replaceable import replaceable
+
+
+@replaceable
+def activated_norm(x: torch.Tensor, norm: nn.Module, act: nn.Module) -> torch.Tensor:
+    """``act(norm(x))``."""
+    return act(norm(x))
 
 
 class AdaGroupNorm(nn.Module):

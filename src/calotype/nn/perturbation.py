@@ -39,9 +39,10 @@ def self_attention(model: nn.Module, names: Iterable[str]) -> frozenset[nn.Modul
     A number at the end of a name is not taken for the number of the layer itself. Raises ``InputError`` for a name that
     finds none.
     """
+    model = getattr(model, "_orig_mod", model)  # what torch.compile or acceleration wraps
     layers = {
         name: layer
-        for name, layer in getattr(model, "_orig_mod", model).named_modules()  # what torch.compile wraps
+        for name, layer in model.named_modules()
         if isinstance(layer, Attention) and not layer.is_cross_attention
     }
     found: set[nn.Module] = set()

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from calotype.core.errors import InputError
+from calotype.nn.replaceable import replaceable
 
 Boundary = Literal["zeros", "reflect"]
 
@@ -47,6 +48,7 @@ class Upsample2D(nn.Module):
         elif use_conv:
             self.conv = nn.Conv2d(channels, out_channels, kernel_size or 3, padding=padding, bias=bias)
 
+    @replaceable
     def forward(self, x: torch.Tensor, output_size: Sequence[int] | None = None) -> torch.Tensor:
         _check_channels(x, self.channels, "Upsample2D")
         if self.use_conv_transpose:

@@ -11,6 +11,7 @@ from torch import nn
 from calotype.core.errors import InputError
 from calotype.nn.activations import activation
 from calotype.nn.norms import AdaGroupNorm, SpatialNorm
+from calotype.nn.replaceable import replaceable
 from calotype.nn.resampling import Boundary, fir_downsample, fir_upsample
 
 _TIME_NORMS = ("default", "scale_shift", "ada_group", "spatial")
@@ -98,6 +99,7 @@ class ResnetBlock2D(nn.Module):
             else None
         )
 
+    @replaceable
     def forward(self, x: torch.Tensor, temb: torch.Tensor | None = None) -> torch.Tensor:
         h = self.norm1(x, temb) if self._conditional_norms else self.norm1(x)
         h = self.nonlinearity(h)

@@ -12,6 +12,7 @@ from calotype.nn.attention import Attention
 from calotype.nn.embeddings import SinusoidalPositions
 from calotype.nn.feed_forward import FeedForward
 from calotype.nn.grounding import GatedSelfAttention
+from calotype.nn.replaceable import replaceable
 
 _GATED = ("gated", "gated-text-image")
 
@@ -164,6 +165,7 @@ class SpatialTransformer(nn.Module):
             nn.Linear(inner, in_channels) if use_linear_projection else nn.Conv2d(inner, in_channels, 1)
         )
 
+    @replaceable
     def forward(
         self,
         hidden_states: torch.Tensor,

@@ -15,6 +15,9 @@ from typing import Any, ClassVar
 
 import torch
 
+from calotype.acceleration.options import Options
+from calotype.acceleration.pipeline import Acceleration, give_back
+from calotype.acceleration.switch import is_on
 from calotype.core.errors import InputError
 from calotype.core.memory import empty_cache
 from calotype.models.attention_access import AttentionAccess
@@ -37,6 +40,29 @@ class Efficiency:
     def _modules_by_name(self) -> dict[str, torch.nn.Module]:
         components: dict[str, Any] = self.components  # type: ignore[attr-defined]
         return {k: v for k, v in components.items() if isinstance(v, torch.nn.Module)}
+
+    # -- acceleration ------------------------------------------------------------------------------------------
+
+    @property
+    def acceleration(self) -> Acceleration | None:
+        """How calls on CUDA are made faster; ``pipe.acceleration.report()`` says what is in use.
+
+        Set it to None to switch it off for this pipeline, or to ``calotype.acceleration.Options``. None where
+        ``calotype.acceleration.off()`` or ``CALOTYPE_ACCELERATION=0`` switches it off for all.
+        """
+        options = self.__dict__.get("_acceleration", Options())
+        if options is None or not is_on():
+            return None
+        return Acceleration(lambda: self.components, options)  # type: ignore[attr-defined]
+
+    @acceleration.setter
+    def acceleration(self, value: Acceleration | Options | None) -> None:
+        options = value.options if isinstance(value, Acceleration) else value
+        if options is not None and not isinstance(options, Options):
+            raise InputError(
+                f"acceleration is None, calotype.acceleration.Options or another pipeline's, not {value!r}."
+            )
+        self.__dict__["_acceleration"] = options
 
     # -- offloading --------------------------------------------------------------------------------------------
 
@@ -103,6 +129,7 @@ class Efficiency:
         for name, model in self._modules_by_name.items():
             model.to(home)
             accelerator.host(name, model)
+        give_back(self._modules_by_name.values())
         empty_cache(accelerator.device)
 
     def _offload(

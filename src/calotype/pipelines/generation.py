@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 def generate(pipe: Any, parts: Parts, arguments: Mapping[str, Any], output_class: type) -> Any:
     """Run ``parts`` of ``pipe`` with the bound arguments of its call; raises ``InputError`` before any computation."""
     output = Output.of(arguments)
+    if (acceleration := pipe.acceleration) is not None:
+        parts = parts.with_families(acceleration.bound)
     chain = []
     for one in (*parts.before, parts):
         mine = {k: v for k, v in arguments.items() if k != "guidance" or one is parts.guided}

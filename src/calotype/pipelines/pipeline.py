@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 
+from calotype.acceleration.pipeline import give_back
 from calotype.core import hub
 from calotype.core.config import ConfigFile, init_parameters, read_json
 from calotype.core.errors import InputError, ModelFilesError, UnknownClassError
@@ -144,6 +145,7 @@ class DiffusionPipeline(Efficiency, ConfigFile):
         with self._at_home(device) as places:
             for name, module in self._modules_by_name.items():
                 module.to(device=places[name], dtype=dtype)
+        give_back(self._modules_by_name.values())
         return self
 
     # -- files -------------------------------------------------------------------------------------------------

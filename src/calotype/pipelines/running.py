@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from calotype.acceleration.pipeline import look_again
 from calotype.core.errors import InputError
 from calotype.diffusion.guidance import Guidance
 from calotype.diffusion.inputs import SCALES, Callbacks
@@ -119,6 +120,7 @@ def observer(
                 offered["denoised"] = state.denoised
             given = {name: offered.get(name) for name in wanted}
             returned = function(running, index, timestep, given)
+            look_again(running._parts.family)
             if returned:
                 state = replace(
                     state,
@@ -133,6 +135,7 @@ def observer(
             advance()
             if plain is not None and index % every == 0:
                 plain(index // order, timestep, state.latents)
+                look_again(running._parts.family)
         return replace(state, stopped=running.interrupt)
 
     return observe

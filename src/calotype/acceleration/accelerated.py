@@ -1,0 +1,308 @@
+"""A model that stands in for another: what is asked of it is asked of that, and its calls are made faster."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import threading
+import weakref
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from calotype.acceleration.captured import Captures, Prepared, put_back
+from calotype.acceleration.devices import CudaGraphs, Device
+from calotype.acceleration.options import Options
+from calotype.acceleration.stand_ins import Kernels, Prompt, StandIns, kernels_for
+from calotype.acceleration.state import Structure, Weights, channels_last, obstacle, pack
+from calotype.acceleration.values import taken_apart
+from calotype.adapters.strength import at_strength, strength
+from calotype.nn.replaceable import replaced
+
+logger = logging.getLogger(__name__)
+
+PROMPTS = frozenset({"encoder_hidden_states"})
+UNREAD = ("generator",)
+"""Arguments of the methods beside ``forward`` that these accept and do not read."""
+_DEVICES: dict[str, Callable[[torch.device], Device]] = {"cuda": CudaGraphs}
+"""Kinds of devices that calls are captured on."""
+
+
+class Accelerated:
+    """A model whose calls, and those of the named methods, run by ``options``; all else is the model's own."""
+
+    def __init__(self, model: nn.Module, options: Options, methods: tuple[str, ...] = ()) -> None:
+        self.__dict__["_orig_mod"] = model
+        self.__dict__["_runner"] = runner_of(model, options)
+        self.__dict__["_methods"] = methods
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._runner(self._orig_mod, "__call__", args, kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        model = self.__dict__["_orig_mod"]
+        if name in self.__dict__["_methods"]:
+            runner = self.__dict__["_runner"]
+            return lambda *args, **kwargs: runner(model, name, args, kwargs)
+        return getattr(model, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.__dict__["_orig_mod"], name, value)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A copy of the model, which computes by itself."""
+        return copy.deepcopy(self.__dict__["_orig_mod"], memo)
+
+
+class Runner:
+    """Runs a model's calls by options and knows what its captures depend on; it does not keep the model alive."""
+
+    def __init__(self, model: nn.Module, options: Options) -> None:
+        self.name, self.options = type(model).__name__, options
+        self.device: Device | None = None
+        self.captures: dict[str, Captures] = {}
+        self.kernels: Kernels | None = None
+        self.lock = threading.RLock()
+        self.weights: Weights | None = None
+        self.structure: Structure | None = None
+        self.epoch = 0
+        """How often a pipeline's call has begun, or a user's code has run in one."""
+        self.why: str | None = None
+        """Why the model is left to compute by itself."""
+        self.broken: str | None = None
+        """What failed, which is not tried again."""
+        self._said: set[str] = set()
+
+    def begin(self, model: nn.Module) -> None:
+        """Look whether the model is what it was: at the beginning of a call, and after a user's code has run in it."""
+        with self.lock:
+            self.epoch += 1
+            if (
+                self.why is not None
+                or self.weights is None
+                or self.structure is None
+                or not self.weights.stand()
+                or not self.structure.stands(model)
+            ):
+                self._anew(model)
+
+    def _anew(self, model: nn.Module) -> None:
+        """Forget what was captured, and look at the model again."""
+        for captures in self.captures.values():
+            captures.clear()
+        self.captures.clear()
+        place = next((tensor.device for tensor in model.parameters()), torch.device("meta"))
+        self.why = self.broken or obstacle(model, place.type)
+        if self.why is None and place.type not in _DEVICES:
+            self.why = f"its weights are on {place.type}"
+        if self.why is not None:
+            self._say(self.why)
+            self.device = self.kernels = self.weights = self.structure = None
+        else:
+            self.device = device_of(place)
+            with torch.inference_mode(False), torch.no_grad():
+                if self.options.kernels:
+                    self.kernels = kernels_for(place)
+                if self.options.channels_last:
+                    channels_last(model)
+                if self.options.packed:
+                    pack(model)
+            self.weights, self.structure = Weights(model), Structure(model)
+
+    def __call__(self, model: nn.Module, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        function = model if method == "__call__" else getattr(model, method)
+        with self.lock:
+            if self.why is None and (self.weights is None or not self.weights.stand()):
+                self._anew(model)
+            device, kernels, weights = self.device, self.kernels, self.weights
+        if device is None or weights is None:
+            return function(*args, **kwargs)
+        if method != "__call__":
+            kwargs = {name: value for name, value in kwargs.items() if name not in UNREAD}
+        why, tensors, form = taken(args, kwargs, weights.tensors[0].device)
+        if why is not None:
+            self._say(why)
+            return function(*args, **kwargs)
+
+        def ordinary() -> Any:
+            with device.current(), self._faster(StandIns(self.options, kernels)):
+                return function(*args, **kwargs)
+
+        try:
+            if not self.options.graphs:
+                return ordinary()
+            with self.lock:
+                if self.weights is not weights:  # another thread has found that the model has changed
+                    return ordinary()
+                captures = self._captures_of(method, device)
+                stamp = (self.epoch, weights.versions() if self.options.prompts else ())
+                with device.current():
+                    return captures(ordinary, self._preparing(function), stamp, tensors, form)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            result = function(*args, **kwargs)  # what is wrong with the arguments is wrong here too
+            with self.lock:
+                self.device = None
+                self.broken = f"{type(error).__name__}: {(str(error) or 'no reason given').splitlines()[0]}"
+                self.why = self.broken
+                logger.warning("%s is computed without acceleration: %s.", self.name, self.why)
+            return result
+
+    def _captures_of(self, method: str, device: Device) -> Captures:
+        if method not in self.captures:
+            prompts = PROMPTS if self.options.prompts else frozenset()
+            self.captures[method] = Captures(self.name, device, self.options.shapes, prompts)
+        return self.captures[method]
+
+    def _preparing(self, function: Callable[..., Any]) -> Callable[..., Prepared]:
+        """How a call of ``function`` is captured."""
+
+        def prepared(buffers: list[Tensor], form: Hashable, prompts: frozenset[int]) -> Prepared:
+            args, kwargs = put_back(form, buffers)
+            prompt = Prompt(buffers[next(iter(prompts))]) if prompts else None
+            kernels = self.kernels
+
+            def call() -> Any:
+                with self._faster(StandIns(self.options, kernels, prompt)):
+                    return function(*args, **kwargs)
+
+            if prompt is None:
+                return Prepared(None, call)
+            call()  # which layers read the prompt is seen in an ordinary call
+            layers = list(prompt.found)
+            if not layers:
+                return Prepared(None, call)
+
+            def before() -> list[Any]:  # adapters act as they do within the call
+                scale = (kwargs.get("cross_attention_kwargs") or {}).get("scale")
+                with at_strength(scale), self._faster(StandIns(self.options, kernels)):
+                    return [prompt.computed(layer) for layer in layers]
+
+            def use(found: list[Any]) -> None:
+                prompt.found = dict(zip(layers, found, strict=True))
+
+            return Prepared(before, call, use)
+
+        return prepared
+
+    @contextmanager
+    def _faster(self, stand_ins: StandIns) -> Iterator[None]:
+        with replaced(stand_ins.table), tuned() if self.options.tuned else nullcontext():
+            yield
+
+    def _say(self, why: str) -> None:
+        """Say once why something is computed by the plain model."""
+        if why not in self._said:
+            self._said.add(why)
+            logger.info("%s is computed without acceleration: %s.", self.name, why)
+
+    def report(self) -> str:
+        """What is in use and why not, in one line."""
+        if self.why is not None:
+            return f"plain: {self.why}"
+        if self.weights is None:
+            return "has not been called"
+        names = ("graphs", "channels_last", "kernels", "packed", "prompts", "tuned")
+        used = [name for name in names if getattr(self.options, name)]
+        if self.kernels is None and self.options.kernels:
+            used[used.index("kernels")] = "PyTorch in place of kernels, which Triton cannot build here"
+        if self.options.attention:
+            used.append(f"attention by {', '.join(self.options.attention)}")
+        kept = sum(len(captures.kept) for captures in self.captures.values())
+        line = f"{', '.join(used)}; {kept} of at most {self.options.shapes} graphs kept"
+        failed = [why for captures in self.captures.values() for why in captures.failed.values()]
+        if failed:
+            line += f"; not captured: {failed[0]}"
+        if self._said:
+            line += f"; computed plainly when {' or '.join(sorted(self._said))}"
+        return line
+
+
+def taken(
+    args: tuple[Any, ...], kwargs: dict[str, Any], place: torch.device
+) -> tuple[str | None, list[Tensor], Hashable]:
+    """Why a call is left to the model, if it is; its tensors, and the form that captures are known by."""
+    if torch.is_grad_enabled():
+        return "gradients are recorded", [], None
+    if torch.is_autocast_enabled("cuda") or torch.is_autocast_enabled("cpu"):
+        return "autocast is on", [], None
+    if torch._C._len_torch_dispatch_stack() or torch.compiler.is_compiling():
+        return "something watches each operation", [], None
+    if any(isinstance(argument, Mapping) for argument in args):
+        return "arguments for attention are given by position", [], None
+    if unknown := sorted({*(kwargs.get("cross_attention_kwargs") or {})} - {"scale"}):
+        return f"cross_attention_kwargs have {', '.join(unknown)}", [], None
+    try:
+        tensors, form = taken_apart((args, kwargs, (strength(), *settings())))
+    except TypeError as error:
+        return f"an argument cannot be kept ({error})", [], None
+    # a time may be given from elsewhere
+    tensors = [tensor if tensor.ndim else tensor.to(place) for tensor in tensors]
+    if any(tensor.device != place or tensor.requires_grad for tensor in tensors):
+        return f"an argument is not on {place}", [], None
+    return None, tensors, form
+
+
+def settings() -> tuple[Hashable, ...]:
+    """What PyTorch lets users choose for all computations, which a capture keeps as it was."""
+    cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
+    return (
+        torch.get_float32_matmul_precision(), cuda.matmul.allow_fp16_reduced_precision_reduction,
+        cuda.matmul.allow_bf16_reduced_precision_reduction, cudnn.enabled, cudnn.allow_tf32, cudnn.benchmark,
+        torch.are_deterministic_algorithms_enabled(), cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(),
+        cuda.math_sdp_enabled(), cuda.cudnn_sdp_enabled(),
+    )  # fmt: skip
+
+
+@contextmanager
+def tuned() -> Iterator[None]:
+    """Within this cuDNN tries its algorithms on shapes that are new to it."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+MOST = 2
+"""Ways of running a model that are kept, for pipelines that share it and differ in their options."""
+_LOCK = threading.RLock()
+_OF_DEVICES: weakref.WeakValueDictionary[torch.device, Device] = weakref.WeakValueDictionary()
+_RUNNERS: weakref.WeakKeyDictionary[nn.Module, dict[Options, Runner]] = weakref.WeakKeyDictionary()
+
+
+def device_of(place: torch.device) -> Device:
+    """What captures on a device; all its graphs share memory."""
+    with _LOCK:
+        found = _OF_DEVICES.get(place)
+        if found is None:
+            found = _OF_DEVICES[place] = _DEVICES[place.type](place)
+        return found
+
+
+def runner_of(model: nn.Module, options: Options) -> Runner:
+    """The runner of a model, one for all pipelines that have it; it goes with the model."""
+    with _LOCK:
+        by_options = _RUNNERS.setdefault(model, {})
+        runner = by_options.pop(options, None) or Runner(model, options)
+        by_options[options] = runner
+        while len(by_options) > MOST:
+            del by_options[next(iter(by_options))]
+        return runner
+
+
+def forget(model: nn.Module) -> None:
+    """Give back all that was captured of a model."""
+    with _LOCK:
+        runners = _RUNNERS.pop(model, {})
+    for runner in runners.values():
+        with runner.lock:
+            for captures in runner.captures.values():
+                captures.clear()
+            runner.captures.clear()
+            runner.weights = runner.structure = None

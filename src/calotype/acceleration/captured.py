@@ -1,0 +1,177 @@
+"""Calls of a function captured on first use and replayed: the shapes of its arguments decide which capture serves."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from calotype.acceleration.devices import Device, Replay
+from calotype.acceleration.values import places, put_together, taken_apart
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Source:
+    """The tensor that a prompt's buffer was filled from, and how often it had been changed then."""
+
+    tensor: weakref.ref[Tensor]
+    version: int
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Source | None:
+        """None for a tensor that does not count its changes."""
+        return None if tensor.is_inference() else cls(weakref.ref(tensor), tensor._version)
+
+    def is_still(self, tensor: Tensor) -> bool:
+        """Whether the buffer holds what this tensor holds now."""
+        return self.tensor() is tensor and not tensor.is_inference() and tensor._version == self.version
+
+
+@dataclass
+class Capture:
+    """One captured call: its buffers, the work, the memory of its result."""
+
+    buffers: list[Tensor]
+    work: Replay
+    result: Any
+    before: Replay | None = None
+    """Work that only the prompt decides, done when that has changed."""
+    prompts: frozenset[int] = frozenset()
+    sources: dict[int, Source | None] = field(default_factory=dict)
+    stamp: object = None
+    """What else the work before was done for, as a caller names it."""
+    uses: int = 0
+
+    def run(self, tensors: list[Tensor], stamp: object) -> Any:
+        """The result for these tensors, in memory of its own."""
+        anew = self.before is None or stamp != self.stamp
+        for i, (buffer, tensor) in enumerate(zip(self.buffers, tensors, strict=True)):
+            if i in self.prompts and self.before is not None:
+                source = self.sources.get(i)
+                if not anew and source is not None and source.is_still(tensor):
+                    continue
+                self.sources[i] = Source.of(tensor)
+                anew = True
+            buffer.copy_(tensor, non_blocking=True)
+        if self.before is not None and anew:
+            self.stamp = None  # should what follows fail, it is done again
+            self.before.replay()
+            self.stamp = stamp
+        self.work.replay()
+        self.uses += 1
+        return copied(self.result)
+
+
+@dataclass
+class Prepared:
+    """A function ready to be captured: what comes before, the call itself, and how the latter is told of the former."""
+
+    before: Callable[[], Any] | None
+    call: Callable[[], Any]
+    use: Callable[[Any], None] = lambda found: None
+
+
+Prepare = Callable[[list[Tensor], Hashable, frozenset[int]], Prepared]
+"""(buffers, form, which of them are the prompt) -> the call on these buffers."""
+
+ENOUGH = 4
+"""Uses that pay for a capture."""
+
+
+class Captures:
+    """The captured calls of one function; safe to use from several threads, which take turns."""
+
+    def __init__(self, name: str, device: Device, limit: int, prompts: frozenset[str]) -> None:
+        self.name, self.device, self.limit, self.prompts = name, device, limit, prompts
+        self.kept: OrderedDict[Hashable, Capture] = OrderedDict()
+        self.seen: OrderedDict[Hashable, None] = OrderedDict()
+        self.failed: dict[Hashable, str] = {}
+        self.count = 0
+        """How many captures have been made."""
+        self.wasted = 0
+        """How many in a row were given up before they had paid."""
+        self.lock = threading.RLock()
+
+    def clear(self) -> None:
+        """Forget all captures; their memory is given back once their work is done."""
+        with self.lock:
+            if self.kept:
+                self.device.settle()
+            self.kept.clear()
+            self.seen.clear()
+            self.failed.clear()
+            self.wasted = 0
+
+    def __call__(
+        self,
+        ordinary: Callable[[], Any],
+        prepare: Prepare,
+        stamp: object,
+        tensors: list[Tensor],
+        form: Hashable,
+    ) -> Any:
+        """What ``ordinary`` gives for these tensors in this form, which computes the first time and where it must."""
+        with self.lock:
+            capture = self.kept.get(form)
+            if capture is None:
+                if form in self.failed or self.wasted >= self.limit:
+                    return ordinary()
+                if form not in self.seen:
+                    self.seen[form] = None  # libraries choose and set up their kernels in an ordinary call
+                    while len(self.seen) > 8 * self.limit:
+                        self.seen.popitem(last=False)
+                    return ordinary()
+                capture = self._captured(prepare, form, tensors)
+                if capture is None:
+                    return ordinary()
+            self.kept.move_to_end(form)
+            with self.device.in_order():
+                return capture.run(tensors, stamp)
+
+    def _captured(self, prepare: Prepare, form: Hashable, tensors: list[Tensor]) -> Capture | None:
+        keywords = form.parts[1]  # type: ignore[attr-defined]
+        prompts = frozenset(places(keywords, lambda key: key in self.prompts))
+        while len(self.kept) >= self.limit:
+            self.device.settle()
+            _, out = self.kept.popitem(last=False)
+            self.wasted = self.wasted + 1 if out.uses < ENOUGH else 0
+        try:
+            with self.device.in_order(), torch.inference_mode(False), torch.no_grad():
+                buffers = [torch.empty_like(tensor).copy_(tensor) for tensor in tensors]
+                prepared = prepare(buffers, form, prompts)
+                before = None
+                if prepared.before is not None:
+                    before, found = self.device.capture(prepared.before)
+                    prepared.use(found)
+                work, result = self.device.capture(prepared.call)
+                taken_apart(result)
+        except Exception as error:
+            if len(self.failed) >= 8 * self.limit:
+                self.failed.clear()
+            self.failed[form] = f"{type(error).__name__}: {(str(error) or 'no reason given').splitlines()[0]}"
+            logger.warning("%s is computed without a CUDA graph: %s.", self.name, self.failed[form])
+            return None
+        self.count += 1
+        self.kept[form] = Capture(buffers, work, result, before, prompts)
+        return self.kept[form]
+
+
+def copied(result: Any) -> Any:
+    """A result whose tensors are in memory of their own."""
+    tensors, form = taken_apart(result)
+    return put_together(form, [tensor.clone() for tensor in tensors])
+
+
+def put_back(form: Hashable, tensors: list[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments and keyword arguments of a form, which may have more parts."""
+    args, kwargs, *_ = put_together(form, tensors)
+    return args, kwargs

@@ -1,0 +1,197 @@
+"""What a captured call depends on beside its arguments: where a model's weights are, and what the model consists of."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from calotype.adapters.layer import Adapted
+from calotype.adapters.model import is_strength_hook
+from calotype.nn.attention import Attention, AttnAddedKVProcessor, AttnProcessor
+
+_PROCESSORS = (AttnProcessor, AttnAddedKVProcessor)
+"""The attention procedures that compute the same each time, which a user's own need not."""
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+_LIBRARIES = ("calotype.", "torch.nn.modules.")
+"""Where the classes are defined that are known to compute the same each time."""
+
+
+class Weights:
+    """The tensors of a model as they are now, kept so that their memory is not given away unnoticed."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.tensors: list[Tensor] = list(_tensors(model))
+        self.addresses = [tensor.data_ptr() for tensor in self.tensors]
+        self.types = [tensor.dtype for tensor in self.tensors]
+
+    def stand(self) -> bool:
+        """Whether all are where they were and of the type that they were; their values may have changed."""
+        return [tensor.data_ptr() for tensor in self.tensors] == self.addresses and [
+            tensor.dtype for tensor in self.tensors
+        ] == self.types
+
+    def versions(self) -> tuple[int, ...]:
+        """How often each has been changed in place, as far as PyTorch counts that."""
+        return tuple(0 if tensor.is_inference() else tensor._version for tensor in self.tensors)
+
+
+class Structure:
+    """What a model consists of and how it is set, to be compared with what it is later.
+
+    The values of all modules' attributes are kept, and the contents of those that are containers. Comparing them is
+    quick, since most are found to be the same object.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.root = weakref.ref(model)
+        self.below = [module for module in everything(model) if module is not model]
+        self.attributes = [(module.__dict__, tuple(module.__dict__.values())) for module in self.below]
+        self.own = tuple(model.__dict__.values())
+        self.empty: list[Any] = []
+        self.filled: list[tuple[Any, tuple[Any, ...], tuple[Any, ...]]] = []
+        for module in (model, *self.below):
+            own = module.__dict__
+            for name, value in own.items():
+                if name in _TABLES or (isinstance(value, dict | list | set) and name not in _NO_CONCERN):
+                    if value:
+                        self.filled.append((value, *contents(value)))
+                    else:
+                        self.empty.append(value)
+
+    def stands(self, model: nn.Module) -> bool:
+        """Whether the model is what it was."""
+        if self.root() is not model or any(self.empty):
+            return False
+        try:
+            return (
+                tuple(model.__dict__.values()) == self.own
+                and all(tuple(now.values()) == then for now, then in self.attributes)
+                and all(contents(now) == (keys, values) for now, keys, values in self.filled)
+            )
+        except (RuntimeError, TypeError, ValueError):  # two tensors or arrays that are not the same one
+            return False
+
+
+def contents(container: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Keys and values of a dictionary; the entries of another container."""
+    return tuple(container), tuple(container.values()) if isinstance(container, dict) else ()
+
+
+_TABLES = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
+_NO_CONCERN = frozenset(vars(nn.Module()))
+
+
+def everything(model: nn.Module) -> Iterator[nn.Module]:
+    """All modules, and the layers in whose place adapted ones stand."""
+    for module in model.modules():
+        yield module
+        if isinstance(module, Adapted):
+            yield module.layer
+
+
+def obstacle(model: nn.Module, kind: str = "cuda") -> str | None:
+    """Why this model is left to compute by itself, if it is; ``kind`` is the device that its weights have to be on."""
+    if hasattr(model, "_orig_mod") or not isinstance(model, nn.Module):
+        return "it is compiled already"
+    if not type(model).__module__.startswith("calotype.models."):
+        return f"its class {type(model).__name__} is not of this library"
+    for module in model.modules():
+        own = module.__dict__
+        if own.get("_compiled_call_impl") is not None:
+            return f"{_name(model, module)} is compiled already"
+        if "forward" in own or not type(module).__module__.startswith(_LIBRARIES):
+            return f"{_name(model, module)} computes by code that is not of this library"
+        if own["training"] and not _has_no_modes(module):
+            return "it is in training mode"
+        for hooks in (own["_forward_hooks"], own["_forward_pre_hooks"]):
+            if not all(is_strength_hook(hook) for hook in hooks.values()):
+                return f"hooks are on {_name(model, module)}, as offloading puts them there"
+        if own.get("freeu") is not None:
+            return "FreeU is on"
+        if isinstance(module, Attention):
+            if type(module.processor) not in _PROCESSORS:
+                name = _name(model, module)
+                return (
+                    f"{name} computes by a {type(module.processor).__name__}, which may do more than compute"
+                )
+            if module.image_sources is not None:
+                return "an IP-Adapter is in it"
+    if nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks:
+        return "hooks are on all modules"
+    devices = set()
+    for tensor in _tensors(model):
+        if type(tensor) is not Tensor and type(tensor) is not nn.Parameter:
+            return f"its weights are {type(tensor).__name__}s"
+        if tensor.dtype not in _DTYPES and tensor.is_floating_point():
+            return f"its weights are {tensor.dtype}"
+        devices.add(tensor.device)
+    if len(devices) != 1:
+        return "its weights are not on one device"
+    place = devices.pop().type
+    return None if place == kind else f"its weights are on {place}"
+
+
+def _has_no_modes(module: nn.Module) -> bool:
+    """Whether training and evaluation are the same to a module: lists, and what adapters put in later."""
+    return type(module) is nn.ModuleList or type(module).__module__.startswith("calotype.adapters.")
+
+
+def _name(model: nn.Module, wanted: nn.Module) -> str:
+    return next((name for name, module in model.named_modules() if module is wanted), "") or "it"
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    for module in everything(model):
+        for table in (module._parameters, module._buffers):
+            yield from (tensor for tensor in table.values() if tensor is not None)
+
+
+def channels_last(model: nn.Module) -> None:
+    """The weights of convolutions laid out as channels-last, one after another, in the model itself."""
+    for module in everything(model):
+        if isinstance(module, nn.Conv2d) and not module.weight.is_contiguous(
+            memory_format=torch.channels_last
+        ):
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+
+
+def pack(model: nn.Module) -> None:
+    """Queries', keys' and values' weights of self-attention put one after the other in memory, names kept."""
+    for module in model.modules():
+        if (
+            not isinstance(module, Attention)
+            or module.is_cross_attention
+            or module.added_kv_proj_dim is not None
+        ):
+            continue
+        parts = (module.to_q, module.to_k, module.to_v)
+        if any(type(part) is not nn.Linear for part in parts):
+            continue
+        for name in ("weight", "bias"):
+            tensors = [getattr(part, name) for part in parts]
+            if any(tensor is None for tensor in tensors) or joined(tensors) is not None:
+                continue
+            whole = torch.cat([tensor.data for tensor in tensors])
+            for tensor, piece in zip(tensors, whole.split([len(t) for t in tensors]), strict=True):
+                tensor.data = piece
+
+
+def joined(tensors: list[Tensor]) -> Tensor | None:
+    """Tensors that lie one after the other in one storage, as one along the first dimension; otherwise None."""
+    first = tensors[0]
+    at = first.data_ptr()
+    for tensor in tensors:
+        if (
+            tensor.data_ptr() != at
+            or not tensor.is_contiguous()
+            or tensor.dtype != first.dtype
+            or tensor.untyped_storage().data_ptr() != first.untyped_storage().data_ptr()
+        ):
+            return None
+        at += tensor.nbytes
+    rows = sum(len(tensor) for tensor in tensors)
+    return first.detach().as_strided((rows, *first.shape[1:]), first.stride())

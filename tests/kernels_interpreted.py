@@ -1,0 +1,55 @@
+"""The Triton kernels of acceleration beside the same in PyTorch, in Triton's interpreter (TRITON_INTERPRET=1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from calotype.acceleration.kernels import group_norm, layer_norm, pointwise, softmax
+
+
+def compare() -> None:
+    """Small shapes with every branch of the kernels, beside PyTorch."""
+    torch.manual_seed(0)
+    group_norm.PROGRAMS = 16  # so that programs walk over several tiles
+
+    def close(found: Any, right: Any) -> None:
+        torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
+
+    for shape, groups, lasts in (((2, 24, 5, 7), 8, (True, False)), ((1, 128, 7, 16), 4, (True,))):
+        w, b, o = (torch.randn(shape[1]) for _ in range(3))
+        s = torch.randn(shape[:2])
+        for last in lasts:
+            x = torch.randn(shape) + 30
+            x = x.contiguous(memory_format=torch.channels_last) if last else x
+            for silu, shift, offset in ((True, s, o), (False, None, None)):
+                found = group_norm.fused(x, groups, w, b, 1e-5, silu=silu, shift=shift, offset=offset)
+                # PyTorch's own loses digits in float32 where maps are channels-last and means large
+                d, wd, bd, sd, od = (None if t is None else t.double() for t in (x, w, b, shift, offset))
+                right = group_norm.plain(d, groups, wd, bd, 1e-5, silu=silu, shift=sd, offset=od)
+                close(found.double(), right)
+    print("group")
+    x, more, w, b = torch.randn(3, 5, 24), torch.randn(3, 5, 24), torch.randn(24), torch.randn(24)
+    for one in (None, more):
+        close(layer_norm.fused(x, w, b, 1e-5, one), layer_norm.plain(x, w, b, 1e-5, one))
+    print("layer")
+    close(pointwise.geglu(x), pointwise.plain_geglu(x))
+    print("gate")
+    x, more = torch.randn(2, 24, 5, 7), torch.randn(2, 24, 5, 7)
+    for last in (True, False):
+        x = x.contiguous(memory_format=torch.channels_last) if last else x.contiguous()
+        close(pointwise.residual(x, more, w, b), pointwise.plain_residual(x, more, w, b))
+        close(pointwise.residual(x, None, w), pointwise.plain_residual(x, None, w))
+    print("sum")
+    for shape in ((2, 24, 5, 7), (1, 128, 3, 1)):
+        x = torch.randn(shape).contiguous(memory_format=torch.channels_last)
+        close(pointwise.twice(x), pointwise.plain_twice(x))
+    print("twice")
+    x = torch.randn(3, 5, 70) * 10
+    close(softmax.fused(x, 0.3, torch.float32), softmax.plain(x, 0.3, torch.float32))
+    print("softmax")
+
+
+if __name__ == "__main__":
+    compare()

@@ -1,0 +1,413 @@
+"""Acceleration on a CPU that pretends: what stands in for CUDA graphs does the work again on the same memory.
+
+What is checked is the bookkeeping: which captures serve which calls, what makes them invalid, what is left to the plain
+model. Speed and the graphs themselves are checked on CUDA (test_acceleration_cuda.py).
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import importlib.util
+import logging
+import os
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import calotype
+from calotype import acceleration
+from calotype.acceleration import accelerated, pipeline, switch
+from calotype.acceleration.accelerated import Accelerated, runner_of
+from calotype.acceleration.options import Options
+from calotype.acceleration.state import channels_last, pack
+from calotype.core.errors import InputError
+from tests.tiny import UNET, randomise, stable_diffusion_folder
+
+
+class Repeats:
+    """In the place of CUDA graphs: the function again, its results into the memory of the first ones."""
+
+    def __init__(self, place: torch.device) -> None:
+        self.lock = threading.RLock()
+
+    def capture(self, function: Callable[[], Any]) -> tuple[Any, Any]:
+        result = function()
+        return Again(function, result), result
+
+    def in_order(self) -> Any:
+        return self.lock
+
+    def current(self) -> Any:
+        return nullcontext()
+
+    def settle(self) -> None:
+        pass
+
+
+class Again:
+    def __init__(self, function: Callable[[], Any], result: Any) -> None:
+        self.function, self.result = function, result
+
+    def replay(self) -> None:
+        fill(self.result, self.function())
+
+
+def fill(old: Any, new: Any) -> None:
+    if isinstance(old, Tensor):
+        old.copy_(new)
+    elif isinstance(old, dict):
+        fill(list(old.values()), list(new.values()))
+    elif isinstance(old, list | tuple):
+        for one, other in zip(old, new, strict=True):
+            fill(one, other)
+
+
+@pytest.fixture
+def pretend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setitem(accelerated._DEVICES, "cpu", Repeats)
+    monkeypatch.setattr(pipeline, "KINDS", {"cpu"})
+    yield
+    gc.collect()
+
+
+def unet(seed: int = 0) -> Any:
+    return randomise(calotype.UNet2DConditionModel(**UNET), seed)
+
+
+def given(rows: int = 2, side: int = 8) -> dict[str, Any]:
+    return {
+        "sample": torch.randn(rows, 4, side, side),
+        "timestep": torch.tensor(float(torch.randint(1000, ()).item())),
+        "encoder_hidden_states": torch.randn(rows, 16, 32),
+        "return_dict": False,
+    }
+
+
+def same(fast: Any, plain: Any, arguments: dict[str, Any]) -> None:
+    torch.testing.assert_close(fast(**arguments)[0], plain(**arguments)[0], rtol=1e-4, atol=1e-5)
+
+
+def captures(fast: Any) -> Any:
+    return fast._runner.captures["__call__"]
+
+
+@torch.no_grad()
+def test_calls_are_captured_by_shape_and_prompts_are_read_once(pretend: None) -> None:
+    model, plain = unet(), unet()
+    fast = Accelerated(model, Options(shapes=2))
+    fast._runner.begin(model)
+    first = given()
+    for index in range(5):
+        arguments = given()
+        if index in (3, 4):  # the same prompt, then the same tensor with other values
+            arguments["encoder_hidden_states"] = first["encoder_hidden_states"]
+        if index == 4:
+            first["encoder_hidden_states"].mul_(0.5)
+        same(fast, plain, arguments)
+    assert captures(fast).count == 1
+    kept = next(iter(captures(fast).kept.values()))
+    before = [0]
+    replay = kept.before.replay
+    kept.before.replay = lambda: (before.__setitem__(0, before[0] + 1), replay())
+    for _ in range(3):
+        same(fast, plain, {**given(), "encoder_hidden_states": first["encoder_hidden_states"]})
+    assert before[0] == 0
+    fast._runner.begin(model)  # another call of a pipeline
+    same(fast, plain, {**given(), "encoder_hidden_states": first["encoder_hidden_states"]})
+    assert before[0] == 1
+    for parameter in (*model.parameters(), *plain.parameters()):
+        parameter.mul_(0.9)
+    same(fast, plain, {**given(), "encoder_hidden_states": first["encoder_hidden_states"]})
+    assert before[0] == 2
+    for side in (16, 24, 16, 24, 16):
+        same(fast, plain, given(side=side))
+    assert len(captures(fast).kept) == 2
+    found = fast(**given(side=16))[0]
+    kept_value = found.clone()
+    fast(**given(side=16))
+    assert torch.equal(found, kept_value)  # results are not overwritten by the next call
+
+
+@torch.no_grad()
+def test_what_changes_a_model_makes_its_captures_invalid(pretend: None) -> None:
+    model, plain = unet(), unet()
+    fast = Accelerated(model, Options())
+
+    def add_freeu(one: Any) -> None:
+        one.enable_freeu(0.9, 0.2, 1.2, 1.4)
+
+    def replace_weight(one: Any) -> None:
+        one.conv_in.weight = torch.nn.Parameter(one.conv_in.weight * 2)
+
+    def move(one: Any) -> None:
+        one.conv_in.weight.data = one.conv_in.weight.data * 0.5
+
+    def pad_in_a_circle(one: Any) -> None:
+        one.conv_in.padding_mode = "circular"
+        one.conv_in._reversed_padding_repeated_twice = (1, 1, 1, 1)
+
+    def exchange(one: Any) -> None:
+        one.conv_out = randomise(torch.nn.Conv2d(32, 4, 3, padding=1), 5).eval()
+
+    steps = [replace_weight, move, pad_in_a_circle, exchange, add_freeu, lambda one: one.disable_freeu()]
+    for change in steps:
+        for _ in range(3):
+            fast._runner.begin(model)
+            same(fast, plain, given())
+        assert change is steps[-1] or captures(fast).kept
+        change(model), change(plain)
+        fast._runner.begin(model)
+        same(fast, plain, given())
+        assert (fast._runner.why is not None) == (change is add_freeu)
+
+
+@torch.no_grad()
+def test_in_doubt_the_plain_model_computes_and_one_line_says_so(
+    pretend: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Own(calotype.UNet2DConditionModel):
+        pass
+
+    def trained(model: Any) -> None:
+        model.train()
+
+    def hooked(model: Any) -> None:
+        model.mid_block.register_forward_hook(lambda *_: None)
+
+    def patched(model: Any) -> None:
+        model.mid_block.forward = model.mid_block.forward
+
+    def compiled(model: Any) -> None:
+        model.mid_block._compiled_call_impl = model.mid_block._call_impl
+
+    def eighths(model: Any) -> None:
+        model.register_buffer("more", torch.zeros(2, dtype=torch.float8_e4m3fn))
+
+    with caplog.at_level(logging.INFO, "calotype.acceleration"):
+        for change in (trained, hooked, patched, compiled, eighths):
+            model = unet()
+            change(model)
+            caplog.clear()
+            fast = Accelerated(model, Options())
+            for _ in range(3):
+                fast(**given())
+            assert fast._runner.why, change
+            assert len(caplog.records) == 1, change
+            assert not fast._runner.captures
+        own = Accelerated(randomise(Own(**UNET)).eval(), Options())
+        own(**given())
+        assert "not of this library" in own._runner.report()
+        fast = Accelerated(unet(), Options())
+        caplog.clear()
+        for _ in range(3):
+            with torch.enable_grad():
+                fast(**given())
+            with torch.autocast("cpu", torch.bfloat16):
+                fast(**given())
+            fast(**given(), cross_attention_kwargs={"gligen": None})
+        assert len(caplog.records) == 3
+        assert not fast._runner.captures
+
+
+@torch.no_grad()
+def test_a_capture_that_fails_leaves_the_call_to_the_model(
+    pretend: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(self: Any, function: Any) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(Repeats, "capture", refuses)
+    fast, plain = Accelerated(unet(), Options()), unet()
+    for _ in range(4):
+        same(fast, plain, given())
+    assert len([record for record in caplog.records if "not permitted" in record.message]) == 1
+    assert "not permitted" in fast._runner.report()
+
+
+@torch.no_grad()
+def test_shapes_that_never_come_again_are_not_captured_for_ever(pretend: None) -> None:
+    fast, plain = Accelerated(unet(), Options(shapes=2)), unet()
+    for rows in range(1, 9):
+        for _ in range(2):
+            same(fast, plain, given(rows=rows))
+    assert captures(fast).count <= 4
+    assert len(captures(fast).seen) <= 16
+
+
+@torch.no_grad()
+def test_threads_get_what_they_would_get_alone(pretend: None) -> None:
+    fast = Accelerated(unet(), Options())
+    cases = [given() for _ in range(8)]
+    fast(**cases[0]), fast(**cases[0])
+    alone = [fast(**arguments)[0] for arguments in cases]
+    found: dict[int, list[Tensor]] = {}
+
+    @torch.no_grad()
+    def work(index: int) -> None:
+        found[index] = [fast(**cases[index])[0] for _ in range(4)]
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(one, alone[index]) for index, several in found.items() for one in several)
+    assert len(found) == 8
+
+
+@torch.no_grad()
+def test_a_runner_does_not_keep_its_model(pretend: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Forgotten:
+        def replay(self) -> None:
+            pass
+
+    monkeypatch.setattr(Repeats, "capture", lambda self, function: (Forgotten(), function()))
+    model = unet()
+    fast = Accelerated(model, Options())
+    for _ in range(3):
+        fast._runner.begin(model)
+        fast(**given())
+    assert captures(fast).count == 1
+    gone = weakref.ref(model), weakref.ref(fast._runner)
+    del model, fast
+    gc.collect()
+    assert [one() for one in gone] == [None, None]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stable_diffusion_folder(tmp_path_factory.mktemp("sd"), calotype)
+
+
+def picture(pipe: Any, seed: int = 0, prompt: str = "a cat", **more: Any) -> Tensor:
+    arguments = {"num_inference_steps": 3, "height": 16, "width": 16, "output_type": "pt", **more}
+    return pipe(prompt, generator=torch.Generator().manual_seed(seed), **arguments).images
+
+
+def test_pipelines_on_the_device_are_accelerated_unless_switched_off(
+    pretend: None, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = calotype.StableDiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.acceleration = None
+    right = [picture(pipe, seed) for seed in range(3)]
+    assert pipe.acceleration is None
+    assert pipe.unet not in accelerated._RUNNERS
+    pipe.acceleration = Options()
+    for _ in range(2):
+        for seed in range(3):
+            torch.testing.assert_close(picture(pipe, seed), right[seed], rtol=1e-4, atol=1e-4)
+    lines = pipe.acceleration.report().splitlines()
+    assert [line.split()[0] for line in lines] == ["vae", "unet"]
+    assert all("graphs" in line and "1 of at most" in line for line in lines)
+    runner = runner_of(pipe.unet, Options())
+    assert runner.captures["__call__"].count == 1
+    assert runner_of(pipe.vae, Options()).captures["decode"].count == 1
+    shared = calotype.StableDiffusionImg2ImgPipeline.from_pipe(pipe)
+    assert runner_of(shared.unet, Options()) is runner
+
+    acceleration.off()
+    try:
+        assert pipe.acceleration is None
+        torch.testing.assert_close(picture(pipe, 1), right[1], rtol=1e-4, atol=1e-4)
+    finally:
+        acceleration.on()
+    monkeypatch.setattr(pipeline, "KINDS", {"cuda"})
+    pipe.to("cpu")
+    assert pipe.unet not in accelerated._RUNNERS
+    assert not runner.captures
+    assert "its weights are on cpu" in pipe.acceleration.report()
+    with pytest.raises(InputError, match="not 3"):
+        pipe.acceleration = 3
+
+
+def test_callbacks_and_strengths_are_heard(pretend: None, folder: Path) -> None:
+    fast = calotype.StableDiffusionPipeline.from_pretrained(folder)
+    plain = calotype.StableDiffusionPipeline.from_pretrained(folder)
+    plain.acceleration = None
+    for pipe in (fast, plain):
+        pipe.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(3)
+        for name in ("one", "two"):
+            tensors = {}
+            for key, layer in pipe.unet.named_modules():
+                if key.endswith(("attn2.to_k", "attn1.to_q", "conv1")):
+                    weight = layer.weight
+                    up = torch.randn(weight.shape[0], 2, *(1,) * (weight.ndim - 2), generator=generator)
+                    down = torch.randn(2, *weight.shape[1:], generator=generator)
+                    tensors[f"unet.{key}.lora_A.weight"] = down * 0.2
+                    tensors[f"unet.{key}.lora_B.weight"] = up * 0.2
+            pipe.load_lora_weights(tensors, adapter_name=name)
+
+    def both(**more: Any) -> None:
+        for _ in range(3):
+            found, right = (picture(pipe, **more) for pipe in (fast, plain))
+            torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
+
+    for scales in ((1.0, 0.5), (0.0, 1.0)):
+        for pipe in (fast, plain):
+            pipe.set_adapters(["one", "two"], list(scales))
+        for strength in (1.0, 0.3):
+            both(cross_attention_kwargs={"scale": strength})
+    assert runner_of(fast.unet, Options()).why is None
+
+    def meddle(running: Any, index: int, timestep: Any, tensors: Any) -> dict[str, Any]:
+        layers = [layer for key, layer in running.unet.named_modules() if key.endswith("attn2.to_v")]
+        for layer in layers:
+            layer.weight.data.mul_(1.1)
+        return {"latents": tensors["latents"] * 1.01, "prompt_embeds": tensors["prompt_embeds"] * 0.9}
+
+    both(callback_on_step_end=meddle, callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"])
+    for pipe in (fast, plain):
+        pipe.fuse_lora()
+    both()
+    for pipe in (fast, plain):
+        pipe.unload_lora_weights()
+        pipe.unet = unet(7)
+    both()
+
+
+def test_models_whose_memory_was_arranged_are_saved_as_any_other(tmp_path: Path) -> None:
+    model, plain = unet(), unet()
+    channels_last(model)
+    pack(model)
+    model.save_pretrained(tmp_path / "a")
+    plain.save_pretrained(tmp_path / "b")
+    names = [path.name for path in (tmp_path / "a").iterdir() if path.suffix == ".safetensors"]
+    assert names
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+@pytest.mark.parametrize(("value", "wanted"), [("0", False), ("1", True), ("off", False)])
+def test_the_environment_says_where_the_switch_starts(
+    value: str, wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CALOTYPE_ACCELERATION", value)
+    importlib.reload(switch)
+    try:
+        assert acceleration.is_on() == wanted
+    finally:
+        acceleration.on()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_kernels_compute_what_their_twins_compute() -> None:
+    """In a process of its own: Triton decides at import whether it interprets."""
+    script = Path(__file__).parents[1] / "kernels_interpreted.py"
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.split() == ["group", "layer", "gate", "sum", "twice", "softmax"]

@@ -1,0 +1,304 @@
+"""Acceleration on CUDA: kernels and replayed graphs compute what the models compute, for any prompt, time and seed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import calotype
+from calotype.acceleration.accelerated import Accelerated, runner_of
+from calotype.acceleration.options import Options
+from tests.tiny import UNET, VAE, randomise, stable_diffusion_folder
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+BOUND = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
+WIDE = {**UNET, "block_out_channels": (320, 640), "norm_num_groups": 32, "attention_head_dim": 8}
+
+
+@pytest.fixture(autouse=True)
+def whole_float32() -> Iterator[None]:
+    """Without the matrix units' short float32."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def error(found: Tensor, right: Tensor) -> float:
+    return float((found.double() - right.double()).norm() / right.double().norm())
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, device="cuda").to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(2, 320, 64, 64), (1, 960, 17, 33), (3, 2560, 8, 8), (1, 128, 512, 512)])
+@pytest.mark.parametrize("last", [True, False])
+def test_group_norm(dtype: torch.dtype, shape: tuple[int, ...], last: bool) -> None:
+    from calotype.acceleration.kernels import group_norm
+
+    x = (random(*shape) + 5).to(dtype)
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
+    w, b, o, s = (random(n, dtype=dtype) for n in (shape[1], shape[1], shape[1], shape[0] * shape[1]))
+    s = s.view(shape[:2])
+    for silu, shift, offset in ((True, s, o), (False, None, None), (True, s, None)):
+        found = group_norm.fused(x, 32, w, b, 1e-5, silu=silu, shift=shift, offset=offset)
+        double = [None if t is None else t.double() for t in (x, w, b, shift, offset)]
+        right = group_norm.plain(
+            double[0], 32, double[1], double[2], 1e-5, silu=silu, shift=double[3], offset=double[4]
+        )
+        assert error(found, right) < BOUND[dtype]
+        assert found.stride() == x.stride()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [320, 640, 1280])
+def test_layer_norm_and_gate(dtype: torch.dtype, width: int) -> None:
+    from calotype.acceleration.kernels import layer_norm, pointwise
+
+    x, more = random(2, 77, width, dtype=dtype), random(2, 77, width, dtype=dtype)
+    w, b = random(width, dtype=dtype), random(width, dtype=dtype)
+    for one in (None, more):
+        found = layer_norm.fused(x, w, b, 1e-5, one)
+        right = layer_norm.plain(
+            x.double(), w.double(), b.double(), 1e-5, None if one is None else one.double()
+        )
+        assert all(error(f, r) < BOUND[dtype] for f, r in zip(found, right, strict=True))
+    assert error(pointwise.geglu(x), pointwise.plain_geglu(x.double())) < BOUND[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("last", [True, False])
+def test_biases_and_sum(dtype: torch.dtype, last: bool) -> None:
+    from calotype.acceleration.kernels import pointwise
+
+    x, more = random(2, 320, 17, 33, dtype=dtype), random(2, 320, 17, 33, dtype=dtype)
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
+    a, b = random(320, dtype=dtype), random(320, dtype=dtype)
+    for biases in ((None, None), (a, None), (a, b)):
+        found = pointwise.residual(x, more, *biases)
+        right = pointwise.plain_residual(
+            x.double(), more.double(), *(None if t is None else t.double() for t in biases)
+        )
+        assert error(found, right) < BOUND[dtype]
+        assert found.stride() == x.stride()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(2, 320, 17, 33), (1, 512, 64, 64)])
+def test_a_map_made_larger(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    from calotype.acceleration.kernels import pointwise
+
+    x = random(*shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    assert torch.equal(pointwise.twice(x), pointwise.plain_twice(x))
+    bias = random(shape[1], dtype=dtype)
+    found = pointwise.residual(x, None, bias)
+    assert error(found, pointwise.plain_residual(x.double(), None, bias.double())) < BOUND[dtype]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16))
+@pytest.mark.parametrize("size", [(1, 4096), (2, 1000), (1, 16384)])
+def test_one_wide_head(dtype: torch.dtype, size: tuple[int, int]) -> None:
+    from calotype.acceleration.stand_ins import StandIns, kernels_for
+    from calotype.nn.attention import Attention
+
+    layer = Attention(512, heads=1, dim_head=512, bias=True).cuda().to(dtype).eval()
+    q, k, v = random(*size, 3 * 512, dtype=dtype).chunk(3, dim=-1)
+    q = q * 4  # so that some keys matter more than others
+    kernels = kernels_for(torch.device("cuda"))
+    assert kernels is not None
+    stand_ins = StandIns(Options(), kernels)
+    assert stand_ins._is_wide(layer, q, k, None)
+    found = stand_ins.attend(layer, q, k, v)
+    right = torch.nn.functional.scaled_dot_product_attention(*(t[:1, None].float() for t in (q, k, v)))[:, 0]
+    usual = torch.nn.functional.scaled_dot_product_attention(*(t[:1, None] for t in (q, k, v)))[:, 0]
+    assert error(found[:1], right) < max(1.5 * error(usual, right), BOUND[dtype])
+
+
+def unet(linear: bool = False) -> Any:
+    return randomise(calotype.UNet2DConditionModel(**WIDE, use_linear_projection=linear)).cuda()
+
+
+def given(rows: int = 2, side: int = 16) -> dict[str, Any]:
+    return {
+        "sample": random(rows, 4, side, side),
+        "timestep": torch.tensor(float(torch.randint(1000, ()).item()), device="cuda"),
+        "encoder_hidden_states": random(rows, 16, 32),
+        "return_dict": False,
+    }
+
+
+ONE_BY_ONE = [
+    Options(graphs=True, channels_last=False, kernels=False, packed=False, prompts=False),
+    Options(graphs=False, channels_last=False, kernels=True, packed=False, prompts=False),
+    Options(graphs=True, channels_last=True, kernels=False, packed=False, prompts=False),
+    Options(graphs=True, channels_last=False, kernels=False, packed=True, prompts=False),
+    Options(graphs=True, channels_last=False, kernels=False, packed=False, prompts=True),
+    Options(attention=("cudnn", "flash", "efficient", "math"), tuned=True),
+    Options(),
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", ONE_BY_ONE)
+def test_every_call_is_that_of_the_model(options: Options) -> None:
+    plain, model = unet(), unet()
+    fast = Accelerated(model, options)
+    context = None
+    for index in range(6):
+        arguments = given()
+        if index % 3 == 2:
+            arguments["encoder_hidden_states"] = context  # the prompt of the call before
+        context = arguments["encoder_hidden_states"]
+        found, right = fast(**arguments)[0], plain(**arguments)[0]
+        assert error(found, right) < 1e-4, index
+    context.mul_(0.5)  # the same tensor with other values
+    assert error(fast(**arguments)[0], plain(**arguments)[0]) < 1e-4
+    if options.graphs:
+        captures = fast._runner.captures["__call__"]
+        assert captures.count == 1
+        assert not captures.failed
+
+
+@torch.no_grad()
+def test_results_are_not_overwritten_by_the_next_call() -> None:
+    fast = Accelerated(unet(), Options())
+    calls = [given() for _ in range(4)]
+    found = [fast(**arguments)[0] for arguments in calls]
+    kept = [one.clone() for one in found]
+    for arguments in calls:
+        fast(**arguments)
+    assert all(torch.equal(a, b) for a, b in zip(found, kept, strict=True))
+
+
+@torch.no_grad()
+def test_shapes_are_kept_up_to_a_limit_and_moved_weights_are_noticed() -> None:
+    plain, model = unet(), unet()
+    fast = Accelerated(model, Options(shapes=2))
+    for _ in range(2):
+        for side in (8, 16, 24):
+            arguments = given(side=side)
+            assert error(fast(**arguments)[0], plain(**arguments)[0]) < 1e-3
+    captures = fast._runner.captures["__call__"]
+    assert len(captures.kept) == 2
+    model.cpu()
+    model.cuda()
+    arguments = given(side=24)
+    for _ in range(3):
+        assert error(fast(**arguments)[0], plain(**arguments)[0]) < 1e-3
+    captures = fast._runner.captures["__call__"]
+    count = captures.count  # of captures since, unless the weights have come back to where they were
+    assert count in (1, 3, 4)
+    for parameter in model.parameters():  # in place: neither noticed nor needed, except for the prompt
+        parameter.mul_(0.9)
+    for parameter in plain.parameters():
+        parameter.mul_(0.9)
+    assert error(fast(**arguments)[0], plain(**arguments)[0]) < 1e-3
+    assert captures.count == count
+
+
+@torch.no_grad()
+def test_an_autoencoder_decodes_from_a_graph() -> None:
+    config = {**VAE, "block_out_channels": (32, 64, 64, 64), "norm_num_groups": 32}
+    plain, model = (randomise(calotype.AutoencoderKL(**config)).cuda() for _ in range(2))
+    fast = Accelerated(model, Options(), ("decode",))
+    for _ in range(3):
+        z = random(1, 4, 16, 16)
+        assert error(fast.decode(z, return_dict=False)[0], plain.decode(z).sample) < 1e-3
+    assert fast._runner.captures["decode"].count == 1
+
+
+@torch.no_grad()
+def test_threads_on_streams_of_their_own_do_not_disturb_each_other() -> None:
+    fast = Accelerated(unet(), Options())
+    cases = [given() for _ in range(4)]
+    for arguments in cases[:2] * 2:
+        fast(**arguments)
+    alone = [fast(**arguments)[0] for arguments in cases]
+    torch.cuda.synchronize()
+    problems: list[Any] = []
+
+    def work(index: int) -> None:
+        try:
+            with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream()):
+                for _ in range(10):
+                    if not torch.equal(fast(**cases[index])[0], alone[index]):
+                        problems.append("other bits than alone")
+        except Exception as problem:
+            problems.append(problem)
+
+    threads = [threading.Thread(target=work, args=(index % 4,)) for index in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not problems
+
+
+@torch.no_grad()
+def test_memory_stays_flat() -> None:
+    fast = Accelerated(unet(), Options())
+    for _ in range(5):
+        fast(**given())
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_reserved()
+    for _ in range(200):
+        fast(**given())
+    torch.cuda.synchronize()
+    assert torch.cuda.memory_reserved() == before
+
+
+def pictures(pipe: Any, prompt: str, seed: int, size: tuple[int, int], count: int, strength: float) -> Tensor:
+    found: Tensor = pipe(
+        prompt, height=size[0], width=size[1], num_images_per_prompt=count, num_inference_steps=4,
+        generator=torch.Generator("cuda").manual_seed(seed), output_type="pt",
+        cross_attention_kwargs={"scale": strength},
+    ).images  # fmt: skip
+    return found
+
+
+def test_sixty_generations(tmp_path: Path) -> None:
+    """Prompts, seeds, three shapes, two LoRAs at changing scales: as without acceleration, in bounded memory."""
+    folder = stable_diffusion_folder(tmp_path / "sd", calotype)
+    fast, plain = (calotype.StableDiffusionPipeline.from_pretrained(folder).to("cuda") for _ in range(2))
+    plain.acceleration = None
+    for pipe in (fast, plain):
+        pipe.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(3)
+        for name in ("one", "two"):
+            tensors = {}
+            for key, layer in pipe.unet.named_modules():
+                if key.endswith(("attn2.to_k", "attn1.to_q")):
+                    down = torch.randn(2, layer.in_features, generator=generator) * 0.1
+                    up = torch.randn(layer.out_features, 2, generator=generator) * 0.1
+                    tensors[f"unet.{key}.lora_A.weight"], tensors[f"unet.{key}.lora_B.weight"] = down, up
+            pipe.load_lora_weights(tensors, adapter_name=name)
+    sizes = [((16, 16), 1), ((16, 32), 1), ((32, 32), 3)]
+    reserved = 0
+    for index in range(60):
+        size, count = sizes[index % 3]
+        if index % 12 == 0:
+            for pipe in (fast, plain):
+                pipe.set_adapters(["one", "two"], [1.0 - index / 60, index / 60])
+        call = f"a {'cat dog car'.split()[index % 3]}", index // 2, size, count, (1.0, 0.5)[index // 6 % 2]
+        assert float((pictures(fast, *call) - pictures(plain, *call)).abs().mean()) < 2e-3, index
+        torch.cuda.synchronize()
+        if index == 24:
+            reserved = torch.cuda.memory_reserved()
+    assert torch.cuda.memory_reserved() <= reserved + 40 * 2**20  # two segments of PyTorch's
+    report = fast.acceleration.report()
+    runner = runner_of(fast.unet, Options())
+    assert runner.why is None, report
+    kept = runner.captures["__call__"]
+    assert len(kept.kept) <= 6, report
+    assert not kept.failed, report
