@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from calotype import acceleration
 from calotype.acceleration import accelerated
 from calotype.acceleration.accelerated import Accelerated
 from calotype.acceleration.options import Options
@@ -558,6 +559,7 @@ def parts(bench: Bench, quick: bool) -> Iterator[tuple[str, Callable[[], None]]]
 
 @torch.no_grad()
 def main() -> int:
+    acceleration.on()
     parser = argparse.ArgumentParser(
         description="Time the models on a GPU, in the reference and in calotype."
     )

@@ -76,7 +76,9 @@ def fill(old: Any, new: Any) -> None:
 def pretend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setitem(accelerated._DEVICES, "cpu", Repeats)
     monkeypatch.setattr(pipeline, "KINDS", {"cpu"})
+    acceleration.on()
     yield
+    acceleration.off()
     gc.collect()
 
 
@@ -398,7 +400,7 @@ def test_the_environment_says_where_the_switch_starts(
     try:
         assert acceleration.is_on() == wanted
     finally:
-        acceleration.on()
+        acceleration.off()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")

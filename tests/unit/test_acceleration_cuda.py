@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import calotype
+from calotype import acceleration
 from calotype.acceleration.accelerated import Accelerated, runner_of
 from calotype.acceleration.options import Options
 from tests.tiny import UNET, VAE, randomise, stable_diffusion_folder
@@ -21,6 +22,13 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 BOUND = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
 WIDE = {**UNET, "block_out_channels": (320, 640), "norm_num_groups": 32, "attention_head_dim": 8}
+
+
+@pytest.fixture(autouse=True)
+def switched_on() -> Iterator[None]:
+    acceleration.on()
+    yield
+    acceleration.off()
 
 
 @pytest.fixture(autouse=True)
