@@ -1,4 +1,4 @@
-"""``calotype train``: models by the recipes that this package was made with."""
+"""``calotype train``: the bundled model by the recipe that made it, and checkpoints on users' own pictures."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ from typing import Annotated
 
 import typer
 
+from calotype.cli.console import plainly
+from calotype.cli.fine_tuning import add_to
+
 _STAGES = "vae,tokenizer,text,latents,unet,export"
-
-
-class Recipe(StrEnum):
-    """What can be trained."""
-
-    pocket = "pocket"
 
 
 class Preset(StrEnum):
@@ -25,8 +22,7 @@ class Preset(StrEnum):
     tiny = "tiny"
 
 
-def train(
-    recipe: Annotated[Recipe, typer.Argument(help="What to train.")],
+def train_pocket_model(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")],
     stage: Annotated[str, typer.Option(help="Stages to run, separated by commas.")] = _STAGES,
     preset: Annotated[
@@ -45,7 +41,7 @@ def train(
     workers: Annotated[int | None, typer.Option(help="Processes that write captions.")] = None,
     set: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="As in unet.batch=256.")] = None,
 ) -> None:
-    """Train a model from scratch. The preset full is for a GPU; full and cpu need --max-minutes."""
+    """Train a model from scratch, the bundled one. The preset full is for a GPU; full and cpu need --max-minutes."""
     from calotype.training.recipes.pocket import train_pocket
 
     train_pocket(
@@ -63,3 +59,13 @@ def train(
         workers=workers,
         changes=set or [],
     )
+
+
+train = typer.Typer(
+    name="train",
+    help="Train a model: a checkpoint on your own pictures, or the bundled one.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+add_to(train)
+train.command("pocket")(plainly(train_pocket_model))

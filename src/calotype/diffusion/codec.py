@@ -36,6 +36,17 @@ def encode(vae: Any, pixels: torch.Tensor, generator: torch.Generator | None) ->
     return vae.config.scaling_factor * latents
 
 
+def moments(vae: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of what :func:`encode` draws for pictures in [-1, 1]."""
+    posterior = vae.encode(pixels).latent_dist
+    statistics = _per_channel(vae, posterior.mean)
+    scale, shift = vae.config.scaling_factor, 0.0
+    if statistics is not None:
+        shift, std = statistics
+        scale = scale / std
+    return (posterior.mean - shift) * scale, posterior.std * scale
+
+
 def decode(vae: Any, latents: torch.Tensor, generator: Any = None) -> torch.Tensor:
     """Pictures in [-1, 1] from latents.
 
