@@ -74,5 +74,7 @@ def _parameter(entry: Any) -> inspect.Parameter:
         entry.name,
         inspect.Parameter.KEYWORD_ONLY,
         default=[] if default == () else default,
-        annotation=Annotated[_TYPES[kind] | None if optional else _TYPES[kind], typer.Option(*names, help=text)],
+        annotation=Annotated[
+            _TYPES[kind] | None if optional else _TYPES[kind], typer.Option(*names, help=text)
+        ],
     )

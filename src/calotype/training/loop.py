@@ -141,6 +141,7 @@ def fit(
     if resume and checkpoint.exists():
         position = resume_training(checkpoint, objective, optimizer, ema, identity, scaler)
         say(f"resumed at step {position.step:,} after {position.seconds:.0f} s")
+    scaler.scale(torch.zeros((), device=device))  # it knows its scale only after it was used once
 
     compute = _compiled(objective, say) if settings.compile else objective
     outcome = Outcome(position, ema)

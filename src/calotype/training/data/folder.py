@@ -145,7 +145,7 @@ def _rows(path: Path) -> list[Mapping[str, Any]]:
     text = path.read_text(encoding="utf-8-sig")
     if path.suffix == ".csv":
         return list(csv.DictReader(text.splitlines()))
-    rows = []
+    rows: list[Mapping[str, Any]] = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue

@@ -71,7 +71,7 @@ class Base:
     @property
     def prediction(self) -> Prediction:
         """What the UNet predicts."""
-        return self.training_scheduler.config.prediction_type  # type: ignore[no-any-return]
+        return self.training_scheduler.config.prediction_type
 
     @property
     def size_step(self) -> int:

@@ -57,7 +57,7 @@ def write_card(
     ]
     if sheets := sorted((settings.output / "samples").glob("step-*.png")):
         lines += ["", f"![Samples of the last step](samples/{sheets[-1].name})"]
-    options = {name: value for name, value in asdict(settings).items() if value not in (None, (), False)}
+    options = {k: v for k, v in asdict(settings).items() if v is not None and v is not False and v != ()}
     lines += ["", "## Settings", "", *_table({f"`{name}`": value for name, value in options.items()}), ""]
     write_text(settings.output / "README.md", "\n".join(lines))
 

@@ -219,7 +219,7 @@ class DreamBoothSettings(LowRankSettings):
 
 def _typed(entry: Any, value: Any) -> Any:
     """The value in the type of its field; ``InputError`` if it is of another."""
-    kinds = {
+    kinds: dict[str, Any] = {
         "int": int,
         "float": (int, float),
         "str": (str, Path),
