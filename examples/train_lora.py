@@ -16,7 +16,7 @@ else:
     pictures = Path("pictures")
     pictures.mkdir(exist_ok=True)
     for number in range(4):
-        photo().rotate(90 * number).save(pictures / f"{number}.webp")
+        photo().rotate(90 * number).save(pictures / f"{number}.png")
         (pictures / f"{number}.txt").write_text("a painting of a ball at sunset")
 
 folder = calotype.train_lora(

@@ -18,6 +18,17 @@ from calotype.training.objectives import PREDICTIONS, Prediction
 KINDS = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 """The pipelines whose checkpoints can be taught."""
 
+_NOISE = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "rescale_betas_zero_snr",
+    "prediction_type",
+)
+"""What of a scheduler's configuration concerns the training."""
+
 
 @dataclass(frozen=True)
 class Base:
@@ -66,7 +77,8 @@ class Base:
         """The scheduler's noise, without its way of sampling."""
         from calotype.schedulers.ddpm import DDPMScheduler
 
-        return DDPMScheduler.from_config(self.pipe.scheduler.config)
+        config = self.pipe.scheduler.config
+        return DDPMScheduler(**{name: config[name] for name in _NOISE if name in config})
 
     @property
     def prediction(self) -> Prediction:

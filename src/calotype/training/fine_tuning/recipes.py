@@ -118,8 +118,8 @@ def _whole(settings: ModelSettings, base: Base, kind: str) -> Lesson:
 
 def _low_rank(settings: LowRankSettings, base: Base, kind: str) -> Lesson:
     low_rank.check_text_encoder(settings, base)
+    base.lighten(dtype_of(settings))  # first: what is trained stays in float32
     models = low_rank.put_in(settings, base)
-    base.lighten(dtype_of(settings))
     strength = low_rank.strength_of(settings)
     read, identity = _reading(settings, base)
     return Lesson(

@@ -106,7 +106,9 @@ def objective_for(settings: Settings, base: Base, *, reads: bool) -> TextToImage
     if settings.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
         if reads:
-            encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            # its name in transformers 5, and the one before
+            enable = getattr(encoder, "activation_checkpointing_enable", None)
+            (enable or encoder.gradient_checkpointing_enable)({"use_reentrant": False})
     return TextToImageObjective(
         unet,
         encoder if reads else None,
