@@ -243,7 +243,7 @@ def test_dreambooth_makes_class_pictures_and_weighs_them(room: Path, model: Path
     options = {
         "instance_data_dir": pictures, "instance_prompt": "a red ball", "with_prior_preservation": True,
         "class_data_dir": str(kept), "class_prompt": "a ball", "num_class_images": 4, "sample_batch_size": 2,
-        "validation_inference_steps": 1, "max_train_steps": 1, "lora": True, "mixed_precision": "fp16",
+        "validation_inference_steps": 1, "max_train_steps": 1, "lora": True,
     }  # fmt: skip
     heavy = train(recipes.train_dreambooth, room / "dream", model, prior_loss_weight=3.0, **options)
     assert sorted(path.name for path in kept.iterdir()) == [
@@ -340,12 +340,13 @@ def test_the_command_has_the_same_words(tmp_path: Path, model: Path, pictures: P
 
     line = (
         f"train lora --model {model} --train_data_dir {pictures} --out {tmp_path / 'out'} --resolution 64 "
-        f"--max_train_steps 1 --rank 1 --no-center-crop --device cpu"
+        f"--max_train_steps 1 --rank 1 --no-center-crop --mixed_precision fp16 --device cpu"
     )
     result = CliRunner().invoke(app, line.split())
     assert result.exit_code == 0, result.stderr
     assert result.stdout.strip() == str(tmp_path / "out")
-    assert (tmp_path / "out" / "pytorch_lora_weights.safetensors").is_file()
+    weights = load_file(tmp_path / "out" / "pytorch_lora_weights.safetensors")
+    assert {value.dtype for value in weights.values()} == {torch.float32}
     assert "`center_crop`" not in (tmp_path / "out" / "README.md").read_text()
     again = CliRunner().invoke(app, line.split())
     assert again.exit_code == 2
