@@ -195,6 +195,12 @@ _HOME = {
         "EDMDPMSolverMultistepScheduler",
         "CosineDPMSolverMultistepScheduler",
     ),
+    "calotype.training.fine_tuning.recipes": (
+        "train_dreambooth",
+        "train_lora",
+        "train_text_to_image",
+        "train_textual_inversion",
+    ),
 }
 """Module -> the public names that it defines."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -94,6 +95,47 @@ def test_a_broken_run_goes_on_to_the_same_losses_and_weights(tmp_path: Path) -> 
         assert torch.equal(mine, theirs)
     with rest.ema.applied(), whole.ema.applied():
         assert torch.equal(resumed.layer.weight, unbroken.layer.weight)
+
+
+def test_an_interrupted_run_ends_its_step_and_goes_on_exactly(tmp_path: Path) -> None:
+    _, unbroken = train(tmp_path / "whole", 40)
+    torch.manual_seed(3)
+    module = Regression()
+    settings = LoopSettings(
+        pace=Pace(0.05, steps=40, warmup=5), autocast=None, ema_decay=0.9, checkpoint_every=None
+    )
+
+    def interrupted(number: int) -> dict[str, torch.Tensor]:
+        if number == 6:
+            signal.raise_signal(signal.SIGINT)
+        return batches(number)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        fit(
+            module, interrupted, settings, folder=tmp_path / "broken", samples_per_batch=8,
+            identity={"name": "test"}, say=lambda line: None,
+        )  # fmt: skip
+    assert signal.getsignal(signal.SIGINT) is before
+    assert torch.load(tmp_path / "broken" / "training.pt", weights_only=True)["step"] == 7
+    _, resumed = train(tmp_path / "broken", 40, resume=True)
+    assert losses(tmp_path / "broken") == losses(tmp_path / "whole")[7:]
+    assert torch.equal(resumed.layer.weight, unbroken.layer.weight)
+
+
+def test_what_is_not_trained_is_not_in_the_checkpoint(tmp_path: Path) -> None:
+    module = Regression()
+    module.layer.bias.requires_grad_(False)
+    settings = LoopSettings(
+        pace=Pace(0.05, steps=4), autocast=None, ema_decay=0.0, checkpoint_steps=3, checkpoint_every=None
+    )
+    seen: list[float] = []
+    fit(
+        module, batches, settings, folder=tmp_path, samples_per_batch=8, say=lambda line: None,
+        watch=lambda position, numbers: seen.append(numbers["loss"]),
+    )  # fmt: skip
+    assert seen == losses(tmp_path)
+    assert list(torch.load(tmp_path / "training.pt", weights_only=True)["weights"]) == ["layer.weight"]
 
 
 def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(tmp_path: Path) -> None:

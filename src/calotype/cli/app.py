@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from calotype.cli.check import check
-from calotype.cli.console import plainly
 from calotype.cli.generate import generate
 from calotype.cli.info import info
 from calotype.cli.schedulers import schedulers
@@ -28,7 +27,7 @@ app.command()(info)
 app.command()(check)
 app.command()(show)
 app.command()(schedulers)
-app.command()(plainly(train))
+app.add_typer(train)
 
 
 def _version(wanted: bool) -> None:

@@ -1,19 +1,22 @@
-"""``calotype train``: models by the recipes that this package was made with."""
+"""``calotype train``: the bundled model by the recipe that made it, and checkpoints on users' own pictures."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from calotype.cli.console import plainly
+from calotype.cli.fine_tuning import add_to
 
-class Recipe(StrEnum):
-    """What can be trained."""
-
-    pocket = "pocket"
-    pocket_motion = "pocket-motion"
+_RECIPES = {
+    "pocket": "Train the bundled model from scratch.",
+    "pocket-motion": "Train the motion adapter that makes the bundled model's pictures move.",
+}
 
 
 class Preset(StrEnum):
@@ -24,8 +27,8 @@ class Preset(StrEnum):
     tiny = "tiny"
 
 
-def train(
-    recipe: Annotated[Recipe, typer.Argument(help="What to train.")],
+def train_recipe(
+    recipe: str,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")],
     stage: Annotated[
         str | None,
@@ -58,10 +61,7 @@ def train(
     workers: Annotated[int | None, typer.Option(help="pocket: processes that write captions.")] = None,
     set: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="As in train.batch=24.")] = None,
 ) -> None:
-    """Train a model from scratch: the bundled one, or the adapter that makes it move.
-
-    The preset full is for a GPU; full and cpu need --max-minutes.
-    """
+    """Run a recipe of this package. The preset full is for a GPU; full and cpu need --max-minutes."""
     from calotype.training.recipes import train as run_recipe
 
     options = {
@@ -79,4 +79,29 @@ def train(
         "workers": workers,
         "changes": set or None,
     }
-    run_recipe(recipe.value, out, options)
+    run_recipe(recipe, out, options)
+
+
+def _command(recipe: str) -> Callable[..., None]:
+    """:func:`train_recipe` for one recipe, with the options that remain."""
+
+    def run(**given: Any) -> None:
+        train_recipe(recipe, **given)
+
+    hints = get_type_hints(train_recipe, include_extras=True)
+    _, *rest = inspect.signature(train_recipe).parameters.values()
+    run.__annotations__ = {option.name: hints[option.name] for option in rest}
+    typed = [option.replace(annotation=hints[option.name]) for option in rest]
+    vars(run)["__signature__"] = inspect.Signature(typed)
+    return run
+
+
+train = typer.Typer(
+    name="train",
+    help="Train a model: a checkpoint on your own pictures, or the bundled ones.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+add_to(train)
+for _name, _text in _RECIPES.items():
+    train.command(_name, help=_text)(plainly(_command(_name)))

@@ -37,6 +37,17 @@ def encode(vae: Any, pixels: torch.Tensor, generator: torch.Generator | None) ->
     return vae.config.scaling_factor * latents
 
 
+def moments(vae: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of what :func:`encode` draws for pictures in [-1, 1]."""
+    posterior = vae.encode(pixels).latent_dist
+    statistics = _per_channel(vae, posterior.mean)
+    scale = vae.config.scaling_factor
+    if statistics is None:
+        return posterior.mean * scale, posterior.std * scale
+    mean, std = statistics
+    return (posterior.mean - mean) * scale / std, posterior.std * scale / std
+
+
 def decode(vae: Any, latents: torch.Tensor, generator: Any = None) -> torch.Tensor:
     """Pictures in [-1, 1] from latents.
 

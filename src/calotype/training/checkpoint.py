@@ -32,8 +32,13 @@ def save_training(
     ema: EMA,
     position: Position,
     settings: Mapping[str, Any],
+    scaler: torch.amp.GradScaler | None = None,
 ) -> None:
-    """Write everything that the next step depends on, atomically."""
+    """Write everything that the next step depends on, atomically; what is not trained is left out.
+
+    ``scaler`` is that of the loss, where there is one.
+    """
+    frozen = _frozen(module)
     random_states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         random_states["cuda"] = torch.cuda.get_rng_state()
@@ -42,9 +47,10 @@ def save_training(
         "settings": dict(settings),
         "step": position.step,
         "seconds": position.seconds,
-        "weights": module.state_dict(),
+        "weights": {name: value for name, value in module.state_dict().items() if name not in frozen},
         "ema": ema.state_dict(),
         "optimizer": optimizer.state_dict(),
+        "scaler": {} if scaler is None else scaler.state_dict(),
         "random": random_states,
     }
     with replacing(path) as temporary:
@@ -57,6 +63,7 @@ def resume_training(
     optimizer: torch.optim.Optimizer,
     ema: EMA,
     settings: Mapping[str, Any],
+    scaler: torch.amp.GradScaler | None = None,
 ) -> Position:
     """Load what :func:`save_training` wrote and return the position to go on from.
 
@@ -77,10 +84,21 @@ def resume_training(
     if changed:
         listed = "; ".join(f"{k}: {stored.get(k)!r} then, {settings.get(k)!r} now" for k in changed)
         raise InputError(f"The checkpoint {path} is of a run with other settings ({listed}).")
-    module.load_state_dict(state["weights"])
+    missing, superfluous = module.load_state_dict(state["weights"], strict=False)
+    if superfluous or (missing := [name for name in missing if name not in _frozen(module)]):
+        raise ModelFilesError(
+            f"The training checkpoint {path} is of another model: {', '.join([*missing, *superfluous][:3])} differ."
+        )
+    if scaler is not None and state.get("scaler"):
+        scaler.load_state_dict(state["scaler"])
     optimizer.load_state_dict(state["optimizer"])
     ema.load_state_dict(state["ema"])
     torch.set_rng_state(state["random"]["cpu"])
     if torch.cuda.is_available() and "cuda" in state["random"]:
         torch.cuda.set_rng_state(state["random"]["cuda"])
     return Position(step=state["step"], seconds=state["seconds"])
+
+
+def _frozen(module: nn.Module) -> set[str]:
+    """The names of the parameters that are not trained."""
+    return {name for name, value in module.named_parameters() if not value.requires_grad}

@@ -15,7 +15,8 @@ class EMA:
     """A float32 shadow of a module's trainable parameters: shadow <- d shadow + (1 - d) weights.
 
     The decay warms up as d = min(decay, (1 + updates) / (10 + updates)), so that early averages are not ruled by
-    the random start. Raises ``InputError`` if ``decay`` is not in [0, 1).
+    the random start. A decay of 0 is no average: the shadow is the weights themselves. Raises ``InputError`` if
+    ``decay`` is not in [0, 1).
     """
 
     def __init__(self, module: nn.Module, decay: float = 0.9999) -> None:
@@ -24,7 +25,8 @@ class EMA:
         self.decay = decay
         self.updates = 0
         self._live = [p for p in module.parameters() if p.requires_grad]
-        self._shadow = [p.detach().float().clone() for p in self._live]
+        # no second copy of the weights where there is no average
+        self._shadow = [p.detach().float() if decay == 0 else p.detach().float().clone() for p in self._live]
 
     @torch.no_grad()
     def update(self) -> None:

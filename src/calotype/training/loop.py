@@ -21,6 +21,7 @@ from calotype.core.errors import CalotypeError, InputError
 from calotype.training.checkpoint import Position, resume_training, save_training
 from calotype.training.ema import EMA
 from calotype.training.gradients import Batch, accumulate_gradients, precision
+from calotype.training.interrupt import interruptible
 from calotype.training.pace import Pace
 
 
@@ -42,7 +43,9 @@ class TrainingError(CalotypeError, RuntimeError):
 class LoopSettings:
     """How to optimise. ``accumulate`` batches make one step; times are in seconds, ``None`` switches off.
 
-    ``threads`` is for a CPU: so many parts of a batch are computed side by side.
+    Checkpoints and inspections come after so many seconds, at steps divisible by so many, or both, and at the end.
+    With ``autocast`` to float16 the loss is scaled so that small gradients are not lost. ``threads`` is for a CPU: so
+    many parts of a batch are computed side by side.
     """
 
     pace: Pace
@@ -57,12 +60,18 @@ class LoopSettings:
     report_every: float = 10.0
     checkpoint_every: float | None = 120.0
     inspect_every: float | None = 120.0
+    checkpoint_steps: int | None = None
+    inspect_steps: int | None = None
 
     def __post_init__(self) -> None:
         if self.accumulate < 1:
             raise InputError(f"A step accumulates at least one batch, not {self.accumulate}.")
         if self.threads < 1:
             raise InputError(f"A batch is computed in at least one thread, not {self.threads}.")
+        for what in ("checkpoint_steps", "inspect_steps"):
+            value = getattr(self, what)
+            if value is not None and value < 1:
+                raise InputError(f"{what} must be at least 1, not {value}; None switches it off.")
 
 
 @dataclass
@@ -76,6 +85,9 @@ class Outcome:
 
 Inspection = Callable[[Position], Mapping[str, float]]
 """Looks at the averaged weights now and then (validation loss, sample sheet) and returns numbers to report."""
+
+Watch = Callable[[Position, Mapping[str, float]], None]
+"""Sees every entry of the log, with the position that it is of."""
 
 
 def optimizer_for(module: nn.Module, settings: LoopSettings) -> torch.optim.AdamW:
@@ -105,13 +117,16 @@ def fit(
     identity: Mapping[str, object] | None = None,
     resume: bool = False,
     inspect: Inspection | None = None,
+    watch: Watch | None = None,
     say: Callable[[str], None] = print,
 ) -> Outcome:
     """Train until the pace's end and return the outcome, with the averaged weights in ``outcome.ema``.
 
     ``folder`` receives ``training.pt`` (the checkpoint) and ``log.jsonl``; with ``resume`` a checkpoint there is
     continued, if it is of the same ``identity`` (``InputError`` otherwise). An inspection that fails is reported
-    and skipped. Raises ``TrainingError`` when the loss is not finite; the last checkpoint is from before that.
+    and skipped. ``watch`` sees every entry of the log. Ctrl-C ends the step that is being made, writes a checkpoint and
+    raises ``KeyboardInterrupt``. Raises ``TrainingError`` when the loss is not finite; the last checkpoint is from
+    before that.
     """
     parameters = [p for p in objective.parameters() if p.requires_grad]
     optimizer = optimizer_for(objective, settings)
@@ -120,56 +135,76 @@ def fit(
     checkpoint = folder / "training.pt"
     folder.mkdir(parents=True, exist_ok=True)
     position = Position()
-    if resume and checkpoint.exists():
-        position = resume_training(checkpoint, objective, optimizer, ema, identity)
-        say(f"resumed at step {position.step:,} after {position.seconds:.0f} s")
-
     device = parameters[0].device
+    # without float16 it hands everything through as it is
+    scaler = torch.amp.GradScaler(device.type, enabled=settings.autocast is torch.float16)
+    if resume and checkpoint.exists():
+        position = resume_training(checkpoint, objective, optimizer, ema, identity, scaler)
+        say(f"resumed at step {position.step:,} after {position.seconds:.0f} s")
+    scaler.scale(torch.zeros((), device=device))  # it knows its scale only after it was used once
+
     compute = _compiled(objective, say) if settings.compile else objective
     outcome = Outcome(position, ema)
-    log = _Log(folder / "log.jsonl", say, samples_per_batch * settings.accumulate, settings, outcome)
+    log = _Log(folder / "log.jsonl", say, samples_per_batch * settings.accumulate, settings, outcome, watch)
     started = time.monotonic() - position.seconds
     log.start(position)
     checkpointed = inspected = position.seconds
     objective.train()
 
-    while settings.pace.progress(position.step, position.seconds) < 1:
-        rate = settings.pace.rate(position.step, position.seconds)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        for part in range(settings.accumulate):
-            batch = batches(position.step * settings.accumulate + part)
-            values = accumulate_gradients(
-                compute,
-                batch,
-                share=1 / settings.accumulate,
-                device=device,
-                dtype=settings.autocast,
-                threads=settings.threads,
-            )
-            log.add(values)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        ema.update()
-        position.step += 1
-        position.seconds = time.monotonic() - started
-
-        done = settings.pace.progress(position.step, position.seconds) >= 1
-        if done or log.due(position):
-            log.report(position, rate, norm)
+    with interruptible() as interrupted:
+        while settings.pace.progress(position.step, position.seconds) < 1:
+            rate = settings.pace.rate(position.step, position.seconds)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            for part in range(settings.accumulate):
+                batch = batches(position.step * settings.accumulate + part)
+                values = accumulate_gradients(
+                    compute,
+                    batch,
+                    share=scaler.get_scale() / settings.accumulate,
+                    device=device,
+                    dtype=settings.autocast,
+                    threads=settings.threads,
+                )
+                log.add(values)
+            scaler.unscale_(optimizer)
+            norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+            ema.update()
+            position.step += 1
             position.seconds = time.monotonic() - started
-        if settings.checkpoint_every is not None and (
-            done or position.seconds - checkpointed > settings.checkpoint_every
-        ):
-            save_training(checkpoint, objective, optimizer, ema, position, identity)
-            checkpointed = position.seconds
-        if inspect is not None and settings.inspect_every is not None:
-            due = position.seconds - inspected > settings.inspect_every
-            if done or due:
+
+            done = settings.pace.progress(position.step, position.seconds) >= 1
+            if done or log.due(position):
+                log.report(position, rate, norm)
+                position.seconds = time.monotonic() - started
+            stopping = interrupted()
+            if stopping or _due(
+                position, done, checkpointed, settings.checkpoint_every, settings.checkpoint_steps
+            ):
+                save_training(checkpoint, objective, optimizer, ema, position, identity, scaler)
+                checkpointed = position.seconds
+            if stopping:
+                say(f"stopped at step {position.step:,}; {checkpoint} is where it can go on from")
+                raise KeyboardInterrupt
+            if inspect is not None and _due(
+                position, done, inspected, settings.inspect_every, settings.inspect_steps
+            ):
                 log.note(position, _inspected(inspect, objective, ema, position, say))
                 inspected = position.seconds = time.monotonic() - started
+        if interrupted():
+            raise KeyboardInterrupt
     return outcome
+
+
+def _due(position: Position, done: bool, last: float, seconds: float | None, steps: int | None) -> bool:
+    """Whether something that comes every so many seconds or steps comes now, the last time having been at ``last``."""
+    if seconds is None and steps is None:
+        return False
+    by_time = seconds is not None and position.seconds - last > seconds
+    return done or by_time or (steps is not None and position.step % steps == 0)
 
 
 def _compiled(objective: nn.Module, say: Callable[[str], None]) -> Objective:
@@ -248,7 +283,9 @@ class _Log:
         samples_per_step: int,
         settings: LoopSettings,
         outcome: Outcome,
+        watch: Watch | None,
     ) -> None:
+        self._watch = watch
         self._path, self._say, self._settings, self._outcome = path, say, settings, outcome
         self._samples_per_step = samples_per_step
         self._sums: dict[str, torch.Tensor] = {}
@@ -301,3 +338,5 @@ class _Log:
         self._outcome.reports.append(entry)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
+        if self._watch is not None:
+            self._watch(position, numbers)

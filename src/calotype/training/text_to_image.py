@@ -25,7 +25,7 @@ class TextToImageObjective(nn.Module):
     """Denoising loss of a UNet that reads a text encoder's last hidden states.
 
     ``alphas_cumprod`` [T] is the noise table of the scheduler that the model is made for. ``min_snr_gamma`` weighs
-    the noise levels; ``None`` leaves them alike.
+    the noise levels; ``None`` leaves them alike. Without a ``text_encoder`` batches have its states instead of ids.
     """
 
     unet: Any
@@ -35,7 +35,7 @@ class TextToImageObjective(nn.Module):
     def __init__(
         self,
         unet: nn.Module,
-        text_encoder: nn.Module,
+        text_encoder: nn.Module | None,
         alphas_cumprod: torch.Tensor,
         prediction: Prediction = "v_prediction",
         min_snr_gamma: float | None = None,
@@ -48,16 +48,26 @@ class TextToImageObjective(nn.Module):
         self.register_buffer("alphas_cumprod", alphas_cumprod.float(), persistent=False)
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """``latents`` and ``noise`` [B, C, H, W], ``timesteps`` [B], ``input_ids`` [B, L]."""
+        """``latents`` and ``noise`` [B, C, H, W], ``timesteps`` [B], ``input_ids`` [B, L] or ``states`` [B, L, D].
+
+        Further, where there are any: ``attention_mask`` [B, L] for the text encoder, ``text_embeds`` [B, P] and
+        ``time_ids`` [B, 6], which the UNet is told beside the states, and ``weights`` [B] of the samples.
+        """
         latents, noise, timesteps = batch["latents"], batch["noise"], batch["timesteps"]
         level = self.alphas_cumprod[timesteps]
-        states = self.text_encoder(input_ids=batch["input_ids"]).last_hidden_state
+        states = batch.get("states")
+        if states is None:
+            told = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
+            states = self.text_encoder(**told).last_hidden_state
+        beside = {name: batch[name] for name in ("text_embeds", "time_ids") if name in batch}
         noisy = diffuse(latents, noise, level)
-        predicted = self.unet(noisy, timesteps, states, return_dict=False)[0]
+        more = {"added_cond_kwargs": beside} if beside else {}
+        predicted = self.unet(noisy, timesteps, states, return_dict=False, **more)[0]
         target = prediction_target(latents, noise, level, self.prediction)
-        weight = (
-            None if self.min_snr_gamma is None else min_snr_weight(level, self.min_snr_gamma, self.prediction)
-        )
+        weight = batch.get("weights")
+        if self.min_snr_gamma is not None:
+            by_level = min_snr_weight(level, self.min_snr_gamma, self.prediction)
+            weight = by_level if weight is None else weight * by_level
         return {"loss": denoising_loss(predicted, target, weight)}
 
 
