@@ -228,16 +228,17 @@ def test_tasks(sd: Both, xl: Both, name: str, arguments: dict[str, Any]) -> None
     compared(theirs, ours, lambda: {**steps, **arguments})
 
 
-def test_with_a_controlnet(sd: Both, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["StableDiffusionControlNetPipeline", "StableDiffusionXLControlNetPipeline"])
+def test_with_a_controlnet(sd: Both, xl: Both, name: str, tmp_path: Path) -> None:
+    base = xl if "XL" in name else sd
     net = diffusers.ControlNetModel.from_unet(
-        sd.theirs.unet, conditioning_embedding_out_channels=(8, 16, 16, 16)
+        base.theirs.unet, conditioning_embedding_out_channels=(8, 16, 16, 16)
     )
     tiny.randomise(net, 5).save_pretrained(tmp_path)
-    sd.do("load_lora_weights", lora_files.peft(lora_files.pairs(sd.models)))
-    name = "StableDiffusionControlNetPipeline"
-    theirs = getattr(diffusers, name).from_pipe(sd.theirs, controlnet=net)
+    base.do("load_lora_weights", lora_files.peft(lora_files.pairs(base.models)))
+    theirs = getattr(diffusers, name).from_pipe(base.theirs, controlnet=net)
     ours = getattr(calotype, name).from_pipe(
-        sd.ours, controlnet=calotype.ControlNetModel.from_pretrained(tmp_path)
+        base.ours, controlnet=calotype.ControlNetModel.from_pretrained(tmp_path)
     )
     arguments = {"image": PICTURE, "controlnet_conditioning_scale": 0.3, "num_inference_steps": 2}
     compared(quiet(theirs), quiet(ours), lambda: arguments)

@@ -16,6 +16,7 @@ import calotype
 from calotype.core.errors import InputError, ModelFilesError, WeightsError
 from tests import tiny
 from tests.parity.pipeline_runs import arrays, compare, quiet, seeded
+from tests.parity.test_image_pipelines import mask, photo
 
 torch.set_num_threads(1)
 
@@ -104,6 +105,36 @@ def test_files(sd: tuple[Any, Any], form: str, tmp_path: Path) -> None:
     assert sd[1].maybe_convert_prompt(texts, sd[1].tokenizer) == sd[0].maybe_convert_prompt(
         texts, sd[0].tokenizer
     )
+
+
+OTHER_TASKS = {
+    "StableDiffusionImg2ImgPipeline": {"image": photo(seed=3), "strength": 0.7, "num_inference_steps": 4},
+    "StableDiffusionInpaintPipeline": {"image": photo(seed=3), "mask_image": mask(), "strength": 1.0},
+    "StableDiffusionControlNetPipeline": {"image": photo(seed=3), "controlnet_conditioning_scale": 0.3},
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", OTHER_TASKS)
+def test_other_tasks(sd: tuple[Any, Any], name: str, tmp_path: Path) -> None:
+    nets: list[dict[str, Any]] = [{}, {}]
+    if "ControlNet" in name:
+        net = tiny.randomise(
+            diffusers.ControlNetModel.from_unet(
+                sd[0].unet, conditioning_embedding_out_channels=(8, 16, 16, 16)
+            ),
+            9,
+        )
+        net.save_pretrained(tmp_path)
+        nets = [{"controlnet": net}, {"controlnet": calotype.ControlNetModel.from_pretrained(tmp_path)}]
+    libraries = (diffusers, calotype)
+    pair = [
+        quiet(getattr(library, name).from_pipe(pipe, **options))
+        for library, pipe, options in zip(libraries, sd, nets, strict=True)
+    ]
+    for pipe in pair:
+        pipe.load_textual_inversion({"<cat>": VECTORS})
+    compare(*pair, lambda: {**TEXT, **OTHER_TASKS[name]})
 
 
 def test_several_words_of_which_one_goes(sd: tuple[Any, Any]) -> None:
