@@ -113,6 +113,8 @@ DEVIATIONS: dict[str, str] = {
     "logarithm",
     "schedulers/DDIMScheduler/*rescale_betas_zero_snr=True*/eta=1.0*;nan-in-reference*": "with all noise replaced, "
     "rounding makes the reference take the root of a negative number",
+    "schedulers/DDIMScheduler/*rescale_betas_zero_snr=True*/eta=1.0*;no-noise-kept*": "as the one before, where what "
+    "rounding leaves is positive: how much depends on the processor",
     "schedulers/*Ancestral*;nan-in-reference*": "as the next, where rounding makes the difference negative",
     "schedulers/*Ancestral*;steep*": "κ_down = κ'²/κ; the reference takes the root of a difference, which cancels "
     "where a step lowers κ more than tenfold",

@@ -116,6 +116,9 @@ def facts(
         order = max(config.get(f"{kind}_order", 2) for kind in ("solver", "predictor", "corrector"))
         if not compare(ours, theirs, 2 * TOLERANCE + 1e-6 / gap**order):
             found.append("float32-coefficients")
+    keeps_none = "DDIM" in name and config.get("rescale_betas_zero_snr") and isinstance(theirs, dict)
+    if differs and keeps_none and not compare(ours, theirs, 1e-3):
+        found.append("no-noise-kept")
     if differs and config.get("use_flow_sigmas") and config.get("prediction_type") == "v_prediction":
         found.append("v-of-flow")
     if differs and config.get("use_flow_sigmas") and "Inverse" in name:
