@@ -38,7 +38,7 @@ def save_training(
 
     ``scaler`` is that of the loss, where there is one.
     """
-    frozen = _frozen(module)
+    frozen, trained = _parted(module)
     random_states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         random_states["cuda"] = torch.cuda.get_rng_state()
@@ -47,7 +47,9 @@ def save_training(
         "settings": dict(settings),
         "step": position.step,
         "seconds": position.seconds,
-        "weights": {name: value for name, value in module.state_dict().items() if name not in frozen},
+        # those of adapters stay out of their model's state dictionary
+        "weights": {name: value for name, value in module.state_dict().items() if name not in frozen}
+        | {name: value.detach() for name, value in trained.items()},
         "ema": ema.state_dict(),
         "optimizer": optimizer.state_dict(),
         "scaler": {} if scaler is None else scaler.state_dict(),
@@ -84,11 +86,17 @@ def resume_training(
     if changed:
         listed = "; ".join(f"{k}: {stored.get(k)!r} then, {settings.get(k)!r} now" for k in changed)
         raise InputError(f"The checkpoint {path} is of a run with other settings ({listed}).")
-    missing, superfluous = module.load_state_dict(state["weights"], strict=False)
-    if superfluous or (missing := [name for name in missing if name not in _frozen(module)]):
+    _, trained = _parted(module)
+    weights, known = dict(state["weights"]), module.state_dict().keys()
+    other = [name for name in (*trained, *weights) if name not in weights or name not in {*trained, *known}]
+    if other:
         raise ModelFilesError(
-            f"The training checkpoint {path} is of another model: {', '.join([*missing, *superfluous][:3])} differ."
+            f"The training checkpoint {path} is of another model: {', '.join(other[:3])} differ."
         )
+    with torch.no_grad():
+        for name, value in trained.items():
+            value.copy_(weights.pop(name))
+    module.load_state_dict(weights, strict=False)
     if scaler is not None and state.get("scaler"):
         scaler.load_state_dict(state["scaler"])
     optimizer.load_state_dict(state["optimizer"])
@@ -99,6 +107,8 @@ def resume_training(
     return Position(step=state["step"], seconds=state["seconds"])
 
 
-def _frozen(module: nn.Module) -> set[str]:
-    """The names of the parameters that are not trained."""
-    return {name for name, value in module.named_parameters() if not value.requires_grad}
+def _parted(module: nn.Module) -> tuple[set[str], dict[str, nn.Parameter]]:
+    """The names of the parameters that are not trained, and those that are."""
+    named = dict(module.named_parameters())
+    trained = {name: value for name, value in named.items() if value.requires_grad}
+    return named.keys() - trained.keys(), trained
