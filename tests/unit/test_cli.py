@@ -378,7 +378,10 @@ def test_show_refuses_what_is_no_picture(tmp_path):
 
 
 def test_training_is_mounted():
-    assert "Train a model from scratch" in succeeded(run("train", "--help")).stdout
+    listed = succeeded(run("train", "--help")).stdout
+    for recipe in ("pocket", "pocket-motion", "text-to-image", "lora", "textual-inversion", "dreambooth"):
+        assert f" {recipe} " in listed
+    assert "--max-minutes" in succeeded(run("train", "pocket-motion", "--help")).stdout
 
 
 def test_options_that_a_recipe_has_not_are_refused(in_an_empty_folder):
