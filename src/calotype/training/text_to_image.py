@@ -1,4 +1,4 @@
-"""The objective of a latent text-to-image model whose text encoder is trained together with its denoiser."""
+"""The objective of a latent text-to-image model: its text encoder learns with it, is frozen, or has read already."""
 
 from __future__ import annotations
 
