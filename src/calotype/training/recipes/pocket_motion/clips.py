@@ -194,9 +194,13 @@ class ClipBatches:
         ids = torch.where(dropped, self.base.ids([""]), self.data.ids[index, which].long())
         latents = self.data.latents[index].float()
         steps = int(self.base.scheduler.config.num_train_timesteps)
+        timesteps = stratified_timesteps(torch.rand((1,), **options), chosen.batch, steps)
+        blind = torch.rand((chosen.batch,), **options) < chosen.blind
+        before_last = (torch.rand((chosen.batch,), **options) * 2 - 1).clamp(min=0) * (steps / 10)
         return {
             "latents": latents,
             "states": self.base.read(ids),
             "noise": torch.randn(latents.shape, **options),
-            "timesteps": stratified_timesteps(torch.rand((1,), **options), chosen.batch, steps),
+            "timesteps": torch.where(blind, steps - 1 - before_last.long(), timesteps),
+            "blind": blind,
         }

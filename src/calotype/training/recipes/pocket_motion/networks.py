@@ -11,6 +11,7 @@ from torch import nn
 
 from calotype.adapters import model as adapters
 from calotype.core.errors import InputError
+from calotype.pipelines.load import LORA_FILE
 from calotype.training.low_rank import add_trainable, make_trainable
 from calotype.training.objectives import denoising_loss, diffuse, prediction_target
 from calotype.training.recipes.pocket_motion.base import Base
@@ -23,7 +24,13 @@ _LISTENING = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 class ClipObjective(nn.Module):
-    """Denoising loss of a UNet over clips whose prompt is read already."""
+    """Denoising loss of a UNet over clips whose prompt is read already.
+
+    Some clips are blind: noise alone. The last timestep's noise leaves a fifteenth of the signal, in sixteen frames
+    together enough to see which way something moves, so that nothing would be learned from the words for it; but a
+    sampler begins with noise alone, where only the words say (Lin et al., "Common diffusion noise schedules and sample
+    steps are flawed", 2023).
+    """
 
     unet: Any
     alphas_cumprod: torch.Tensor
@@ -35,9 +42,9 @@ class ClipObjective(nn.Module):
         self.register_buffer("alphas_cumprod", scheduler.alphas_cumprod.float(), persistent=False)
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """``latents`` and ``noise`` [B, C, F, H, W], ``timesteps`` [B], ``states`` [B, L, D]."""
+        """``latents`` and ``noise`` [B, C, F, H, W], ``timesteps`` [B], ``states`` [B, L, D], ``blind`` [B] of bool."""
         latents, noise, timesteps = batch["latents"], batch["noise"], batch["timesteps"]
-        level = self.alphas_cumprod[timesteps]
+        level = torch.where(batch["blind"], 0.0, self.alphas_cumprod[timesteps])
         predicted = self.unet(diffuse(latents, noise, level), timesteps, batch["states"], return_dict=False)[
             0
         ]
@@ -67,6 +74,8 @@ def build_adapter(settings: MotionSettings, base: Base) -> Any:
 def build_unet(settings: MotionSettings, base: Base, init: Path | None) -> Any:
     """The UNet over videos, with random motion or that of the folder ``init``; all else in it is frozen.
 
+    Low-rank updates in that folder are gone on with as well; without them there are new ones.
+
     Raises ``InputError`` if there is no adapter in the folder.
     """
     from calotype import MotionAdapter, UNetMotionModel
@@ -81,19 +90,19 @@ def build_unet(settings: MotionSettings, base: Base, init: Path | None) -> Any:
     )
     unet = UNetMotionModel.from_unet2d(base.unet, adapter).to(base.device)
     unet.freeze_unet2d_params()
-    if init is not None:
+    if init is not None and (init / LORA_FILE).is_file():
         unet.load_lora_adapter(init, prefix="unet", adapter_name=UPDATES)
         make_trainable(unet, UPDATES)
-    else:
-        paths = [
-            name
-            for name, part in unet.named_modules()
-            if isinstance(part, nn.Linear)
-            and ".transformer_blocks." in name
-            and MODULES not in name
-            and name.endswith(_LISTENING)
-        ]
-        add_trainable(unet, UPDATES, paths, settings.adapter.rank)
+        return unet
+    paths = [
+        name
+        for name, part in unet.named_modules()
+        if isinstance(part, nn.Linear)
+        and ".transformer_blocks." in name
+        and MODULES not in name
+        and name.endswith(_LISTENING)
+    ]
+    add_trainable(unet, UPDATES, paths, settings.adapter.rank)
     return unet
 
 

@@ -39,6 +39,8 @@ class TrainSettings:
     warmup: int = 100
     ema_decay: float = 0.995
     caption_dropout: float = 0.1
+    blind: float = 0.3
+    """the share of clips of which nothing is seen but noise: half of them at the last timestep, half in its last tenth"""
     steps: int | None = None
 
 
