@@ -40,7 +40,7 @@ class TrainSettings:
     ema_decay: float = 0.995
     caption_dropout: float = 0.1
     blind: float = 0.3
-    """the share of clips of which nothing is seen but noise, half of them at the last timestep, half in the last tenth"""
+    """the share of clips that are noise alone: half of them at the last timestep, half in the last tenth of them"""
     steps: int | None = None
 
 
