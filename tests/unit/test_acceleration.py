@@ -78,7 +78,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(pipeline, "KINDS", {"cpu"})
     acceleration.on()
     yield
-    acceleration.off()
+    acceleration.on()
     gc.collect()
 
 
@@ -391,16 +391,19 @@ def test_models_whose_memory_was_arranged_are_saved_as_any_other(tmp_path: Path)
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-@pytest.mark.parametrize(("value", "wanted"), [("0", False), ("1", True), ("off", False)])
+@pytest.mark.parametrize(("value", "wanted"), [("0", False), ("1", True), ("off", False), (None, True)])
 def test_the_environment_says_where_the_switch_starts(
-    value: str, wanted: bool, monkeypatch: pytest.MonkeyPatch
+    value: str | None, wanted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CALOTYPE_ACCELERATION", value)
+    if value is None:
+        monkeypatch.delenv("CALOTYPE_ACCELERATION", raising=False)
+    else:
+        monkeypatch.setenv("CALOTYPE_ACCELERATION", value)
     importlib.reload(switch)
     try:
-        assert acceleration.is_on() == wanted
+        assert switch.is_on() == wanted
     finally:
-        acceleration.off()
+        acceleration.on()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")

@@ -28,7 +28,7 @@ WIDE = {**UNET, "block_out_channels": (320, 640), "norm_num_groups": 32, "attent
 def switched_on() -> Iterator[None]:
     acceleration.on()
     yield
-    acceleration.off()
+    acceleration.on()
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,8 @@
 """Faster calls of the models, from outside of them: CUDA graphs, kernels, layouts.
 
-Where a pipeline runs on CUDA, :func:`on` and :func:`off` switch it for all pipelines, and the environment variable
-``CALOTYPE_ACCELERATION=1`` says where that begins; it is off until asked for. ``pipe.acceleration = None`` switches it
-off for one, and ``pipe.acceleration = Options(…)`` chooses what is used.
+It is on where a pipeline runs on CUDA. :func:`off` and :func:`on` switch it for all pipelines, and with
+``CALOTYPE_ACCELERATION=0`` in the environment it begins switched off. ``pipe.acceleration = None`` switches it off for
+one, and ``pipe.acceleration = Options(…)`` chooses what is used.
 """
 
 from calotype.acceleration.options import Options

@@ -7,7 +7,7 @@ import os
 VARIABLE = "CALOTYPE_ACCELERATION"
 _OFF = ("", "0", "off", "false", "no")
 
-_on = os.environ.get(VARIABLE, "0").strip().lower() not in _OFF
+_on = os.environ.get(VARIABLE, "1").strip().lower() not in _OFF
 
 
 def on() -> None:

@@ -47,7 +47,7 @@ class Efficiency:
     def acceleration(self) -> Acceleration | None:
         """How calls on CUDA are made faster; ``pipe.acceleration.report()`` says what is in use.
 
-        None unless ``calotype.acceleration.on()`` or ``CALOTYPE_ACCELERATION=1`` switches it on for all. Set it to None
+        None if ``calotype.acceleration.off()`` or ``CALOTYPE_ACCELERATION=0`` switched it off for all. Set it to None
         to switch it off for this pipeline, or to ``calotype.acceleration.Options``.
         """
         options = self.__dict__.get("_acceleration", Options())
