@@ -101,7 +101,12 @@ def test_a_trained_pipeline_draws_the_same_here_and_in_the_reference(drawn: Path
     assert names == {"README.md", "model_index.json", "samples", "scheduler", "training", "unet"}
     assert [path.name for path in (drawn / "samples").iterdir()] == ["step-000006.png"]
     card = (drawn / "README.md").read_text()
-    for words in ("pipeline_tag: unconditional", "| pictures | 5 |", "| steps | 6 |", "| pictures a step | 4 |"):
+    for words in (
+        "pipeline_tag: unconditional",
+        "| pictures | 5 |",
+        "| steps | 6 |",
+        "| pictures a step | 4 |",
+    ):
         assert words in card
     assert "base" not in card
 
@@ -182,7 +187,9 @@ def test_pictures_are_a_function_of_the_number(pictures: Path) -> None:
     seen = [flipped(i)["images"] for i in range(4)]
     same = [torch.equal(a, still(i)["images"][j]) for i, part in enumerate(seen) for j, a in enumerate(part)]
     back = [
-        torch.equal(a.flip(-1), still(i)["images"][j]) for i, part in enumerate(seen) for j, a in enumerate(part)
+        torch.equal(a.flip(-1), still(i)["images"][j])
+        for i, part in enumerate(seen)
+        for j, a in enumerate(part)
     ]
     assert True in same and False in same
     assert all(x or y for x, y in zip(same, back, strict=True))
@@ -201,7 +208,9 @@ def test_a_decoder_learns_while_the_encoder_stays(room: Path, model: Path, pictu
         validation_steps=5, **QUICK,
     )  # fmt: skip
     old, new = (load_file(folder / WEIGHTS) for folder in (model / "vae", out))
-    assert all(torch.equal(new[name], value) for name, value in old.items() if name.startswith(("enc", "quant")))
+    assert all(
+        torch.equal(new[name], value) for name, value in old.items() if name.startswith(("enc", "quant"))
+    )
     assert all(not torch.equal(new[name], value) for name, value in old.items() if name.startswith("dec"))
     values = losses(out)
     assert sum(values[-5:]) < 0.9 * sum(values[:5])
@@ -222,13 +231,20 @@ def test_a_decoder_learns_while_the_encoder_stays(room: Path, model: Path, pictu
 def test_an_autoencoder_that_stands_alone_is_trained_as_a_whole(
     room: Path, model: Path, pictures: Path
 ) -> None:
-    options = {"train_data_dir": pictures, "resolution": 32, "learning_rate": 1e-3, "num_validation_images": 0}
+    options = {
+        "train_data_dir": pictures,
+        "resolution": 32,
+        "learning_rate": 1e-3,
+        "num_validation_images": 0,
+    }
     out = train_vae(
         pretrained_model_name_or_path=model / "vae", output_dir=room / "alone", subfolder="", kl_scale=0.1,
         max_train_steps=2, gradient_checkpointing=True, **options, **QUICK,
     )  # fmt: skip
     old, new = (load_file(folder / WEIGHTS) for folder in (model / "vae", out))
-    assert all(not torch.equal(new[name], value) for name, value in old.items() if name.endswith("conv.weight"))
+    assert all(
+        not torch.equal(new[name], value) for name, value in old.items() if name.endswith("conv.weight")
+    )
     part = {name for name, value in old.items() if not torch.equal(new[name], value)}
     assert any(name.startswith("encoder.") for name in part) and any(n.startswith("decoder.") for n in part)
 

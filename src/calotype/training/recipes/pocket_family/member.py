@@ -22,6 +22,11 @@ MEMBERS = {
     "pocket-inpaint": "inpaint:INPAINT",
     "pocket-tiny-vae": "tiny_vae:TINY_VAE",
     "pocket-unconditional": "unconditional:UNCONDITIONAL",
+    "pocket-depth": "depth:DEPTH",
+    "pocket-upscale": "upscale:UPSCALE",
+    "pocket-controlnet-canny": "controlnets:CANNY",
+    "pocket-controlnet-depth": "controlnets:DEPTH",
+    "pocket-controlnet-segmentation": "controlnets:SEGMENTATION",
 }
 """Name -> module in ``members`` and the member in it; each is imported when it is asked for."""
 

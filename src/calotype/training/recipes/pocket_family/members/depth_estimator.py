@@ -153,17 +153,16 @@ class DepthEstimator(Member):
         return batch
 
     def save(self, objective: EstimatorObjective, base: Base, folder: Path) -> None:
-        save_transformer(objective.model, objective.model.state_dict(), folder)
-        write_text(folder / "preprocessor_config.json", json.dumps(_processor(base.pixels), indent=2) + "\n")
+        save_transformer(objective.model, objective.model.state_dict(), folder / "depth_estimator")
+        processor = json.dumps(_processor(base.pixels), indent=2) + "\n"
+        write_text(folder / "feature_extractor" / "preprocessor_config.json", processor)
 
     def restore(self, objective: EstimatorObjective, folder: Path) -> None:
         from safetensors.torch import load_file
 
-        path = folder / "model.safetensors"
+        path = folder / "depth_estimator" / "model.safetensors"
         if not path.is_file():
-            raise InputError(
-                f"There is no depth estimator in {folder}: name a folder with model.safetensors."
-            )
+            raise InputError(f"There is no {path}: name the folder of a depth estimator of this recipe.")
         try:
             objective.model.load_state_dict(load_file(path))
         except RuntimeError as error:

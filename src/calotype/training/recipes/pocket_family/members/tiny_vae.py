@@ -124,10 +124,10 @@ class TinyVae(Member):
         return batch
 
     def save(self, objective: TinyVaeObjective, base: Base, folder: Path) -> None:
-        write_half(objective.tiny, folder)
+        write_half(objective.tiny, folder / "vae")
 
     def restore(self, objective: TinyVaeObjective, folder: Path) -> None:
-        read_into(objective.tiny, folder)
+        read_into(objective.tiny, folder / "vae")
 
     def sheet(self, objective: TinyVaeObjective, base: Base, views: ViewSet) -> Sheet:
         """Pictures, what the teacher makes of their latents, what this one does, and of its own latents."""
