@@ -163,7 +163,8 @@ def test_the_estimator_serves_depth_to_image_here_and_in_the_reference(out: Path
     assert pixels.shape == (1, 3, side, side) and pixels.abs().max() <= 1
     with torch.no_grad():
         assert estimator(pixels).predicted_depth.shape == (1, side, side)
-    made = []
+    made: list[Any] = []
+    unets: list[Any] = []
     for library in (calotype, diffusers):
         plain = library.StableDiffusionPipeline.from_pretrained(base)
         torch.manual_seed(0)
@@ -173,9 +174,8 @@ def test_the_estimator_serves_depth_to_image_here_and_in_the_reference(out: Path
             scheduler=plain.scheduler, depth_estimator=estimator, feature_extractor=processor,
         )  # fmt: skip
         pipe.set_progress_bar_config(disable=True)
-        if made:
-            unet.load_state_dict(weights)
-        weights = unet.state_dict()
+        unets.append(unet)
+        unet.load_state_dict(unets[0].state_dict())
         generator = torch.Generator().manual_seed(0)
         made.append(
             pipe("a red ball", image=picture, num_inference_steps=2, strength=1.0, generator=generator,
