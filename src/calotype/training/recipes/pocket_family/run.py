@@ -30,7 +30,7 @@ from calotype.training.recipes.pocket_motion.base import Base
 from calotype.training.sheets import write_sheet
 
 STAGE_WEIGHTS = {"views": 4.0, "train": 8.0, "export": 0.01}
-RESERVE = 10.0
+RESERVE = 12.0
 """Seconds of a limited run that are kept for the last inspection and for writing files."""
 _MOST_WORKERS = 6
 """Processes for captions; the members compile at the same time."""
@@ -64,7 +64,7 @@ def train_member(member: Member, settings: MemberSettings, run: Run, base: Base,
     if chosen.steps is None and run.max_minutes is None:
         raise InputError("This preset has no number of steps: say how long to train with --max-minutes.")
     torch.manual_seed(settings.seed)
-    objective = member.objective(settings, base)
+    objective: Any = member.objective(settings, base)
     if init is not None:
         member.restore(objective, init)
     if device.type == "cuda":
