@@ -389,6 +389,8 @@ def test_training_is_mounted():
         "dreambooth",
     ):
         assert f" {recipe} " in listed
+    for recipe in ("unconditional", "vae"):
+        assert f" {recipe} " in listed
     assert "--max-minutes" in succeeded(run("train", "pocket-motion", "--help")).stdout
 
 

@@ -18,7 +18,10 @@ from calotype.training.recipes.pocket_family.views import ViewSet
 from calotype.training.recipes.pocket_motion.base import Base
 
 MEMBERS = {
+    "pocket-depth-estimator": "depth_estimator:DEPTH_ESTIMATOR",
     "pocket-inpaint": "inpaint:INPAINT",
+    "pocket-tiny-vae": "tiny_vae:TINY_VAE",
+    "pocket-unconditional": "unconditional:UNCONDITIONAL",
     "pocket-depth": "depth:DEPTH",
     "pocket-upscale": "upscale:UPSCALE",
     "pocket-controlnet-canny": "controlnets:CANNY",
