@@ -195,6 +195,9 @@ _HOME = {
         "EDMDPMSolverMultistepScheduler",
         "CosineDPMSolverMultistepScheduler",
     ),
+    "calotype.training.fine_tuning.controlnet": ("train_controlnet",),
+    "calotype.training.fine_tuning.inpainting": ("train_inpainting",),
+    "calotype.training.fine_tuning.lcm": ("train_lcm",),
     "calotype.training.fine_tuning.recipes": (
         "train_dreambooth",
         "train_lora",

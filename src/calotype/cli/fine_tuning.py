@@ -10,6 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from calotype.cli.console import plainly, say
+from calotype.training.fine_tuning.network_settings import (
+    ControlNetSettings,
+    InpaintingSettings,
+    LcmSettings,
+)
 from calotype.training.fine_tuning.settings import (
     DreamBoothSettings,
     LoraSettings,
@@ -23,6 +28,9 @@ COMMANDS: dict[str, tuple[type[Settings], str]] = {
     "lora": (LoraSettings, "Train low-rank weights for a checkpoint on captioned pictures."),
     "textual-inversion": (TextualInversionSettings, "Learn a new word from a few pictures."),
     "dreambooth": (DreamBoothSettings, "Teach a checkpoint one thing by a rare word."),
+    "lcm": (LcmSettings, "Distil a checkpoint to a few steps."),
+    "controlnet": (ControlNetSettings, "Train a ControlNet on pictures with a control picture each."),
+    "inpainting": (InpaintingSettings, "Train a checkpoint to fill holes in pictures."),
 }
 """Command -> its settings and what it does; the function is ``train_`` and the command's name."""
 
@@ -30,6 +38,8 @@ _SHORT = {
     "pretrained_model_name_or_path": ("--model", "-m"),
     "output_dir": ("--out", "-o"),
     "validation_prompts": ("--validation-prompt",),
+    "validation_images": ("--validation-image",),
+    "validation_masks": ("--validation-mask",),
 }
 _TYPES: dict[str, Any] = {
     "int": int,
@@ -51,9 +61,9 @@ def _command(name: str, kind: type[Settings]) -> Callable[..., None]:
     """A function whose parameters are the fields of the settings."""
 
     def run(**options: Any) -> None:
-        from calotype.training.fine_tuning import recipes
+        import calotype
 
-        function = getattr(recipes, f"train_{name.replace('-', '_')}")
+        function = getattr(calotype, f"train_{name.replace('-', '_')}")
         typer.echo(function(say=say, **options))
 
     parameters = [_parameter(entry) for entry in fields(kind)]

@@ -51,7 +51,8 @@ class TextToImageObjective(nn.Module):
         """``latents`` and ``noise`` [B, C, H, W], ``timesteps`` [B], ``input_ids`` [B, L] or ``states`` [B, L, D].
 
         Further, where there are any: ``attention_mask`` [B, L] for the text encoder, ``text_embeds`` [B, P] and
-        ``time_ids`` [B, 6], which the UNet is told beside the states, and ``weights`` [B] of the samples.
+        ``time_ids`` [B, 6], which the UNet is told beside the states, ``channels`` [B, K, H, W], which it reads after
+        the latents', ``control`` for a UNet that has a ControlNet beside it, and ``weights`` [B] of the samples.
         """
         latents, noise, timesteps = batch["latents"], batch["noise"], batch["timesteps"]
         level = self.alphas_cumprod[timesteps]
@@ -61,8 +62,11 @@ class TextToImageObjective(nn.Module):
             states = self.text_encoder(**told).last_hidden_state
         beside = {name: batch[name] for name in ("text_embeds", "time_ids") if name in batch}
         noisy = diffuse(latents, noise, level)
-        more = {"added_cond_kwargs": beside} if beside else {}
-        predicted = self.unet(noisy, timesteps, states, return_dict=False, **more)[0]
+        more: dict[str, Any] = {"added_cond_kwargs": beside} if beside else {}
+        if "control" in batch:
+            more["control"] = batch["control"]
+        read = torch.cat([noisy, batch["channels"]], dim=1) if "channels" in batch else noisy
+        predicted = self.unet(read, timesteps, states, return_dict=False, **more)[0]
         target = prediction_target(latents, noise, level, self.prediction)
         weight = batch.get("weights")
         if self.min_snr_gamma is not None:

@@ -28,6 +28,8 @@ class Example:
 
     path: Path
     captions: tuple[str, ...]
+    beside: Path | None = None
+    """a picture of the same shape that belongs to it, such as its edges"""
 
 
 def find_pictures(folder: str | os.PathLike[str]) -> list[Path]:
@@ -47,10 +49,13 @@ def find_pictures(folder: str | os.PathLike[str]) -> list[Path]:
     return found
 
 
-def read_captioned(folder: str | os.PathLike[str], caption_column: str = "text") -> list[Example]:
+def read_captioned(
+    folder: str | os.PathLike[str], caption_column: str = "text", beside_column: str | None = None
+) -> list[Example]:
     """Pictures with the captions that their folder has for them.
 
-    Raises ``InputError`` for no pictures, no captions, a picture without one, and metadata that name no picture.
+    With ``beside_column`` the metadata name a second picture for each. Raises ``InputError`` for no pictures, no
+    captions, a picture without one, and metadata that name no picture.
     """
     root = Path(folder)
     pictures = find_pictures(root)
@@ -58,7 +63,12 @@ def read_captioned(folder: str | os.PathLike[str], caption_column: str = "text")
     if len(given) > 1:
         raise InputError(f"{str(root)!r} has both {' and '.join(METADATA)}; keep one.")
     if given:
-        return _by_metadata(root, given[0], caption_column)
+        return _by_metadata(root, given[0], caption_column, beside_column)
+    if beside_column is not None:
+        raise InputError(
+            f"There is no {' or '.join(METADATA)} in {str(root)!r}: its column {beside_column!r} says which picture "
+            f"belongs to which."
+        )
     captions = {path: _beside(path) for path in pictures}
     without = [path for path, caption in captions.items() if not caption]
     if len(without) == len(pictures):
@@ -91,6 +101,11 @@ def check_readable(paths: Iterable[Path]) -> None:
         raise InputError(f"Pictures that cannot be read: {_listed(broken)}. Replace or remove them.")
 
 
+def files_of(examples: Iterable[Example]) -> list[Path]:
+    """The picture files of examples."""
+    return [path for example in examples for path in (example.path, example.beside) if path is not None]
+
+
 def open_picture(path: Path) -> Any:
     """A picture as RGB, turned as its EXIF says. Raises what Pillow raises for files that it cannot read."""
     from PIL import Image, ImageOps
@@ -104,7 +119,8 @@ def fingerprint(examples: Sequence[Example]) -> str:
     """A digest of what is learned from: the files' contents, their order and captions."""
     digest = hashlib.sha256()
     for example in examples:
-        digest.update(hashlib.sha256(example.path.read_bytes()).digest())
+        for path in files_of([example]):
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
         digest.update(json.dumps(example.captions).encode())
     return digest.hexdigest()[:16]
 
@@ -114,13 +130,13 @@ def _beside(picture: Path) -> str:
     return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
 
 
-def _by_metadata(root: Path, path: Path, column: str) -> list[Example]:
+def _by_metadata(root: Path, path: Path, column: str, beside: str | None) -> list[Example]:
     rows = _rows(path)
     if not rows:
         raise InputError(f"{path} has no lines.")
     found: dict[Path, Example] = {}
     for number, row in enumerate(rows, 1):
-        for needed in ("file_name", column):
+        for needed in ("file_name", column, *([beside] if beside else [])):
             if not row.get(needed):
                 keys = ", ".join(map(repr, row))
                 raise InputError(f"Entry {number} of {path} has no {needed!r}; it has {keys or 'nothing'}.")
@@ -128,17 +144,24 @@ def _by_metadata(root: Path, path: Path, column: str) -> list[Example]:
         texts = tuple(said) if isinstance(said, list) else (said,)
         if not isinstance(name, str) or not all(isinstance(text, str) and text.strip() for text in texts):
             raise InputError(f"Entry {number} of {path}: file_name and {column} are texts.")
-        picture = root / name
-        if not picture.resolve().is_relative_to(root.resolve()):
-            raise InputError(f"Entry {number} of {path} names {name!r}, which is not in the folder.")
-        if not picture.is_file():
-            raise InputError(f"Entry {number} of {path} names {name!r}, and there is no such file.")
+        picture = _named(root, name, f"Entry {number} of {path}")
         if picture in found:
             raise InputError(
                 f"{path} has two entries for {name!r}; a list of texts gives a picture several captions."
             )
-        found[picture] = Example(picture, texts)
+        second = None if beside is None else _named(root, str(row[beside]), f"Entry {number} of {path}")
+        found[picture] = Example(picture, texts, second)
     return list(found.values())
+
+
+def _named(root: Path, name: str, where: str) -> Path:
+    """A file of the folder; ``InputError`` for one outside of it and for none."""
+    path = root / name
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise InputError(f"{where} names {name!r}, which is not in the folder.")
+    if not path.is_file():
+        raise InputError(f"{where} names {name!r}, and there is no such file.")
+    return path
 
 
 def _rows(path: Path) -> list[Mapping[str, Any]]:
