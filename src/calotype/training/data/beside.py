@@ -36,12 +36,12 @@ def check_shapes(examples: Sequence[Example]) -> None:
 
 
 def control_pictures(pieces: Sequence[Piece], generator: torch.Generator) -> dict[str, torch.Tensor]:
-    """``control`` [B, 3, H, W] in [0, 1]: the pictures beside, cut as the samples are."""
+    """``controlnet_cond`` [B, 3, H, W] in [0, 1]: the pictures beside, cut as the samples are."""
     pixels = []
     for example, size, flip, place in pieces:
         assert example.beside is not None
         pixels.append(cut(open_picture(example.beside), size, place, flip).pixels)
-    return {"control": (torch.stack(pixels) + 1) / 2}
+    return {"controlnet_cond": (torch.stack(pixels) + 1) / 2}
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Guidances:
 
 @dataclass(frozen=True)
 class Holes:
-    """``channels`` [B, 1 + C, h, w]: a mask, 1 where something new goes, and latents of what is around it.
+    """``beside`` [B, 1 + C, h, w]: a mask, 1 where something new goes, and latents of what is around it.
 
     ``whole`` is how often all of a picture is to be new, in [0, 1].
     """
@@ -78,7 +78,7 @@ class Holes:
         found = [moments(self.vae, one[None].to(self.vae.device, self.vae.dtype)) for one in around]
         mean, std = (torch.cat(part).float().cpu() for part in zip(*found, strict=True))
         latents = mean + std * torch.randn(mean.shape, generator=generator)
-        return {"channels": torch.cat([F.interpolate(mask, size=latents.shape[-2:]), latents], dim=1)}
+        return {"beside": torch.cat([F.interpolate(mask, size=latents.shape[-2:]), latents], dim=1)}
 
 
 def hole(height: int, width: int, whole: float, generator: torch.Generator) -> torch.Tensor:

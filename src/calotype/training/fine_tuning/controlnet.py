@@ -21,7 +21,7 @@ _WIDTHS = (16, 32, 96, 256)
 
 
 class Controlled(nn.Module):
-    """A UNet with a ControlNet beside it, called as a UNet that is told ``control`` [B, 3, H, W]."""
+    """A UNet with a ControlNet beside it, called as a UNet that is told ``controlnet_cond`` [B, 3, H, W]."""
 
     unet: Any
     controlnet: Any
@@ -37,13 +37,13 @@ class Controlled(nn.Module):
         timestep: torch.Tensor,
         encoder_hidden_states: torch.Tensor,
         *,
-        control: torch.Tensor,
+        controlnet_cond: torch.Tensor,
         added_cond_kwargs: Mapping[str, torch.Tensor] | None = None,
         return_dict: bool = False,
     ) -> Any:
         """The UNet's output, its features added to by the ControlNet."""
         told = {"added_cond_kwargs": added_cond_kwargs, "return_dict": False}
-        down, middle = self.controlnet(sample, timestep, encoder_hidden_states, control, **told)
+        down, middle = self.controlnet(sample, timestep, encoder_hidden_states, controlnet_cond, **told)
         return self.unet(
             sample,
             timestep,
