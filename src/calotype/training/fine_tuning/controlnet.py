@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from calotype.core.errors import InputError
+from calotype.training.controlled import Controlled
 from calotype.training.data.beside import check_shapes, control_pictures
 from calotype.training.data.folder import check_readable, open_picture, read_captioned
 from calotype.training.fine_tuning.base import Base
@@ -18,40 +18,6 @@ from calotype.training.fine_tuning.run import Lesson, Say, begin, dtype_of, obje
 
 _WIDTHS = (16, 32, 96, 256)
 """Of the network that reads the control picture; it halves the picture once for each but the first."""
-
-
-class Controlled(nn.Module):
-    """A UNet with a ControlNet beside it, called as a UNet that is told ``controlnet_cond`` [B, 3, H, W]."""
-
-    unet: Any
-    controlnet: Any
-
-    def __init__(self, unet: nn.Module, controlnet: nn.Module) -> None:
-        super().__init__()
-        self.unet = unet
-        self.controlnet = controlnet
-
-    def forward(
-        self,
-        sample: torch.Tensor,
-        timestep: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
-        *,
-        controlnet_cond: torch.Tensor,
-        added_cond_kwargs: Mapping[str, torch.Tensor] | None = None,
-        return_dict: bool = False,
-    ) -> Any:
-        """The UNet's output, its features added to by the ControlNet."""
-        told = {"added_cond_kwargs": added_cond_kwargs, "return_dict": False}
-        down, middle = self.controlnet(sample, timestep, encoder_hidden_states, controlnet_cond, **told)
-        return self.unet(
-            sample,
-            timestep,
-            encoder_hidden_states,
-            down_block_additional_residuals=down,
-            mid_block_additional_residual=middle,
-            **told,
-        )
 
 
 def train_controlnet(*, say: Say = print, **options: Any) -> Path:

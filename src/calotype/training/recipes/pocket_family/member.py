@@ -19,6 +19,7 @@ from calotype.training.recipes.pocket_motion.base import Base
 
 MEMBERS = {
     "pocket-inpaint": "inpaint:INPAINT",
+    "pocket-turbo": "turbo:TURBO",
 }
 """Name -> module in ``members`` and the member in it; each is imported when it is asked for."""
 
