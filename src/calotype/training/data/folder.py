@@ -1,13 +1,14 @@
 """A folder of pictures with captions: which pictures there are, what is said of each, and that all can be read.
 
 Captions stand in ``metadata.jsonl`` or ``metadata.csv`` (``file_name`` and a column for the text), or in a
-``picture.txt`` beside each ``picture.jpg``.
+``picture.txt`` beside each ``picture.jpg``; or all is in the tables of Parquet files.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,37 +17,43 @@ from pathlib import Path
 from typing import Any
 
 from calotype.core.errors import InputError
+from calotype.training.data.tables import Packed, Row, read_rows
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 """The endings of picture files."""
 METADATA = ("metadata.jsonl", "metadata.csv")
 
 
+File = Path | Packed
+"""Where a picture is."""
+
+
 @dataclass(frozen=True)
 class Example:
     """A picture and what may be said of it; one of ``captions`` is drawn each time."""
 
-    path: Path
+    path: File
     captions: tuple[str, ...]
-    beside: Path | None = None
+    beside: File | None = None
     """a picture of the same shape that belongs to it, such as its edges"""
 
 
-def find_pictures(folder: str | os.PathLike[str]) -> list[Path]:
+def find_pictures(folder: str | os.PathLike[str]) -> list[File]:
     """The pictures in a folder and its subfolders, in order of their names. ``InputError`` if there are none."""
-    root = Path(folder)
+    files, tables = _contents(Path(folder))
+    return [*files] if files else [row.picture for row in read_rows(tables)]
+
+
+def _contents(root: Path) -> tuple[list[Path], list[Path]]:
+    """The picture files of a folder and, where there are none, its tables. ``InputError`` if there is neither."""
     if not root.is_dir():
         raise InputError(f"There is no folder {str(root)!r} with pictures.")
     files = [path for path in sorted(root.rglob("*")) if path.is_file() and not path.name.startswith(".")]
     found = [path for path in files if path.suffix.lower() in PICTURES]
-    if not found and any(path.suffix == ".parquet" for path in files):
-        raise InputError(
-            f"{str(root)!r} has its pictures in Parquet files, which are not read: write them out as picture files "
-            f"with a metadata.jsonl, such as with save() of each picture of datasets.load_dataset(…)."
-        )
-    if not found:
+    tables = [] if found else [path for path in files if path.suffix == ".parquet"]
+    if not found and not tables:
         raise InputError(f"There are no pictures in {str(root)!r}: they end in {', '.join(PICTURES)}.")
-    return found
+    return found, tables
 
 
 def read_captioned(
@@ -54,11 +61,13 @@ def read_captioned(
 ) -> list[Example]:
     """Pictures with the captions that their folder has for them.
 
-    With ``beside_column`` the metadata name a second picture for each. Raises ``InputError`` for no pictures, no
-    captions, a picture without one, and metadata that name no picture.
+    With ``beside_column`` the metadata name a second picture for each, or the tables have one. Raises ``InputError``
+    for no pictures, no captions, a picture without one, and metadata that name no picture.
     """
     root = Path(folder)
-    pictures = find_pictures(root)
+    pictures, tables = _contents(root)
+    if tables:
+        return [_of_row(row) for row in read_rows(tables, caption_column, beside_column)]
     given = [root / name for name in METADATA if (root / name).is_file()]
     if len(given) > 1:
         raise InputError(f"{str(root)!r} has both {' and '.join(METADATA)}; keep one.")
@@ -89,7 +98,7 @@ def same_for_all(folder: str | os.PathLike[str], captions: Sequence[str]) -> lis
     return [Example(path, tuple(captions)) for path in find_pictures(folder)]
 
 
-def check_readable(paths: Iterable[Path]) -> None:
+def check_readable(paths: Iterable[File]) -> None:
     """Decode each picture; ``InputError`` names those that are damaged or no pictures."""
     broken = []
     for path in paths:
@@ -101,16 +110,16 @@ def check_readable(paths: Iterable[Path]) -> None:
         raise InputError(f"Pictures that cannot be read: {_listed(broken)}. Replace or remove them.")
 
 
-def files_of(examples: Iterable[Example]) -> list[Path]:
+def files_of(examples: Iterable[Example]) -> list[File]:
     """The picture files of examples."""
     return [path for example in examples for path in (example.path, example.beside) if path is not None]
 
 
-def open_picture(path: Path) -> Any:
+def open_picture(path: File) -> Any:
     """A picture as RGB, turned as its EXIF says. Raises what Pillow raises for files that it cannot read."""
     from PIL import Image, ImageOps
 
-    with Image.open(path) as opened:
+    with Image.open(path if isinstance(path, Path) else io.BytesIO(path.read_bytes())) as opened:
         opened.load()
         return ImageOps.exif_transpose(opened).convert("RGB")
 
@@ -123,6 +132,13 @@ def fingerprint(examples: Sequence[Example]) -> str:
             digest.update(hashlib.sha256(path.read_bytes()).digest())
         digest.update(json.dumps(example.captions).encode())
     return digest.hexdigest()[:16]
+
+
+def _of_row(row: Row) -> Example:
+    texts = tuple(row.text) if isinstance(row.text, list) else (row.text,)
+    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise InputError(f"There is no caption in {row.picture}.")
+    return Example(row.picture, texts, row.beside)
 
 
 def _beside(picture: Path) -> str:
