@@ -23,7 +23,6 @@ from calotype.training.data.folder import (
 )
 from calotype.training.data.sizes import buckets, closest, cut
 
-
 NAMES = ("a.png", "more/b.jpg")
 
 
