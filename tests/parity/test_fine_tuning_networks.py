@@ -99,7 +99,7 @@ def results(room: Path, model: Path, pictures: Path) -> dict[str, Path]:
     }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["lcm-whole", "controlnet", "inpainting"])
 def test_a_resumed_run_ends_at_the_same_weights(
     case: str, results: dict[str, Path], room: Path, model: Path, pictures: Path
 ) -> None:

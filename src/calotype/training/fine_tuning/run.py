@@ -81,14 +81,14 @@ def check_output(settings: Settings) -> None:
         )
 
 
-def begin(settings: Settings, examples: Sequence[Example], load: Load = Base.load) -> Base:
+def begin(settings: Settings, examples: Sequence[Example], load: Load | None = None) -> Base:
     """Check the output, the pictures and the model, and read the latter. Nothing is written."""
     from calotype.training.recipes.pocket.run import pick_device
 
     check_output(settings)
     device = pick_device(settings.device)
     check_readable(files_of(examples))
-    base = load(settings.pretrained_model_name_or_path, device)
+    base = (load or Base.load)(settings.pretrained_model_name_or_path, device)
     sizes_for(settings, base)
     torch.manual_seed(settings.seed)
     return base
