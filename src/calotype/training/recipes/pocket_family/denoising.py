@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from calotype.training.objectives import stratified_timesteps
-from calotype.training.recipes.pocket_family.settings import MemberSettings, SampleSettings
+from calotype.training.recipes.pocket.networks import unet_of
+from calotype.training.recipes.pocket_family.settings import MemberSettings, SampleSettings, ShapeSettings
 from calotype.training.recipes.pocket_family.views import ViewSet
 from calotype.training.recipes.pocket_motion.base import Base
 from calotype.training.text_to_image import TextToImageObjective, sample_latents
@@ -90,6 +91,45 @@ class DenoisingBatches:
         return batch
 
 
+def unet_beside(
+    base: Base, shape: ShapeSettings, beside: int, *, from_base: bool = False, **entries: Any
+) -> Any:
+    """A UNet that reads ``beside`` further channels after the base's latents, of random weights.
+
+    With ``from_base`` it has the base's widths and weights instead, and begins by not listening to those channels.
+    """
+    if not from_base:
+        context = base.unet.config.cross_attention_dim
+        return unet_of(shape, base.latent_shape, context, beside=beside, **entries)
+    unet = type(base.unet).from_config(
+        {**base.unet.config, "in_channels": base.latent_shape[0] + beside, **entries}
+    )
+    weights = dict(base.unet.state_dict())
+    first = weights["conv_in.weight"]
+    weights["conv_in.weight"] = torch.cat([first, first.new_zeros(len(first), beside, *first.shape[2:])], 1)
+    unet.load_state_dict(weights)
+    return unet
+
+
+class MemberObjective(nn.Module):
+    """The denoising loss of a member's UNet, with the member's settings."""
+
+    def __init__(self, unet: nn.Module, base: Base, settings: Any) -> None:
+        super().__init__()
+        self.settings = settings
+        self.denoising = denoising_objective(unet, base)
+
+    @property
+    def unet(self) -> Any:
+        """What denoises."""
+        return self.denoising.unet
+
+    def forward(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """As of ``TextToImageObjective``."""
+        loss: dict[str, torch.Tensor] = self.denoising(batch)
+        return loss
+
+
 def denoising_objective(unet: nn.Module, base: Base) -> TextToImageObjective:
     """The loss of a UNet that reads the base's frozen text encoder, with the base's noise and prediction."""
     scheduler = base.scheduler
@@ -128,3 +168,12 @@ def drawn(
 def in_rows(*columns: torch.Tensor) -> torch.Tensor:
     """Columns of pictures [B, 3, P, P] each, as rows [B·columns, 3, P, P]."""
     return torch.stack([column.float() for column in columns], dim=1).flatten(0, 1)
+
+
+def words(base: Base, ids: torch.Tensor) -> list[str]:
+    """The captions [B, L] of a sheet in letters."""
+    from calotype.training.tokenizer import END, START
+
+    letters = {number: token for token, number in base.encoder.ids.items()}
+    rows = [[letters[i] for i in row if letters[i] not in (START, END)] for row in ids.tolist()]
+    return ["".join(row).replace("</w>", " ").strip() for row in rows]

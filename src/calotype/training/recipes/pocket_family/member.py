@@ -20,6 +20,11 @@ from calotype.training.recipes.pocket_motion.base import Base
 MEMBERS = {
     "pocket-inpaint": "inpaint:INPAINT",
     "pocket-turbo": "turbo:TURBO",
+    "pocket-depth": "depth:DEPTH",
+    "pocket-upscale": "upscale:UPSCALE",
+    "pocket-controlnet-canny": "controlnets:CANNY",
+    "pocket-controlnet-depth": "controlnets:DEPTH",
+    "pocket-controlnet-segmentation": "controlnets:SEGMENTATION",
 }
 """Name -> module in ``members`` and the member in it; each is imported when it is asked for."""
 
