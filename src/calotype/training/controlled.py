@@ -1,7 +1,8 @@
-"""A UNet and the ControlNet that is trained for it, as one denoiser."""
+"""A ControlNet that begins as the encoder of a UNet, and both as one denoiser."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,3 +42,27 @@ class Controlled(nn.Module):
             mid_block_additional_residual=middle,
             **told,
         )
+
+
+@torch.no_grad()
+def controlnet_of(unet: Any, widths: tuple[int, ...]) -> Any:
+    """A ``ControlNetModel`` that begins as the encoder of ``unet``, also where that embeds time more narrowly.
+
+    A ControlNet's configuration cannot say how wide its embedding of time is: that is four times its first width. What
+    is wider than in ``unet`` is random, and nothing reads it yet.
+    """
+    from calotype import ControlNetModel
+
+    known = inspect.signature(ControlNetModel).parameters
+    controlnet = ControlNetModel(
+        **{name: value for name, value in unet.config.items() if name in known},
+        conditioning_embedding_out_channels=widths,
+    )
+    weights = unet.state_dict()
+    for name, mine in controlnet.state_dict().items():
+        if name in weights:
+            given = weights[name]
+            if mine.ndim > 1:
+                mine[:, given.shape[1] :] = 0
+            mine[tuple(slice(size) for size in given.shape)] = given
+    return controlnet

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from calotype.core.errors import InputError
-from calotype.training.controlled import Controlled
+from calotype.training.controlled import Controlled, controlnet_of
 from calotype.training.data.beside import check_shapes, control_pictures
 from calotype.training.data.folder import check_readable, open_picture, read_captioned
 from calotype.training.fine_tuning.base import Base
@@ -60,9 +60,10 @@ def _controlnet(settings: ControlNetSettings, base: Base) -> Any:
     from calotype.models.controlnet import ControlNetModel
 
     if settings.controlnet_model_name_or_path is None:
-        return ControlNetModel.from_unet(
-            base.pipe.unet, conditioning_embedding_out_channels=widths(base.pipe.vae_scale_factor)
-        )
+        unet, embedding = base.pipe.unet, widths(base.pipe.vae_scale_factor)
+        if unet.config.time_embedding_dim is not None:
+            return controlnet_of(unet, embedding)
+        return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=embedding)
     name = settings.controlnet_model_name_or_path
     found: Any = ControlNetModel.from_pretrained(name, torch_dtype=torch.float32)
     for entry in ("in_channels", "block_out_channels", "cross_attention_dim", "addition_embed_type"):
