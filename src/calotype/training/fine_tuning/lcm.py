@@ -36,14 +36,9 @@ def train_lcm(*, say: Say = print, **options: Any) -> Path:
     settings = LcmSettings.of(options)
     examples = read_captioned(settings.train_data_dir, settings.caption_column)
     base = begin(settings, examples)
-    alphas_cumprod = base.training_scheduler.alphas_cumprod.to(
-        base.device
-    )  # before there is another scheduler
-    base.pipe.scheduler = LCMScheduler.from_config(
-        base.pipe.scheduler.config,
-        original_inference_steps=settings.num_ddim_timesteps,
-        timestep_scaling=settings.timestep_scaling_factor,
-    )
+    # the teacher's noise, before there is a scheduler for the student
+    alphas_cumprod = base.training_scheduler.alphas_cumprod.to(base.device)
+    base.pipe.scheduler = LCMScheduler.from_config(base.pipe.scheduler.config, **_sampling(settings))
     teacher, student = _pair(settings, base)
     empty = _empty(base)
     base.pipe.unet = student
@@ -68,6 +63,14 @@ def train_lcm(*, say: Say = print, **options: Any) -> Path:
     return teach(settings, base, lesson, [(picture_set(settings, base, examples), 1.0)], say)
 
 
+def _sampling(settings: LcmSettings) -> dict[str, Any]:
+    """What ``LCMScheduler`` must know of the training."""
+    return {
+        "original_inference_steps": settings.num_ddim_timesteps,
+        "timestep_scaling": settings.timestep_scaling_factor,
+    }
+
+
 def _pair(settings: LcmSettings, base: Base) -> tuple[Any, Any]:
     """Teacher and student; what is frozen is kept in the type that is computed in, what is trained in float32."""
     if settings.lora:
@@ -81,6 +84,7 @@ def _pair(settings: LcmSettings, base: Base) -> tuple[Any, Any]:
 
 
 def _low_rank(settings: LcmSettings, base: Base, objective: ConsistencyObjective) -> Lesson:
+    told = "".join(f", {name}={value}" for name, value in _sampling(settings).items())
     return Lesson(
         kind="lcm",
         objective=objective,
@@ -88,7 +92,7 @@ def _low_rank(settings: LcmSettings, base: Base, objective: ConsistencyObjective
         read_identity=base.text_identity,
         write=lambda folder: low_rank.write({"unet": base.pipe.unet}, 1.0, folder),
         usage=f"pipe = calotype.load({base.name!r})\n"
-        f"pipe.scheduler = calotype.LCMScheduler.from_config(pipe.scheduler.config)\n"
+        f"pipe.scheduler = calotype.LCMScheduler.from_config(pipe.scheduler.config{told})\n"
         f"pipe.load_lora_weights({settings.output.name!r})\n"
         f'pipe("…", num_inference_steps=4, guidance_scale=1.0).images[0]',
         facts={"rank": settings.rank, "teacher's guidance scale": _scales(settings)},
