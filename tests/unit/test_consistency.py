@@ -124,7 +124,11 @@ def test_what_cannot_be_distilled_is_refused() -> None:
 
 def test_it_compiles_as_one_graph_and_trains_the_adapter_alone() -> None:
     """The teacher is the student without its low-rank weights, with the same parameters."""
-    unet = randomise(calotype.UNet2DConditionModel(**UNET)).requires_grad_(False)
+    config = {
+        **UNET, "block_out_channels": (8,), "down_block_types": ("CrossAttnDownBlock2D",), "mid_block_type": None,
+        "up_block_types": ("CrossAttnUpBlock2D",), "attention_head_dim": 2, "norm_num_groups": 4,
+    }  # fmt: skip
+    unet = randomise(calotype.UNet2DConditionModel(**config)).requires_grad_(False)
     student: Any = frozen_twin(unet)
     add_trainable(student, "few", [name for name in adapters.layers_of(student) if "to_q" in name], 2)
     table = calotype.DDPMScheduler().alphas_cumprod
