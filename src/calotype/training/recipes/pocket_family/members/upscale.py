@@ -46,7 +46,7 @@ class UpscaleSettings:
 
     seed: int = 30_003
     train: TrainSettings = field(default_factory=lambda: TrainSettings(caption_dropout=0.3))
-    unet: ShapeSettings = field(default_factory=lambda: ShapeSettings(channels=(48, 64, 96), groups=16))
+    unet: ShapeSettings = field(default_factory=lambda: ShapeSettings(channels=(48, 64, 64), groups=16))
     max_noise_level: int = 350
     usual_levels: int = 60
     sample: SampleSettings = field(default_factory=lambda: SampleSettings(guidance=2.0))
