@@ -36,7 +36,7 @@ class TurboSettings:
     seed: int = 30_011
     train: TrainSettings = field(
         default_factory=lambda: TrainSettings(
-            learning_rate=1e-3, warmup=50, ema_decay=0.99, weight_decay=0.0, caption_dropout=0.0
+            learning_rate=5e-4, warmup=100, ema_decay=0.99, weight_decay=0.0, caption_dropout=0.0
         )
     )
     distillation: Distillation = field(default_factory=Distillation)
