@@ -19,13 +19,19 @@ from calotype.training.recipes.pocket_family.members.turbo import FILE, UPDATES,
 from calotype.training.recipes.pocket_family.settings import TrainSettings
 from calotype.training.recipes.pocket_family.views import ViewSet
 from calotype.training.recipes.pocket_motion.base import Base, load_base
+from tests.tiny_pocket import tiny_pocket
 
 TURBO = member_of("pocket-turbo")
 
 
 @pytest.fixture(scope="module")
-def base() -> Base:
-    return load_base(BASE, torch.device("cpu"))
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_pocket(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def base(checkpoint: Path) -> Base:
+    return load_base(checkpoint, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +54,11 @@ def trained(base: Base, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, 
     return objective, folder
 
 
-def test_the_reference_draws_the_same_with_it(trained: tuple[Any, Path]) -> None:
+def test_the_reference_draws_the_same_with_it(trained: tuple[Any, Path], checkpoint: Path) -> None:
     diffusers = pytest.importorskip("diffusers")
     made = []
     for library in (calotype, diffusers):
-        pipe = library.StableDiffusionPipeline.from_pretrained(BASE, safety_checker=None)
+        pipe = library.StableDiffusionPipeline.from_pretrained(checkpoint, safety_checker=None)
         pipe.scheduler = library.LCMScheduler.from_config(pipe.scheduler.config)
         pipe.set_progress_bar_config(disable=True)
         for adapted in (False, True):
@@ -65,7 +71,7 @@ def test_the_reference_draws_the_same_with_it(trained: tuple[Any, Path]) -> None
                 ).images[0]
             )  # fmt: skip
     np.testing.assert_allclose(made[1], made[3], atol=1e-4)
-    assert np.abs(made[0] - made[1]).max() > 1e-2
+    assert np.abs(made[0] - made[1]).max() > 1e-3
 
 
 def test_a_training_goes_on_from_its_file(trained: tuple[Any, Path], base: Base, tmp_path: Path) -> None:
@@ -83,8 +89,8 @@ def test_a_training_goes_on_from_its_file(trained: tuple[Any, Path], base: Base,
         TURBO.restore(other, folder)
 
 
-def test_it_stays_small(base: Base, tmp_path: Path) -> None:
-    settings = TURBO.settings("full")
+def test_it_stays_small(tmp_path: Path) -> None:
+    settings, base = TURBO.settings("full"), load_base(BASE, torch.device("cpu"))
     TURBO.save(TURBO.objective(settings, base), base, tmp_path)
     assert (tmp_path / FILE).stat().st_size < 3_000_000
     assert {value.dtype for value in load_file(tmp_path / FILE).values()} == {torch.float16}
