@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+from calotype.core.version import FORMAT_VERSION
 from calotype.pipelines.load import BUNDLED
 from calotype.training.recipes.pocket.networks import (
     build_scheduler,
@@ -19,6 +20,7 @@ from tests.tiny import randomise
 
 INDEX = {
     "_class_name": "StableDiffusionPipeline",
+    "_diffusers_version": FORMAT_VERSION,
     "feature_extractor": [None, None],
     "requires_safety_checker": False,
     "safety_checker": [None, None],

@@ -257,9 +257,7 @@ def test_an_autoencoder_in_the_upscalers_unit_is_the_same(parts: Base) -> None:
 def test_the_reference_draws_the_same(out: Path, base: Path) -> None:
     import diffusers
 
-    picture = Image.fromarray(
-        np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)  # 8x8 patches would do as well
-    )
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
     mask = Image.fromarray(np.pad(np.full((16, 16), 255, np.uint8), 8))
 
     def drawn(library: Any, name: str) -> np.ndarray[Any, Any]:
