@@ -196,6 +196,9 @@ _HOME = {
         "CosineDPMSolverMultistepScheduler",
     ),
     "calotype.training.fine_tuning.pixels": ("train_unconditional", "train_vae"),
+    "calotype.training.fine_tuning.controlnet": ("train_controlnet",),
+    "calotype.training.fine_tuning.inpainting": ("train_inpainting",),
+    "calotype.training.fine_tuning.lcm": ("train_lcm",),
     "calotype.training.fine_tuning.recipes": (
         "train_dreambooth",
         "train_lora",

@@ -14,12 +14,16 @@ from calotype.training.data.batches import PictureSet
 from calotype.training.data.folder import (
     Example,
     check_readable,
+    files_of,
+    find_pictures,
     fingerprint,
     open_picture,
     read_captioned,
     same_for_all,
 )
 from calotype.training.data.sizes import buckets, closest, cut
+
+NAMES = ("a.png", "more/b.jpg")
 
 
 def picture(path: Path, width: int = 8, height: int = 6) -> Path:
@@ -85,10 +89,33 @@ def test_folders_that_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no pictures"):
         read_captioned(tmp_path / "empty")
     (tmp_path / "empty" / "data.parquet").write_bytes(b"PAR1")
-    with pytest.raises(InputError, match="Parquet"):
+    with pytest.raises(
+        InputError, match=r"data\.parquet (has its pictures in a table|is not a Parquet file)"
+    ):
         read_captioned(tmp_path / "empty")
     with pytest.raises(InputError, match="There is no folder"):
         read_captioned(tmp_path / "nowhere")
+
+
+def test_tables_are_read_as_folders_are(folder: Path, tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    packed = [{"bytes": (folder / name).read_bytes(), "path": name} for name in NAMES]
+    columns = {"image": packed, "text": [["a ball", "a red ball"], ["a cube"]], "edges": packed[::-1]}
+    (tmp_path / "tables").mkdir()
+    parquet.write_table(pyarrow.table(columns), tmp_path / "tables" / "train-0.parquet")
+    first, second = read_captioned(tmp_path / "tables", beside_column="edges")
+    assert (first.captions, second.captions) == (("a ball", "a red ball"), ("a cube",))
+    for file, name in zip(files_of([first, second]), (*NAMES, *NAMES[::-1]), strict=True):
+        assert open_picture(file).tobytes() == open_picture(folder / name).tobytes()
+    assert str(first.path).startswith("a.png, 'image' in row 1 of ")
+    with pytest.raises(InputError, match="no column 'caption'; it has 'image', 'text', 'edges'"):
+        read_captioned(tmp_path / "tables", "caption")
+    columns["image"] = [{"bytes": None, "path": "a.png"}, packed[1]]
+    parquet.write_table(pyarrow.table(columns), tmp_path / "tables" / "train-0.parquet")
+    with pytest.raises(InputError, match="'image' in row 1 of .* without the bytes"):
+        find_pictures(tmp_path / "tables")
 
 
 def test_a_truncated_picture_is_named_and_a_turned_one_is_turned(folder: Path) -> None:

@@ -10,6 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from calotype.cli.console import plainly, say
+from calotype.training.fine_tuning.network_settings import (
+    ControlNetSettings,
+    InpaintingSettings,
+    LcmSettings,
+)
 from calotype.training.fine_tuning.pixel_settings import UnconditionalSettings, VaeSettings
 from calotype.training.fine_tuning.settings import (
     DreamBoothSettings,
@@ -26,6 +31,9 @@ COMMANDS: dict[str, tuple[type[LearningSettings], str]] = {
     "dreambooth": (DreamBoothSettings, "Teach a checkpoint one thing by a rare word."),
     "unconditional": (UnconditionalSettings, "Train a model from scratch on pictures without captions."),
     "vae": (VaeSettings, "Fine-tune the autoencoder of a checkpoint on pictures."),
+    "lcm": (LcmSettings, "Distil a checkpoint to a few steps."),
+    "controlnet": (ControlNetSettings, "Train a ControlNet on pictures with a control picture each."),
+    "inpainting": (InpaintingSettings, "Train a checkpoint to fill holes in pictures."),
 }
 """Command -> its settings and what it does; the public function is ``train_`` and the command's name."""
 
@@ -33,6 +41,8 @@ _SHORT = {
     "pretrained_model_name_or_path": ("--model", "-m"),
     "output_dir": ("--out", "-o"),
     "validation_prompts": ("--validation-prompt",),
+    "validation_images": ("--validation-image",),
+    "validation_masks": ("--validation-mask",),
 }
 _TYPES: dict[str, Any] = {
     "int": int,

@@ -53,9 +53,14 @@ def embedded_scale(unet: Any, call: Call) -> torch.Tensor | None:
     return row.to(call.device, call.family.dtype).expand(call.pictures * len(call.guidance.branches), -1)
 
 
-def guidance_embedding(scale: float, width: int) -> torch.Tensor:
-    """Sinusoids of 1000·(scale − 1), shape (1, width): how distilled UNets are told w (arXiv:2310.04378)."""
+def guidance_embedding(scale: float | torch.Tensor, width: int) -> torch.Tensor:
+    """Sinusoids of 1000·(scale − 1), shape (N, width): how distilled UNets are told w (arXiv:2310.04378).
+
+    ``scale`` is one number or several (N,).
+    """
+    scales = torch.as_tensor(scale, dtype=torch.float64).reshape(-1, 1)
     half = width // 2
-    frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * -(math.log(10_000.0) / (half - 1)))
-    angles = torch.tensor([[(scale - 1) * 1000.0]]) * frequencies
+    powers = torch.arange(half, dtype=torch.float32, device=scales.device)
+    frequencies = torch.exp(powers * -(math.log(10_000.0) / (half - 1)))
+    angles = ((scales - 1) * 1000.0).float() * frequencies
     return torch.nn.functional.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, width % 2))

@@ -118,15 +118,16 @@ def fit(
     resume: bool = False,
     inspect: Inspection | None = None,
     watch: Watch | None = None,
+    after_step: Callable[[], None] | None = None,
     say: Callable[[str], None] = print,
 ) -> Outcome:
     """Train until the pace's end and return the outcome, with the averaged weights in ``outcome.ema``.
 
     ``folder`` receives ``training.pt`` (the checkpoint) and ``log.jsonl``; with ``resume`` a checkpoint there is
     continued, if it is of the same ``identity`` (``InputError`` otherwise). An inspection that fails is reported
-    and skipped. ``watch`` sees every entry of the log. Ctrl-C ends the step that is being made, writes a checkpoint and
-    raises ``KeyboardInterrupt``. Raises ``TrainingError`` when the loss is not finite; the last checkpoint is from
-    before that.
+    and skipped. ``watch`` sees every entry of the log. ``after_step`` is called when the weights have changed. Ctrl-C
+    ends the step that is being made, writes a checkpoint and raises ``KeyboardInterrupt``. Raises ``TrainingError``
+    when the loss is not finite; the last checkpoint is from before that.
     """
     parameters = [p for p in objective.parameters() if p.requires_grad]
     optimizer = optimizer_for(objective, settings)
@@ -173,6 +174,8 @@ def fit(
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
             ema.update()
+            if after_step is not None:
+                after_step()
             position.step += 1
             position.seconds = time.monotonic() - started
 

@@ -16,7 +16,7 @@ Prediction = Literal["epsilon", "v_prediction", "sample"]
 PREDICTIONS: tuple[Prediction, ...] = ("epsilon", "v_prediction", "sample")
 
 
-def _like(level: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def like(level: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """A value per sample [B], shaped to multiply samples [B, ...]."""
     return level.reshape(-1, *[1] * (x.ndim - 1))
 
@@ -30,7 +30,7 @@ def _check(prediction: str) -> None:
 
 def diffuse(x: torch.Tensor, eps: torch.Tensor, alpha_bar: torch.Tensor) -> torch.Tensor:
     """z_t = sqrt(alpha_bar) x + sqrt(1 - alpha_bar) eps; x and eps [B, ...], alpha_bar [B] in [0, 1]."""
-    level = _like(alpha_bar, x)
+    level = like(alpha_bar, x)
     return level.sqrt() * x + (1 - level).sqrt() * eps
 
 
@@ -43,8 +43,30 @@ def prediction_target(
         return eps
     if prediction == "sample":
         return x
-    level = _like(alpha_bar, x)
+    level = like(alpha_bar, x)
     return level.sqrt() * eps - (1 - level).sqrt() * x
+
+
+def predicted_sample(
+    z: torch.Tensor, output: torch.Tensor, alpha_bar: torch.Tensor, prediction: Prediction
+) -> torch.Tensor:
+    """x̂0 that the network's output at z_t stands for; z and output [B, ...], alpha_bar [B] in (0, 1]."""
+    _check(prediction)
+    if prediction == "sample":
+        return output
+    alpha, sigma = like(alpha_bar, z).sqrt(), (1 - like(alpha_bar, z)).sqrt()
+    return (z - sigma * output) / alpha if prediction == "epsilon" else alpha * z - sigma * output
+
+
+def predicted_noise(
+    z: torch.Tensor, output: torch.Tensor, alpha_bar: torch.Tensor, prediction: Prediction
+) -> torch.Tensor:
+    """The noise that the output stands for, as :func:`predicted_sample`; alpha_bar in (0, 1)."""
+    _check(prediction)
+    if prediction == "epsilon":
+        return output
+    alpha, sigma = like(alpha_bar, z).sqrt(), (1 - like(alpha_bar, z)).sqrt()
+    return (z - alpha * output) / sigma if prediction == "sample" else sigma * z + alpha * output
 
 
 def signal_to_noise(alpha_bar: torch.Tensor) -> torch.Tensor:

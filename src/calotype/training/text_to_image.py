@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -102,7 +103,7 @@ def sample_latents(
     """Latents for tokenised prompts [B, L] by classifier-free guidance, to look at a model while it trains.
 
     ``scheduler`` is any with ``set_timesteps``, ``scale_model_input`` and ``step``; ``empty_ids`` [1, L] is the
-    empty prompt.
+    empty prompt. All noise is of ``generator``.
     """
     device = input_ids.device
     both = torch.cat([empty_ids.expand_as(input_ids), input_ids])
@@ -115,4 +116,7 @@ def sample_latents(
         return unet(x, timestep, state.conditions.tensors()["states"], return_dict=False)[0].float()
 
     start = State(latents, _Told(states), ClassifierFree(guidance))
-    return denoise(start, scheduler.timesteps, scheduler=scheduler, predict=predict).latents
+    draws = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    return denoise(
+        start, scheduler.timesteps, scheduler=scheduler, predict=predict, step_arguments=draws
+    ).latents

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -72,6 +72,19 @@ class Drawing:
     """standard deviation of the noise that is the same in all pixels of a channel"""
 
 
+class Piece(NamedTuple):
+    """What a sample is of its picture: cut to ``size`` at ``place``, (0, 0) being the top left corner."""
+
+    example: Example
+    size: Size
+    flip: bool
+    place: tuple[float, float]
+
+
+Extra = Callable[[Sequence[Piece], torch.Generator], Mapping[str, torch.Tensor]]
+"""The samples of a batch -> what it has beside pictures and captions, by name; draws from the generator."""
+
+
 @dataclass(frozen=True)
 class Batches:
     """The batch of a number: latents, noise, timesteps, what is read in a caption, and the samples' weights.
@@ -88,6 +101,7 @@ class Batches:
     seed: int = 0
     told_sizes: bool = False
     """whether the denoiser is told the sizes, as SDXL's is"""
+    extras: Sequence[Extra] = ()
 
     @property
     def samples(self) -> int:
@@ -105,6 +119,7 @@ class Batches:
             return torch.rand(count, generator=generator).tolist()
 
         rows: list[Any] = []
+        pieces: list[Piece] = []
         texts: list[Mapping[str, torch.Tensor]] = []
         weights: list[float] = []
         drawing = self.drawing
@@ -112,14 +127,10 @@ class Batches:
             for index in pictures.chosen(number):
                 example = pictures.examples[index]
                 mirrored, top, left, which, dropped = uniform(5)
-                rows.append(
-                    self.encoder(
-                        example,
-                        pictures.sizes[index],
-                        drawing.random_flip and mirrored < 0.5,
-                        (top, left) if drawing.random_crop else None,
-                    )
-                )
+                flip = drawing.random_flip and mirrored < 0.5
+                place = (top, left) if drawing.random_crop else None
+                rows.append(self.encoder(example, pictures.sizes[index], flip, place))
+                pieces.append(Piece(example, pictures.sizes[index], flip, place or (0.5, 0.5)))
                 caption = example.captions[int(which * len(example.captions))]
                 texts.append(self.texts["" if dropped < drawing.empty_captions else caption])
                 weights.append(weight)
@@ -137,6 +148,8 @@ class Batches:
             batch["weights"] = torch.tensor(weights)
         if self.told_sizes:
             batch["time_ids"] = torch.stack([row.time_ids for row in rows])
+        for extra in self.extras:
+            batch |= extra(pieces, generator)
         return {name: value.to(self.device) for name, value in batch.items()}
 
 

@@ -13,7 +13,7 @@ import torch
 
 from calotype.core.files import replacing
 from calotype.diffusion.codec import moments
-from calotype.training.data.folder import Example, open_picture
+from calotype.training.data.folder import Example, File, open_picture
 from calotype.training.data.sizes import Size, cut
 
 Texts = Callable[[Sequence[str]], Mapping[str, torch.Tensor]]
@@ -40,7 +40,7 @@ class PictureEncoder:
     """what the autoencoder is, for the names of files"""
     cache: bool = True
     folder: Path | None = None
-    _kept: dict[tuple[Path, Size, bool], Latents] = field(default_factory=dict)
+    _kept: dict[tuple[File, Size, bool], Latents] = field(default_factory=dict)
 
     def __call__(
         self, example: Example, size: Size, flip: bool, place: tuple[float, float] | None = None

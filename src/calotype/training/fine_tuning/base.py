@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,6 +17,18 @@ from calotype.training.objectives import PREDICTIONS, Prediction
 
 KINDS = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 """The pipelines whose checkpoints can be taught."""
+
+
+def _reads_text_alone(name: str, pipe: Any) -> Any:
+    """The pipeline; ``InputError`` for one whose UNet reads more than latents."""
+    taken, made = pipe.unet.config.in_channels, pipe.vae.config.latent_channels
+    if taken != made:
+        raise InputError(
+            f"The UNet of {name} takes {taken} channels and latents have {made}: it reads more than text, and "
+            f"can't be fine-tuned with captions alone."
+        )
+    return pipe
+
 
 _NOISE = (
     "num_train_timesteps",
@@ -39,21 +51,25 @@ class Base:
     device: torch.device
 
     @classmethod
-    def load(cls, name: str, device: torch.device) -> Base:
-        """Read a checkpoint. ``InputError`` for one of another kind than Stable Diffusion's text-to-image."""
+    def load(
+        cls,
+        name: str,
+        device: torch.device,
+        kinds: Sequence[str] = KINDS,
+        prepare: Callable[[str, Any], Any] = _reads_text_alone,
+    ) -> Base:
+        """Read a checkpoint. ``InputError`` for one of another kind than Stable Diffusion's, or these.
+
+        ``prepare`` takes its name and pipeline, and refuses the pipeline or gives the one that is taught.
+        """
         from calotype.pipelines.load import locate
         from calotype.pipelines.pipeline import DiffusionPipeline
 
         pipe: Any = DiffusionPipeline.from_pretrained(locate(name), torch_dtype=torch.float32)
         kind = type(pipe).__name__
-        if kind not in KINDS:
-            raise InputError(f"{name} is a {kind}; checkpoints of {' and '.join(KINDS)} can be fine-tuned.")
-        taken, made = pipe.unet.config.in_channels, pipe.vae.config.latent_channels
-        if taken != made:
-            raise InputError(
-                f"The UNet of {name} takes {taken} channels and latents have {made}: it reads more than text, and "
-                f"can't be fine-tuned with captions alone."
-            )
+        if kind not in kinds:
+            raise InputError(f"{name} is a {kind}; checkpoints of {' and '.join(kinds)} can be fine-tuned.")
+        pipe = prepare(name, pipe)
         pipe.set_progress_bar_config(disable=True)
         base = cls(name, pipe.to(device), device)
         if base.prediction not in PREDICTIONS:
@@ -65,7 +81,7 @@ class Base:
     @property
     def xl(self) -> bool:
         """Whether it has two text encoders and is told sizes."""
-        return type(self.pipe).__name__ == KINDS[1]
+        return hasattr(self.pipe, "text_encoder_2")
 
     @property
     def models(self) -> list[Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from calotype.core.errors import InputError
 from calotype.core.files import replacing
-from calotype.training.data.folder import Example, find_pictures
+from calotype.training.data.folder import Example, File, find_pictures
 from calotype.training.fine_tuning.base import Base
 from calotype.training.fine_tuning.run import Say, sample
 from calotype.training.fine_tuning.settings import DreamBoothSettings
@@ -16,7 +16,7 @@ _MOST_BLANKED = 3
 """So many times the pictures that are wanted may be made, if a safety checker blanks some."""
 
 
-def present(settings: DreamBoothSettings) -> list[Path]:
+def present(settings: DreamBoothSettings) -> list[File]:
     """The class pictures that there are, at most as many as are wanted."""
     folder = Path(settings.class_data_dir or "")
     if folder.is_file():

@@ -14,9 +14,9 @@ from torch import nn
 
 from calotype.core.errors import InputError
 from calotype.training.checkpoint import Position
-from calotype.training.data.batches import Batches, Drawing, PictureSet
+from calotype.training.data.batches import Batches, Drawing, Extra, PictureSet
 from calotype.training.data.encoded import PictureEncoder, Texts, encode_texts
-from calotype.training.data.folder import Example, check_readable, fingerprint, open_picture
+from calotype.training.data.folder import Example, check_readable, files_of, fingerprint, open_picture
 from calotype.training.data.sizes import Size, buckets, closest
 from calotype.training.fine_tuning.base import Base
 from calotype.training.fine_tuning.card import Subject, write_card
@@ -28,6 +28,9 @@ from calotype.training.sheets import write_sheet
 from calotype.training.text_to_image import TextToImageObjective
 
 Say = Callable[[str], None]
+
+Load = Callable[[str, torch.device], Base]
+"""A checkpoint's name and a device -> what is taught."""
 
 INSIDE = "training"
 """The folder in the output that has the checkpoint and the log."""
@@ -48,6 +51,14 @@ class Lesson:
     """lines of Python that use the result"""
     facts: Mapping[str, Any]
     """further lines of the card"""
+    extras: Sequence[Extra] = ()
+    """what a batch has beside pictures and captions"""
+    pipe: Any = None
+    """what draws the samples, if it is not the base's own pipeline"""
+    told: Sequence[Mapping[str, Any]] = ()
+    """what it is told beside each validation prompt"""
+    after_step: Callable[[], None] | None = None
+    """called when the weights have changed"""
 
 
 def dtype_of(settings: LearningSettings) -> torch.dtype | None:
@@ -70,14 +81,14 @@ def check_output(settings: LearningSettings) -> None:
         )
 
 
-def begin(settings: Settings, examples: Sequence[Example]) -> Base:
+def begin(settings: Settings, examples: Sequence[Example], load: Load | None = None) -> Base:
     """Check the output, the pictures and the model, and read the latter. Nothing is written."""
     from calotype.training.recipes.pocket.run import pick_device
 
     check_output(settings)
     device = pick_device(settings.device)
-    check_readable(example.path for example in examples)
-    base = Base.load(settings.pretrained_model_name_or_path, device)
+    check_readable(files_of(examples))
+    base = (load or Base.load)(settings.pretrained_model_name_or_path, device)
     sizes_for(settings, base)
     torch.manual_seed(settings.seed)
     return base
@@ -100,8 +111,13 @@ def picture_set(settings: Settings, base: Base, examples: Sequence[Example]) -> 
     return PictureSet(tuple(examples), tuple(sizes), settings.train_batch_size, settings.seed)
 
 
-def objective_for(settings: Settings, base: Base, *, reads: bool) -> TextToImageObjective:
-    """The denoising loss; with ``reads`` the text encoder is a part of what is computed in each step."""
+def objective_for(
+    settings: Settings, base: Base, *, reads: bool, denoiser: nn.Module | None = None
+) -> TextToImageObjective:
+    """The denoising loss of the UNet, or of ``denoiser``.
+
+    With ``reads`` the text encoder is a part of what is computed in each step.
+    """
     unet, encoder = base.pipe.unet, base.pipe.text_encoder
     if settings.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
@@ -110,7 +126,7 @@ def objective_for(settings: Settings, base: Base, *, reads: bool) -> TextToImage
             enable = getattr(encoder, "activation_checkpointing_enable", None)
             (enable or encoder.gradient_checkpointing_enable)({"use_reentrant": False})
     return TextToImageObjective(
-        unet,
+        unet if denoiser is None else denoiser,
         encoder if reads else None,
         base.training_scheduler.alphas_cumprod.to(base.device),
         base.prediction,
@@ -133,7 +149,8 @@ def teach(
         _batches(settings, base, lesson, sets, examples, say),
         lesson.write,
         identity={"kind": lesson.kind, "data": fingerprint(examples)},
-        inspect=_sheets(settings, base, say) if settings.validation_prompts else None,
+        inspect=_sheets(settings, base, lesson, say) if settings.validation_prompts else None,
+        after_step=lesson.after_step,
         say=say,
     )
     subject = Subject(
@@ -165,6 +182,7 @@ def learn(
     *,
     identity: Mapping[str, object],
     inspect: Inspection | None,
+    after_step: Callable[[], None] | None = None,
     say: Say,
 ) -> None:
     """Take the settings' steps and put what ``write`` makes of the result into the output folder.
@@ -202,6 +220,7 @@ def learn(
         resume=settings.resume,
         inspect=inspect,
         watch=_board(folder),
+        after_step=after_step,
         say=say,
     )
     objective.eval()
@@ -248,18 +267,21 @@ def _batches(
         ),
         settings.seed,
         told_sizes=base.xl,
+        extras=lesson.extras,
     )
 
 
-def _sheets(settings: Settings, base: Base, say: Say) -> Inspection:
+def _sheets(settings: Settings, base: Base, lesson: Lesson, say: Say) -> Inspection:
     """An inspection that makes a sheet of the validation prompts, always with the same noise."""
     side = settings.resolution or base.resolution
 
     def inspect(position: Position) -> dict[str, float]:
         pictures, captions = [], []
-        for prompt in settings.validation_prompts:
+        told = lesson.told or [{}] * len(settings.validation_prompts)
+        for prompt, more in zip(settings.validation_prompts, told, strict=True):
             for number in range(settings.num_validation_images):
-                pictures.append(sample(settings, base, [prompt], [settings.seed + number], "pt")[0][0])
+                seeds = [settings.seed + number]
+                pictures.append(sample(settings, base, [prompt], seeds, "pt", lesson.pipe, **more)[0][0])
                 captions.append(prompt)
         path = settings.output / "samples" / f"step-{position.step:06d}.png"
         write_sheet(path, torch.stack(pictures), captions, columns=min(4, len(pictures)))
@@ -271,13 +293,22 @@ def _sheets(settings: Settings, base: Base, say: Say) -> Inspection:
 
 @torch.no_grad()
 def sample(
-    settings: Settings, base: Base, prompts: list[str], seeds: list[int], output_type: str
+    settings: Settings,
+    base: Base,
+    prompts: list[str],
+    seeds: list[int],
+    output_type: str,
+    pipe: Any = None,
+    **told: Any,
 ) -> tuple[Any, list[bool]]:
-    """Pictures by the checkpoint as it is now, and which of them its safety checker blanked."""
+    """Pictures by the checkpoint as it is now, and which of them its safety checker blanked.
+
+    ``pipe`` stands in the place of the checkpoint's pipeline, and ``told`` are further arguments of it.
+    """
     side = settings.resolution or base.resolution
     generators = [torch.Generator(base.device).manual_seed(seed) for seed in seeds]
     with precision(base.device, dtype_of(settings)):
-        made = base.pipe(
+        made = (pipe or base.pipe)(
             prompts,
             height=side,
             width=side,
@@ -285,6 +316,7 @@ def sample(
             guidance_scale=settings.validation_guidance_scale,
             generator=generators,
             output_type=output_type,
+            **told,
         )
     flags = getattr(made, "nsfw_content_detected", None)
     return made.images, list(flags) if flags else [False] * len(prompts)

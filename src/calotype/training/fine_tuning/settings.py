@@ -36,7 +36,8 @@ class LearningSettings:
 
     operational: ClassVar[frozenset[str]] = frozenset(
         "output_dir resume device cache_dir report_every checkpointing_steps checkpoint_every validation_prompts "
-        "validation_steps num_validation_images validation_inference_steps validation_guidance_scale "
+        "validation_images "
+        "validation_masks validation_steps num_validation_images validation_inference_steps validation_guidance_scale "
         "sample_batch_size cache_pictures".split()
     )
     """The options that change nothing in what is learned, so that a resumed run may have others."""

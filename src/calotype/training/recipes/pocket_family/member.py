@@ -22,6 +22,7 @@ MEMBERS = {
     "pocket-inpaint": "inpaint:INPAINT",
     "pocket-tiny-vae": "tiny_vae:TINY_VAE",
     "pocket-unconditional": "unconditional:UNCONDITIONAL",
+    "pocket-turbo": "turbo:TURBO",
     "pocket-depth": "depth:DEPTH",
     "pocket-upscale": "upscale:UPSCALE",
     "pocket-controlnet-canny": "controlnets:CANNY",

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
 
 from calotype.pocket.labels import painted
+from calotype.training.controlled import Controlled, controlnet_of
 from calotype.training.loop import Batches
 from calotype.training.recipes.pocket_family.conditions import canny_lines, relative_disparity
 from calotype.training.recipes.pocket_family.denoising import (
@@ -45,58 +43,6 @@ class ControlNetSettings:
     train: TrainSettings = _TRAIN
     embedding: tuple[int, int] = (16, 64)
     sample: SampleSettings = field(default_factory=SampleSettings)
-
-
-class Controlled(nn.Module):
-    """A UNet to whose features a ControlNet adds."""
-
-    def __init__(self, unet: nn.Module, controlnet: nn.Module) -> None:
-        super().__init__()
-        self.unet, self.controlnet = unet, controlnet
-
-    def forward(
-        self,
-        sample: torch.Tensor,
-        timestep: torch.Tensor,
-        states: torch.Tensor,
-        controlnet_cond: torch.Tensor,
-        return_dict: bool = False,
-    ) -> tuple[torch.Tensor]:
-        """As of the UNet, with the control picture [B, 3, P, P] in [0, 1]."""
-        down, middle = self.controlnet(sample, timestep, states, controlnet_cond, return_dict=False)
-        found: tuple[torch.Tensor] = self.unet(
-            sample,
-            timestep,
-            states,
-            down_block_additional_residuals=down,
-            mid_block_additional_residual=middle,
-            return_dict=return_dict,
-        )
-        return found
-
-
-@torch.no_grad()
-def controlnet_of(unet: Any, widths: tuple[int, ...]) -> Any:
-    """A ``ControlNetModel`` that begins as the encoder of ``unet``, also where that embeds time more narrowly.
-
-    A ControlNet's configuration cannot say how wide its embedding of time is: that is four times its first width. What
-    is wider than in ``unet`` is random, and nothing reads it yet.
-    """
-    from calotype import ControlNetModel
-
-    known = inspect.signature(ControlNetModel).parameters
-    controlnet = ControlNetModel(
-        **{name: value for name, value in unet.config.items() if name in known},
-        conditioning_embedding_out_channels=widths,
-    )
-    weights = unet.state_dict()
-    for name, mine in controlnet.state_dict().items():
-        if name in weights:
-            given = weights[name]
-            if mine.ndim > 1:
-                mine[:, given.shape[1] :] = 0
-            mine[tuple(slice(size) for size in given.shape)] = given
-    return controlnet
 
 
 def embedding_widths(base: Base, ends: tuple[int, int]) -> tuple[int, ...]:
@@ -143,7 +89,8 @@ class PocketControlNet(Member):
         ids = views.ids[:count, 0].long()
 
         def predict(x: torch.Tensor, timestep: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-            predicted: torch.Tensor = objective.unet(x, timestep, states, control.repeat(2, 1, 1, 1))[0]
+            given = {"controlnet_cond": control.repeat(2, 1, 1, 1), "return_dict": False}
+            predicted: torch.Tensor = objective.unet(x, timestep, states, **given)[0]
             return predicted.float()
 
         others = ids.roll(-1, 0)
