@@ -52,7 +52,7 @@ class Model:
 
 @console.plainly
 def info(
-    model: Annotated[str, typer.Argument(help="A folder, a Hub repository, or 'pocket'.")] = "pocket",
+    model: Annotated[str, typer.Argument(help="A folder, a Hub repository, or a bundled model.")] = "pocket",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Print what a model consists of: classes, parameters, sizes, and what it can do.
@@ -76,7 +76,16 @@ def _folder(model: str) -> Path:
 
 def describe(name: str, folder: Path) -> Model:
     """What the folder of a pipeline, or of one component, holds."""
+    from calotype.pipelines.bundled import all_parts, member_at
+
     index = folder / "model_index.json"
+    member = member_at(folder)
+    if member is not None:
+        components = tuple(
+            _component(part.folder.parent, part_name, part.library, part.class_name)
+            for part_name, part in all_parts(folder).items()
+        )
+        return Model(name, str(folder.resolve()), member.pipeline, tasks_of(member.pipeline), components)
     if index.is_file():
         entries = read_json(index)
         components = tuple(

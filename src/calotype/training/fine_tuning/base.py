@@ -41,7 +41,7 @@ class Base:
     @classmethod
     def load(cls, name: str, device: torch.device) -> Base:
         """Read a checkpoint. ``InputError`` for one of another kind than Stable Diffusion's text-to-image."""
-        from calotype.pipelines.load import locate
+        from calotype.pipelines.bundled import locate
         from calotype.pipelines.pipeline import DiffusionPipeline
 
         pipe: Any = DiffusionPipeline.from_pretrained(locate(name), torch_dtype=torch.float32)
