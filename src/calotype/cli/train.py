@@ -16,6 +16,7 @@ from calotype.cli.fine_tuning import add_to
 _RECIPES = {
     "pocket": "Train the bundled model from scratch.",
     "pocket-motion": "Train the motion adapter that makes the bundled model's pictures move.",
+    "pocket-family": "Train a small model of one task that shares the bundled model's parts.",
 }
 
 
@@ -34,8 +35,11 @@ def train_recipe(
         str | None,
         typer.Option(
             help="Stages to run, separated by commas; by default all. pocket: vae,tokenizer,text,latents,unet,export; "
-            "pocket-motion: clips,motion,export."
+            "pocket-motion: clips,motion,export; pocket-family: views,train,export."
         ),
+    ] = None,
+    member: Annotated[
+        str | None, typer.Option(help="pocket-family: which of the small models, such as pocket-inpaint.")
     ] = None,
     preset: Annotated[
         Preset,
@@ -47,18 +51,22 @@ def train_recipe(
     ] = None,
     base: Annotated[
         Path | None,
-        typer.Option(help="pocket-motion: folder of the checkpoint that is to move, if not the bundled one."),
+        typer.Option(
+            help="pocket-motion, pocket-family: folder of the checkpoint that they are for, if not the bundled one."
+        ),
     ] = None,
     init: Annotated[
         Path | None,
-        typer.Option(help="Folder of a pocket checkpoint, or of an adapter for it, to go on from."),
+        typer.Option(help="Folder of a pocket checkpoint, an adapter or a member's weights, to go on from."),
     ] = None,
     max_minutes: Annotated[float | None, typer.Option(help="Time for all stages together.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     seed: Annotated[int | None, typer.Option(help="In place of the recipe's.")] = None,
     compile: Annotated[bool | None, typer.Option("--compile/--no-compile", help="Use torch.compile.")] = None,
     resume: Annotated[bool, typer.Option(help="pocket: go on from the checkpoints in --work.")] = False,
-    workers: Annotated[int | None, typer.Option(help="pocket: processes that write captions.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="pocket, pocket-family: processes that write captions.")
+    ] = None,
     set: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="As in train.batch=24.")] = None,
 ) -> None:
     """Run a recipe of this package. The preset full is for a GPU; full and cpu need --max-minutes."""
@@ -66,6 +74,7 @@ def train_recipe(
 
     options = {
         "stages": None if stage is None else stage.split(","),
+        "member": member,
         "preset": preset.value,
         "work": work,
         "vae": vae,

@@ -1,4 +1,5 @@
-"""What a picture of a scene shows, as tensors: the classifier's targets, objects ordered from left to right."""
+"""What a picture of a scene shows, as tensors: the classifier's targets, objects ordered from left to right; and what
+each of its pixels shows."""
 
 from __future__ import annotations
 
@@ -8,11 +9,21 @@ import torch
 from torch import Tensor
 
 from calotype.pocket.placement import project
+from calotype.pocket.renderer import Rendering
 from calotype.pocket.scene import SceneBatch
 from calotype.pocket.sdf import form_table
+from calotype.pocket.vocabulary import SHAPES
 
 SAME_COLUMN = 0.14
 """Objects whose centres are nearer than this in x (-1 to 1) stand on each other: the lower one comes first."""
+
+SEGMENTS = ("sky", "floor", *SHAPES)
+"""What a pixel can show, by its label."""
+PALETTE = (
+    (135, 206, 235), (110, 110, 110), (255, 0, 0), (0, 0, 255), (0, 160, 0), (255, 255, 0), (255, 0, 255),
+    (255, 128, 0), (0, 255, 255), (128, 0, 160), (255, 255, 255),
+)  # fmt: skip
+"""The colours of :data:`SEGMENTS` on a picture of labels, RGB 0 to 255."""
 
 
 @dataclass(frozen=True)
@@ -73,3 +84,24 @@ def labels_of(scenes: SceneBatch) -> Labels:
         floor=scenes.floor,
         sky=scenes.sky,
     )
+
+
+def instances_of(rendering: Rendering) -> Tensor:
+    """uint8 [B, H, W]: 0 where a pixel shows the sky, 1 the floor, 2 + k the object in slot k."""
+    ids = rendering.object_id[:, 0]
+    ground = rendering.normal.abs().amax(1) > 0
+    return torch.where(ids > 0, ids + 1, ground.to(torch.uint8))
+
+
+def segments_of(instances: Tensor, scenes: SceneBatch) -> Tensor:
+    """uint8 [B, H, W]: for each pixel of :func:`instances_of` which of :data:`SEGMENTS` it shows."""
+    first = torch.arange(2, device=instances.device).expand(len(instances), 2)
+    table = torch.cat((first, 2 + scenes.shape.to(instances.device)), dim=1)
+    found = table.gather(1, instances.flatten(1).long())
+    return found.view(instances.shape).to(torch.uint8)
+
+
+def painted(segments: Tensor) -> Tensor:
+    """Labels [B, H, W] in their colours, [B, 3, H, W] in [0, 1]."""
+    colors = torch.tensor(PALETTE, device=segments.device) / 255
+    return colors[segments.long()].permute(0, 3, 1, 2)

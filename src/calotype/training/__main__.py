@@ -23,14 +23,19 @@ def parser() -> argparse.ArgumentParser:
         "--preset", default="full", help="full, cpu for a smaller model, or tiny for a dry run"
     )
     arguments.add_argument("--work", type=Path, help="folder for checkpoints and intermediate data")
+    arguments.add_argument(
+        "--member", help="pocket-family: which of the small models, such as pocket-inpaint"
+    )
     arguments.add_argument("--vae", type=Path, help="pocket: folder of a trained VAE")
     arguments.add_argument(
         "--base",
         type=Path,
-        help="pocket-motion: folder of the checkpoint that is to move, if not the bundled one",
+        help="pocket-motion, pocket-family: folder of the checkpoint that they are for, if not the bundled one",
     )
     arguments.add_argument(
-        "--init", type=Path, help="folder of a checkpoint, or of an adapter, to go on from"
+        "--init",
+        type=Path,
+        help="folder of a checkpoint, of an adapter or of a member's weights, to go on from",
     )
     arguments.add_argument("--max-minutes", type=float, help="time for all stages together")
     arguments.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -39,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument(
         "--resume", action="store_const", const=True, help="pocket: go on from the checkpoints in --work"
     )
-    arguments.add_argument("--workers", type=int, help="pocket: processes that write captions")
+    arguments.add_argument("--workers", type=int, help="pocket, pocket-family: processes that write captions")
     arguments.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="as in unet.batch=256"
     )

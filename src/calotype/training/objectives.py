@@ -81,7 +81,9 @@ def denoising_loss(
     predicted: torch.Tensor,
     target: torch.Tensor,
     weight: torch.Tensor | None = None,
+    emphasis: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Mean squared error in float32; ``weight`` [B] scales each sample's."""
-    error = (predicted.float() - target.float()).square().flatten(1).mean(1)
+    """Mean squared error in float32; ``weight`` [B] scales each sample's, ``emphasis`` [B, 1, ...] each place's."""
+    squares = (predicted.float() - target.float()).square()
+    error = (squares if emphasis is None else squares * emphasis).flatten(1).mean(1)
     return (error if weight is None else error * weight).mean()

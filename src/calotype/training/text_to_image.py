@@ -50,8 +50,10 @@ class TextToImageObjective(nn.Module):
     def forward(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """``latents`` and ``noise`` [B, C, H, W], ``timesteps`` [B], ``input_ids`` [B, L] or ``states`` [B, L, D].
 
-        Further, where there are any: ``attention_mask`` [B, L] for the text encoder, ``text_embeds`` [B, P] and
-        ``time_ids`` [B, 6], which the UNet is told beside the states, and ``weights`` [B] of the samples.
+        Further, where there are any: ``attention_mask`` [B, L] for the text encoder; ``text_embeds`` [B, P] and
+        ``time_ids`` [B, 6], which the UNet is told beside the states, ``class_labels`` [B] and ``controlnet_cond``
+        [B, 3, fH, fW]; ``beside`` [B, C', H, W], channels that the UNet reads after the noisy latents; ``weights`` [B]
+        of the samples and ``emphasis`` [B, 1, H, W], the weight of each place.
         """
         latents, noise, timesteps = batch["latents"], batch["noise"], batch["timesteps"]
         level = self.alphas_cumprod[timesteps]
@@ -59,16 +61,22 @@ class TextToImageObjective(nn.Module):
         if states is None:
             told = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
             states = self.text_encoder(**told).last_hidden_state
-        beside = {name: batch[name] for name in ("text_embeds", "time_ids") if name in batch}
+        more: dict[str, Any] = {
+            name: batch[name] for name in ("class_labels", "controlnet_cond") if name in batch
+        }
+        added = {name: batch[name] for name in ("text_embeds", "time_ids") if name in batch}
+        if added:
+            more["added_cond_kwargs"] = added
         noisy = diffuse(latents, noise, level)
-        more = {"added_cond_kwargs": beside} if beside else {}
+        if "beside" in batch:
+            noisy = torch.cat([noisy, batch["beside"]], dim=1)
         predicted = self.unet(noisy, timesteps, states, return_dict=False, **more)[0]
         target = prediction_target(latents, noise, level, self.prediction)
         weight = batch.get("weights")
         if self.min_snr_gamma is not None:
             by_level = min_snr_weight(level, self.min_snr_gamma, self.prediction)
             weight = by_level if weight is None else weight * by_level
-        return {"loss": denoising_loss(predicted, target, weight)}
+        return {"loss": denoising_loss(predicted, target, weight, batch.get("emphasis"))}
 
 
 @dataclass(frozen=True)

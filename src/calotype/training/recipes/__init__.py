@@ -9,7 +9,7 @@ from typing import Any
 
 from calotype.core.errors import InputError
 
-RECIPES = ("pocket", "pocket-motion")
+RECIPES = ("pocket", "pocket-motion", "pocket-family")
 """The recipes by the names that the command line has for them."""
 
 
@@ -37,4 +37,8 @@ def _function(recipe: str) -> Callable[..., None]:
         from calotype.training.recipes.pocket_motion import train_pocket_motion
 
         return train_pocket_motion
+    if recipe == "pocket-family":
+        from calotype.training.recipes.pocket_family import train_pocket_family
+
+        return train_pocket_family
     raise InputError(f"There is no recipe {recipe!r}; there are {', '.join(RECIPES)}.")

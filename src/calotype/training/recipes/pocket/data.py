@@ -60,7 +60,8 @@ def chunk_captions(settings: PocketSettings, purpose: str, chunk: int, count: in
 
 
 @cache
-def _encoder(folder: Path) -> Encoder:
+def encoder_of(folder: Path) -> Encoder:
+    """The tokenizer of a folder, read once a process."""
     return Encoder(folder)
 
 
@@ -69,7 +70,7 @@ def chunk_ids(
 ) -> torch.Tensor:
     """The captions of a chunk as token ids, int16 [count, captions, length]; worker processes run this."""
     torch.set_num_threads(1)
-    encoder, length = _encoder(tokenizer), settings.text.length
+    encoder, length = encoder_of(tokenizer), settings.text.length
     rows = chunk_captions(settings, purpose, chunk, count)
     return torch.tensor([[encoder.encode(text, length) for text in row] for row in rows], dtype=torch.int16)
 
@@ -86,7 +87,7 @@ def chunk_reading(
 def make_reading(settings: PocketSettings, tokenizer: Path, workers: int) -> CaptionSet:
     """Captions of ``settings.text.scenes`` scenes and what is true of them, on the CPU."""
     chunks = chunks_of(settings.text.scenes, settings.data.chunk)
-    with _executor(workers) as executor:
+    with caption_executor(workers) as executor:
         made = [executor.submit(chunk_reading, settings, tokenizer, *chunk) for chunk in chunks]
         ids, answers = zip(*(future.result() for future in made), strict=True)
     return CaptionSet(torch.cat(ids), torch.cat(answers))
@@ -197,7 +198,8 @@ class _SameProcess(Executor):
 
 
 @contextmanager
-def _executor(workers: int) -> Iterator[Executor]:
+def caption_executor(workers: int) -> Iterator[Executor]:
+    """That many processes for captions; with none each task is done when it is submitted."""
     if workers == 0:
         yield _SameProcess()
         return
@@ -229,7 +231,7 @@ def make_latents(
     latents = torch.empty((total, *latent_shape(settings)), dtype=torch.float16, device=device)
     began = said = time.monotonic()
     made = 0
-    with _executor(workers) as executor:
+    with caption_executor(workers) as executor:
         # when captions are made in this process, none are made for chunks that time may not allow
         ahead = (
             [executor.submit(chunk_ids, settings, tokenizer, purpose, *c) for c in chunks] if workers else []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -52,28 +52,53 @@ def attention_of(device: torch.device) -> AbstractContextManager[object]:
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
+class UNetShape(Protocol):
+    """The widths of a UNet, and on which of its levels it attends."""
+
+    @property
+    def channels(self) -> tuple[int, ...]: ...
+    @property
+    def attention(self) -> tuple[bool, ...]: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def head_width(self) -> int: ...
+    @property
+    def groups(self) -> int: ...
+    @property
+    def time_width(self) -> int: ...
+
+
 def build_unet(settings: PocketSettings) -> Any:
     """A ``UNet2DConditionModel`` that reads the text encoder's states."""
+    return unet_of(settings.unet, latent_shape(settings), settings.text.hidden)
+
+
+def unet_of(
+    shape: UNetShape, latents: tuple[int, int, int], context: int, *, beside: int = 0, **entries: Any
+) -> Any:
+    """A ``UNet2DConditionModel`` for ``latents`` (channels, height, width) that reads states ``context`` wide.
+
+    ``beside`` further channels stand beside the latents; ``entries`` are those of its configuration.
+    """
     from calotype import UNet2DConditionModel
 
-    chosen = settings.unet
-    down = tuple(_BLOCKS[attention][0] for attention in chosen.attention)
-    up = tuple(_BLOCKS[attention][1] for attention in reversed(chosen.attention))
-    channels, side, _ = latent_shape(settings)
+    channels, side, _ = latents
     return UNet2DConditionModel(
         sample_size=side,
-        in_channels=channels,
+        in_channels=channels + beside,
         out_channels=channels,
-        down_block_types=down,
-        up_block_types=up,
-        block_out_channels=chosen.channels,
-        layers_per_block=chosen.layers,
+        down_block_types=tuple(_BLOCKS[attention][0] for attention in shape.attention),
+        up_block_types=tuple(_BLOCKS[attention][1] for attention in reversed(shape.attention)),
+        block_out_channels=shape.channels,
+        layers_per_block=shape.layers,
         # despite its name this is the number of heads, see the reference's UNet2DConditionModel
-        attention_head_dim=tuple(max(1, width // chosen.head_width) for width in chosen.channels),
-        cross_attention_dim=settings.text.hidden,
-        norm_num_groups=chosen.groups,
-        time_embedding_dim=chosen.time_width,
+        attention_head_dim=tuple(max(1, width // shape.head_width) for width in shape.channels),
+        cross_attention_dim=context,
+        norm_num_groups=shape.groups,
+        time_embedding_dim=shape.time_width,
         use_linear_projection=True,
+        **entries,
     )
 
 

@@ -15,7 +15,7 @@ from calotype.training.recipes.pocket.settings import PocketSettings
 
 _CHUNK_SEEDS = 1_000_003
 """Seeds of chunks of different purposes are this far apart."""
-PURPOSES = {"images": 0, "latents": 1, "validation": 2, "corpus": 3, "reading": 4}
+PURPOSES = {"images": 0, "latents": 1, "validation": 2, "corpus": 3, "reading": 4, "views": 5}
 
 
 def _seed(settings: PocketSettings, purpose: str, chunk: int) -> int:
@@ -47,16 +47,16 @@ def chunk_scenes(settings: PocketSettings, purpose: str, chunk: int, count: int)
     return sample_scenes(count, generator, split="heldout" if purpose == "validation" else "train")
 
 
-Renderer = Callable[[Any], torch.Tensor]
-"""Scenes on a device to pictures [B, 3, H, W] in [0, 1]."""
+Renderer = Callable[[Any], Any]
+"""Scenes to their ``Rendering`` on a device."""
 
 
-def picture_renderer(settings: PocketSettings, device: torch.device, say: Callable[[str], None]) -> Renderer:
-    """Scenes to pictures on ``device``, compiled on a GPU or if the settings say so; plain if that fails."""
+def scene_renderer(settings: PocketSettings, device: torch.device, say: Callable[[str], None]) -> Renderer:
+    """The renderer on ``device``, compiled on a GPU or if the settings say so; plain if that fails."""
     from calotype.pocket.renderer import compiled_renderer, render
 
-    def plain(scenes: Any) -> torch.Tensor:
-        return render(scenes.to(device), settings.pixels, settings.supersample).rgb
+    def plain(scenes: Any) -> Any:
+        return render(scenes.to(device), settings.pixels, settings.supersample)
 
     if device.type != "cuda" and not settings.on_cpu.compiled_renderer:
         return plain
@@ -69,7 +69,15 @@ def picture_renderer(settings: PocketSettings, device: torch.device, say: Callab
     except Exception as error:
         say(f"WARNING: the renderer does not compile, rendering uncompiled, more slowly: {error}"[:1500])
         return plain
-    return lambda scenes: compiled(scenes.to(device)).rgb
+    return lambda scenes: compiled(scenes.to(device))
+
+
+def picture_renderer(
+    settings: PocketSettings, device: torch.device, say: Callable[[str], None]
+) -> Callable[[Any], torch.Tensor]:
+    """:func:`scene_renderer` for the pictures alone, [B, 3, H, W] in [0, 1]."""
+    render = scene_renderer(settings, device, say)
+    return lambda scenes: render(scenes).rgb
 
 
 class PictureSource:
@@ -86,7 +94,7 @@ class PictureSource:
         folder: Path | None,
     ) -> None:
         self._settings, self._device, self._say, self._folder = settings, device, say, folder
-        self._render: Renderer | None = None
+        self._render: Callable[[Any], torch.Tensor] | None = None
         self._ahead: dict[tuple[str, int, int], Any] = {}
 
     def prepare(self, purpose: str, chunk: int, count: int) -> None:

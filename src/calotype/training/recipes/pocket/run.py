@@ -13,8 +13,6 @@ from calotype.core.errors import InputError
 
 STAGE_WEIGHTS = {"vae": 4.0, "tokenizer": 0.1, "text": 1.5, "latents": 2.0, "unet": 12.0, "export": 0.4}
 """The stages in their order, and how the time of a run is shared among those that it has."""
-_RESERVE = 8.0
-"""Seconds kept for writing files."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +30,8 @@ class Run:
     init: Path | None = None
     """a checkpoint whose weights and tokenizer are the beginning"""
     weights: Mapping[str, float] = field(default_factory=lambda: STAGE_WEIGHTS)
+    reserve: float = 8.0
+    """seconds kept for writing files"""
     started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -53,7 +53,7 @@ class Run:
         order = list(self.weights)
         following = [name for name in self.stages if order.index(name) >= order.index(stage)]
         share = self.weights[stage] / sum(self.weights[name] for name in following)
-        return max(0.05, share * (left - _RESERVE) / 60)
+        return max(0.05, share * (left - self.reserve) / 60)
 
     def say(self, text: str) -> None:
         """A line of progress, with the run's clock, shown at once."""

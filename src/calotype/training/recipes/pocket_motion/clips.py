@@ -17,8 +17,8 @@ import torch
 
 from calotype.core.files import replacing
 from calotype.training.gradients import precision
-from calotype.training.loop import TrainingError
 from calotype.training.objectives import stratified_timesteps
+from calotype.training.recipes.chunks import DONE, VALIDATION, ChunkFolder, chunk_name, clear
 from calotype.training.recipes.pocket.networks import autocast_type
 from calotype.training.recipes.pocket.pictures import picture_renderer
 from calotype.training.recipes.pocket.settings import PocketSettings
@@ -28,8 +28,6 @@ from calotype.training.recipes.pocket_motion.settings import MotionSettings
 _CHUNK_SEEDS = 1_000_003
 _PART = 512
 """Pictures encoded at a time."""
-VALIDATION = "validation.pt"
-DONE = "done"
 
 
 def chunk_scenes(settings: MotionSettings, chunk: int, count: int) -> Any:
@@ -46,13 +44,6 @@ def chunk_captions(settings: MotionSettings, chunk: int, moving: Any) -> list[li
 
     seed = random.Random(f"{settings.seed} {chunk}").getrandbits(32)
     return motion_captions(moving, seed, settings.clips.captions)
-
-
-def clear(folder: Path) -> None:
-    """Make the folder, and take away clips that were made earlier, of whatever settings."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in (*folder.glob("*.pt"), folder / DONE):
-        path.unlink(missing_ok=True)
 
 
 def make_clips(
@@ -89,7 +80,7 @@ def make_clips(
         ids = torch.tensor(
             [[base.encoder.encode(text, base.length) for text in row] for row in rows], dtype=torch.int16
         )
-        path = folder / (VALIDATION if number < 0 else f"{number:05d}.pt")
+        path = folder / (VALIDATION if number < 0 else chunk_name(number))
         with replacing(path) as temporary:
             torch.save((latents.cpu(), ids), temporary)
         made += count if number >= 0 else 0
@@ -128,44 +119,27 @@ def start_clips(settings: MotionSettings, folder: Path, base: Path, seconds: flo
 class ClipSet:
     """The clips of a folder on a device, as many as there are; more come with :meth:`look`."""
 
-    folder: Path
+    source: ChunkFolder
     device: torch.device
-    maker: Any = None
-    """the process that makes them, if one does"""
     latents: torch.Tensor | None = None
     ids: torch.Tensor | None = None
-    chunks: int = 0
-    complete: bool = False
 
     def __len__(self) -> int:
         return 0 if self.latents is None else len(self.latents)
 
     def look(self) -> None:
         """Take in the chunks that have been written since."""
-        if self.complete:
-            return
-        done = (self.folder / DONE).exists() or (self.maker is not None and not self.maker.is_alive())
-        found = []
-        while (path := self.folder / f"{self.chunks:05d}.pt").exists():
-            found.append(torch.load(path, weights_only=True))
-            self.chunks += 1
-        if found:
-            known = [] if self.latents is None or self.ids is None else [(self.latents, self.ids)]
-            parts = [*known, *((a.to(self.device), b.to(self.device)) for a, b in found)]
-            self.latents = torch.cat([latents for latents, _ in parts])
-            self.ids = torch.cat([ids for _, ids in parts])
-        self.complete = done
+        self.take(self.source.fresh())
 
-    def wait(self, name: str) -> Path:
-        """The path of a file that is being made. ``TrainingError`` if nobody makes it."""
-        path = self.folder / name
-        while not path.exists():
-            if self.maker is None or not self.maker.is_alive():
-                if path.exists():
-                    break
-                raise TrainingError(f"There is no {path}: run the stage clips first, and see what it says.")
-            time.sleep(0.2)
-        return path
+    def take(self, paths: list[Path]) -> None:
+        """Add the clips of these files."""
+        if not paths:
+            return
+        known = [] if self.latents is None or self.ids is None else [(self.latents, self.ids)]
+        found = (torch.load(path, weights_only=True) for path in paths)
+        parts = [*known, *((a.to(self.device), b.to(self.device)) for a, b in found)]
+        self.latents = torch.cat([latents for latents, _ in parts])
+        self.ids = torch.cat([ids for _, ids in parts])
 
 
 @dataclass(frozen=True)

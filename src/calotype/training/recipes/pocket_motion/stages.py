@@ -18,10 +18,11 @@ from calotype.training.checkpoint import Position
 from calotype.training.gradients import precision
 from calotype.training.loop import LoopSettings, compile_ahead, fit
 from calotype.training.pace import Pace
+from calotype.training.recipes.chunks import VALIDATION, ChunkFolder, chunk_name
 from calotype.training.recipes.pocket.networks import attention_of
 from calotype.training.recipes.pocket.run import Run
 from calotype.training.recipes.pocket_motion.base import Base
-from calotype.training.recipes.pocket_motion.clips import VALIDATION, ClipBatches, ClipSet, make_clips
+from calotype.training.recipes.pocket_motion.clips import ClipBatches, ClipSet, make_clips
 from calotype.training.recipes.pocket_motion.networks import (
     ClipObjective,
     build_unet,
@@ -83,13 +84,11 @@ def train_motion(
         compiles = run.compile and compile_ahead(
             objective, example_batch(settings, base), autocast, device, run.say
         )
-        clips = ClipSet(clips_folder(run), device, maker)
-        clips.wait("00000.pt")
-        validation = ClipSet(clips_folder(run), device)
-        validation.latents, validation.ids = (
-            part.to(device) for part in torch.load(clips.wait(VALIDATION), weights_only=True)
-        )
-        validation.complete = True
+        source = ChunkFolder(clips_folder(run), "clips", maker)
+        clips = ClipSet(source, device)
+        source.wait(chunk_name(0))
+        validation = ClipSet(ChunkFolder(source.folder, "clips", complete=True), device)
+        validation.take([source.wait(VALIDATION)])
         clips.look()
         run.say(f"{len(clips):,} clips are there")
         minutes = None if chosen.steps is not None else run.minutes_for("motion")
