@@ -16,7 +16,9 @@ from tests.tiny import randomise
 
 WEIGHTS = BUNDLED["pocket"]
 UNET = {
-    name: value for name, value in read_json(WEIGHTS / "unet" / "config.json").items() if not name.startswith("_")
+    name: value
+    for name, value in read_json(WEIGHTS / "unet" / "config.json").items()
+    if not name.startswith("_")
 }
 SMALL = {"block_out_channels": (32, 32, 64), "attention_head_dim": (2, 2, 4)}
 
@@ -41,15 +43,15 @@ def _depth_estimator(folder: Path) -> None:
         fusion_hidden_size=8,
         is_hybrid=False,
     )
-    randomise(DPTForDepthEstimation(config)).half().save_pretrained(folder / "depth_estimator")
-    DPTImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder / "feature_extractor")
+    randomise(DPTForDepthEstimation(config)).half().save_pretrained(folder)
+    DPTImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
 
 
 def _controlnet(folder: Path) -> None:
     signature = inspect.signature(calotype.ControlNetModel.__init__).parameters
     config = {name: value for name, value in UNET.items() if name in signature}
     model = calotype.ControlNetModel(**config, conditioning_embedding_out_channels=(8, 16, 16))
-    randomise(model).half().save_pretrained(folder / "controlnet")
+    randomise(model).half().save_pretrained(folder)
 
 
 def _turbo(folder: Path) -> None:
@@ -64,8 +66,6 @@ def _turbo(folder: Path) -> None:
             state[f"{layer}.lora_B.weight"] = 0.1 * torch.randn(value.shape[0], 4, generator=generator)
     folder.mkdir(parents=True)
     save_file(state, folder / LORA_FILE)
-    config = read_json(WEIGHTS / "scheduler" / "scheduler_config.json")
-    calotype.LCMScheduler.from_config(config).save_pretrained(folder / "scheduler")
 
 
 def _unconditional(folder: Path) -> None:
@@ -77,13 +77,16 @@ def _unconditional(folder: Path) -> None:
         layers_per_block=1,
         norm_num_groups=8,
     )
-    randomise(model).half().save_pretrained(folder / "unet")
-    calotype.DDIMScheduler().save_pretrained(folder / "scheduler")
+    pipe = calotype.DDIMPipeline(unet=randomise(model).half(), scheduler=calotype.DDIMScheduler())
+    pipe.save_pretrained(folder)
 
 
 def _upscale(folder: Path) -> None:
     _unet(folder, 7, num_class_embeds=1000)
     calotype.DDPMScheduler().save_pretrained(folder / "low_res_scheduler")
+    vae = calotype.AutoencoderKL.from_pretrained(WEIGHTS / "vae")
+    vae.register_to_config(scaling_factor=0.08333)
+    vae.half().save_pretrained(folder / "vae")
 
 
 def _tiny_vae(folder: Path) -> None:
@@ -94,7 +97,7 @@ def _tiny_vae(folder: Path) -> None:
         num_decoder_blocks=(1, 1, 1),
         scaling_factor=1.0,
     )
-    randomise(model).half().save_pretrained(folder / "vae")
+    randomise(model).half().save_pretrained(folder)
 
 
 MAKERS: dict[str, Callable[[Path], None]] = {

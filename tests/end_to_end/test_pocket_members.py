@@ -77,7 +77,8 @@ def test_the_reference_makes_the_same_picture_from_what_is_saved(name: str, tmp_
     ours.save_pretrained(tmp_path)
     theirs = diffusers.DiffusionPipeline.from_pretrained(tmp_path)
     assert type(theirs).__name__ == MEMBERS[name].pipeline
-    np.testing.assert_allclose(make(ours, name), make(theirs, name, **MEMBERS[name].usual), atol=1e-4)
+    usual = MEMBERS[name].usual
+    np.testing.assert_allclose(make(ours, name, **usual), make(theirs, name, **usual), atol=1e-4)
 
 
 def test_a_few_step_member_takes_few_steps_without_guidance() -> None:
@@ -128,7 +129,18 @@ def test_the_command_line_knows_them(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     picture().save("in.png")
     mask().save("mask.png")
-    asked = ["-m", "pocket-inpaint", "--image", "in.png", "--mask", "mask.png", "--steps", 2, "--device", "cpu"]
+    asked = [
+        "-m",
+        "pocket-inpaint",
+        "--image",
+        "in.png",
+        "--mask",
+        "mask.png",
+        "--steps",
+        2,
+        "--device",
+        "cpu",
+    ]
     run("generate", PROMPT, *asked, "-o", "out.png")
     kept = np.asarray(mask()) == 0
     assert (np.asarray(PIL.Image.open("out.png"))[kept] == np.asarray(picture())[kept]).all()

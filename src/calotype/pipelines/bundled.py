@@ -1,7 +1,8 @@
 """What comes with the package, by name: a checkpoint, a motion adapter for it, and members of its family.
 
 A member is a pipeline that has parts of its own, such as another denoiser, in place of the checkpoint's or beside them.
-Its folder holds these alone, each in a sub-folder that is named like the component, and low-rank weights if it has some.
+Its folder holds these alone, each in a sub-folder that is named like the component, and low-rank weights if it has some;
+a single part may be the folder itself. One that shares nothing is a whole checkpoint.
 """
 
 from __future__ import annotations
@@ -15,25 +16,27 @@ from typing import Any, NamedTuple
 from calotype.core.config import init_parameters, read_json
 from calotype.core.errors import ModelFilesError
 from calotype.pipelines.components import INDEX, Loading, load_components, public_class
+from calotype.schedulers.names import scheduler_named
 
 _POCKET = Path(__file__).parents[1] / "pocket"
 BASE = "pocket"
 """The checkpoint whose parts the members share."""
 LORA_FILE = "pytorch_lora_weights.safetensors"
-_CONFIGS = ("config.json", "scheduler_config.json", "preprocessor_config.json")
 
 
 @dataclass(frozen=True)
 class Member:
     """A pipeline of the family: its public class and what its folder must hold.
 
-    ``borrowed`` are components in the folder of another member, by its name. ``usual`` are defaults of its calls.
+    ``borrowed`` are components in the folder of another member, by its name; ``scheduler`` is the name of one that
+    takes the settings of the checkpoint's. ``usual`` are defaults of its calls.
     """
 
     pipeline: str
     needs: tuple[str, ...] = ("unet",)
     borrowed: Mapping[str, str] = field(default_factory=dict)
     low_rank: bool = False
+    scheduler: str | None = None
     usual: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -50,12 +53,17 @@ MEMBERS: dict[str, Member] = {
     "pocket-controlnet-segmentation": _STEERED,
     "pocket-turbo": Member(
         "StableDiffusionPipeline",
-        ("scheduler",),
+        (),
         low_rank=True,
+        scheduler="LCM",
         usual={"num_inference_steps": 4, "guidance_scale": 1.0},
     ),
     "pocket-unconditional": Member("DDIMPipeline", ("unet", "scheduler")),
-    "pocket-upscale": Member("StableDiffusionUpscalePipeline", ("unet", "low_res_scheduler")),
+    "pocket-upscale": Member(
+        "StableDiffusionUpscalePipeline",
+        ("unet", "low_res_scheduler"),
+        usual={"num_inference_steps": 20, "guidance_scale": 1.0},
+    ),
     "pocket-tiny-vae": Member("StableDiffusionPipeline", ("vae",)),
 }
 """Name -> what the member is."""
@@ -72,7 +80,7 @@ _MADE_BY = {"pocket-motion": "calotype train pocket-motion --out DIR"} | {
 
 
 class Part(NamedTuple):
-    """A component in a folder: what it is called there, and the library and the class that its files name."""
+    """A component in a folder, and the library and the class that its files name."""
 
     folder: Path
     library: str
@@ -125,12 +133,14 @@ def own_parts(place: str | os.PathLike[str]) -> dict[str, Part]:
     places = {name: folder / name for name in taken if (folder / name).is_dir()}
     for name, lender in member.borrowed.items():
         beside = folder.parent / lender
-        places.setdefault(name, (beside if beside.is_dir() else Path(locate(lender))) / name)
+        places.setdefault(name, _place(beside if beside.is_dir() else Path(locate(lender)), name))
     for name in member.needs:
-        places.setdefault(name, folder / name)
+        places.setdefault(name, _place(folder, name))
     if member.low_rank and not (folder / LORA_FILE).is_file():
-        raise ModelFilesError(f"{folder.name} has no low-rank weights: there is no file {folder / LORA_FILE}.")
-    return {name: Part(where, *_named_in(where)) for name, where in sorted(places.items())}
+        raise ModelFilesError(
+            f"{folder.name} has no low-rank weights: there is no file {folder / LORA_FILE}."
+        )
+    return {name: Part(where, *_named_in(where / _config(name))) for name, where in sorted(places.items())}
 
 
 def all_parts(place: str | os.PathLike[str]) -> dict[str, Part]:
@@ -139,16 +149,25 @@ def all_parts(place: str | os.PathLike[str]) -> dict[str, Part]:
     entries = read_json(shared / INDEX)
     taken = [name for name in init_parameters(pipeline_class(place)) if name not in own]
     found = {name: Part(shared / name, *entries[name]) for name in taken if (shared / name).is_dir()}
+    scheduler = _scheduler(MEMBERS[Path(place).name])
+    if scheduler is not None:
+        found["scheduler"] = Part(shared / "scheduler", "diffusers", type(scheduler).__name__)
     return dict(sorted((found | own).items()))
 
 
-def load_own_parts(place: str | os.PathLike[str], loading: Loading, given: Mapping[str, Any]) -> dict[str, Any]:
+def load_own_parts(
+    place: str | os.PathLike[str], loading: Loading, given: Mapping[str, Any]
+) -> dict[str, Any]:
     """The components of :func:`own_parts` that are not among the ``given`` ones, loaded."""
     loaded: dict[str, Any] = {}
     for name, part in own_parts(place).items():
         if name not in given:
-            entry = {name: (part.library, part.class_name)}
-            loaded |= load_components(part.folder.parent, entry, loading, lambda: None)
+            here = part.folder.name
+            entry = {here: (part.library, part.class_name)}
+            loaded[name] = load_components(part.folder.parent, entry, loading, lambda: None)[here]
+    scheduler = _scheduler(MEMBERS[Path(place).name])
+    if scheduler is not None and "scheduler" not in given:
+        loaded["scheduler"] = scheduler
     return loaded
 
 
@@ -157,17 +176,37 @@ def folders_of(name_or_path: str | os.PathLike[str]) -> list[Path]:
     place = Path(locate(name_or_path))
     if member_at(place) is None:
         return [place] if place.is_dir() else []
-    lenders = {part.folder.parent for part in own_parts(place).values()}
-    return [*sorted(lenders | {place}), BUNDLED[BASE]]
+    lent = {
+        part.folder for part in own_parts(place).values() if place not in (part.folder, *part.folder.parents)
+    }
+    return [place, *sorted(lent), BUNDLED[BASE]]
 
 
-def _named_in(folder: Path) -> tuple[str, str]:
-    """Library and class of the component in a folder, by its configuration."""
-    file = next((folder / name for name in _CONFIGS if (folder / name).is_file()), None)
-    if file is None:
-        raise ModelFilesError(f"There is no component in {folder}: it has none of {', '.join(_CONFIGS)}.")
-    config = read_json(file)
-    if "_class_name" in config:
-        return "diffusers", str(config["_class_name"])
-    kinds = config.get("architectures") or [config.get("image_processor_type")]
+def _scheduler(member: Member) -> Any:
+    """The scheduler that a member has with the settings of the checkpoint's; None where it has that one."""
+    if member.scheduler is None:
+        return None
+    return scheduler_named(member.scheduler, read_json(BUNDLED[BASE] / "scheduler" / _config("scheduler")))
+
+
+def _place(folder: Path, name: str) -> Path:
+    """Where a component is that the folder must hold: in a sub-folder of its name, or there itself."""
+    return folder / name if (folder / name).is_dir() or not (folder / _config(name)).is_file() else folder
+
+
+def _config(name: str) -> str:
+    """The file with the configuration of a component of this name."""
+    if name.endswith("scheduler"):
+        return "scheduler_config.json"
+    return "preprocessor_config.json" if name == "feature_extractor" else "config.json"
+
+
+def _named_in(config: Path) -> tuple[str, str]:
+    """Library and class of the component with this configuration."""
+    if not config.is_file():
+        raise ModelFilesError(f"There is no component in {config.parent}: it has no {config.name}.")
+    entries = read_json(config)
+    if "_class_name" in entries:
+        return "diffusers", str(entries["_class_name"])
+    kinds = entries.get("architectures") or [entries.get("image_processor_type")]
     return "transformers", str(kinds[0])

@@ -17,6 +17,7 @@ from calotype.pipelines.control import COMPONENTS, control_of
 from calotype.pipelines.pipeline import DiffusionPipeline
 from calotype.pipelines.versatile import versatile
 
+
 def default_device() -> torch.device:
     """The accelerator if there is one, otherwise the CPU."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)

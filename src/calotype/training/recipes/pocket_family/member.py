@@ -19,6 +19,7 @@ from calotype.training.recipes.pocket_motion.base import Base
 
 MEMBERS = {
     "pocket-inpaint": "inpaint:INPAINT",
+    "pocket-segmenter": "segmenter:SEGMENTER",
 }
 """Name -> module in ``members`` and the member in it; each is imported when it is asked for."""
 
