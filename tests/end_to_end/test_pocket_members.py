@@ -65,7 +65,7 @@ def make(pipe: Any, name: str, **more: Any) -> Any:
 def test_every_member_works_by_its_name(name: str) -> None:
     pipe = calotype.load(name, device="cpu")
     assert type(pipe).__name__ == MEMBERS[name].pipeline
-    assert pipe.name_or_path == name
+    assert Path(pipe.name_or_path).name == name
     images = make(pipe, name)
     assert images.std() > 0.01
     assert images.shape[1:] == ((32, 32, 3) if name == "pocket-unconditional" else (128, 128, 3))

@@ -1,8 +1,8 @@
 """What comes with the package, by name: a checkpoint, a motion adapter for it, and members of its family.
 
 A member is a pipeline that has parts of its own, such as another denoiser, in place of the checkpoint's or beside them.
-Its folder holds these alone, each in a sub-folder that is named like the component, and low-rank weights if it has some;
-a single part may be the folder itself. One that shares nothing is a whole checkpoint.
+Its folder holds these alone, each in a sub-folder that is named like the component, and low-rank weights if it has
+some; a single part may be the folder itself. One that shares nothing is a whole checkpoint.
 """
 
 from __future__ import annotations

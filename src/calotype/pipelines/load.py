@@ -82,8 +82,8 @@ def load(
     **kwargs: Any,
 ) -> Any:
     """A pipeline by the name of a bundled model (``"pocket"``, ``"pocket-motion"`` for videos, ``"pocket-inpaint"`` and
-    others for other tasks), a folder, file or Hub repository, on ``device``. A folder with nothing but a motion adapter,
-    or the own parts of a member of the pocket family, is taken to be one for the pocket model.
+    others for other tasks), a folder, file or Hub repository, on ``device``. A folder with nothing but a motion
+    adapter, or with the own parts of a member of the pocket family, is taken to be one for the pocket model.
 
     What it makes follows from what it is given: ``pipe("a fox")``, ``pipe("a fox", image=photo, strength=0.6)``,
     ``pipe("a fox", image=photo, mask_image=mask, control=[canny, depth])``; ``pipe.tasks`` lists what the checkpoint

@@ -62,8 +62,8 @@ class SegmenterMember(Member):
 
     name = "pocket-segmenter"
     summary = (
-        "A network of 0.4 M parameters that says of each pixel of a picture what it shows. It judges pictures that were "
-        "drawn from maps of segments and is no part of a pipeline."
+        "A network of 0.4 M parameters that says of each pixel of a picture what it shows. It judges pictures that "
+        "were drawn from maps of segments and is no part of a pipeline."
     )
     fields = ("pictures", "labels")
 
