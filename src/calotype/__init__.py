@@ -195,6 +195,7 @@ _HOME = {
         "EDMDPMSolverMultistepScheduler",
         "CosineDPMSolverMultistepScheduler",
     ),
+    "calotype.training.fine_tuning.pixels": ("train_unconditional", "train_vae"),
     "calotype.training.fine_tuning.recipes": (
         "train_dreambooth",
         "train_lora",

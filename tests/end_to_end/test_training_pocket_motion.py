@@ -17,51 +17,19 @@ from calotype.core.errors import CalotypeError, InputError, ModelFilesError
 from calotype.pipelines.bundled import BUNDLED, LORA_FILE, locate
 from calotype.pipelines.load import load_moving
 from calotype.training.__main__ import main
-from calotype.training.recipes.pocket.networks import (
-    build_scheduler,
-    build_text_encoder,
-    build_unet,
-    build_vae,
-    save_text_encoder,
-)
-from calotype.training.recipes.pocket.settings import changed
-from calotype.training.recipes.pocket.settings import preset as pocket_preset
 from calotype.training.recipes.pocket_motion import stages, train_pocket_motion
 from calotype.training.recipes.pocket_motion.base import load_base
 from calotype.training.recipes.pocket_motion.networks import build_unet as build_moving_unet
 from calotype.training.recipes.pocket_motion.settings import PRESETS, preset
-from tests.tiny import randomise
+from tests.tiny_pocket import tiny_pocket
 
-INDEX = {
-    "_class_name": "StableDiffusionPipeline",
-    "feature_extractor": [None, None],
-    "requires_safety_checker": False,
-    "safety_checker": [None, None],
-    "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "unet": ["diffusers", "UNet2DConditionModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
-}
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pocket checkpoint of random weights, with the bundled one's words.
-
-    Its embedding of time is as wide as AnimateDiff's, which is the only one that the reference takes.
-    """
-    folder = tmp_path_factory.mktemp("base")
-    settings = changed(pocket_preset("tiny"), ["unet.time_width=32"])
-    shutil.copytree(BUNDLED["pocket"] / "tokenizer", folder / "tokenizer")
-    words = json.loads((folder / "tokenizer" / "vocab.json").read_text(encoding="utf-8"))
-    randomise(build_vae(settings), 1).save_pretrained(folder / "vae")
-    randomise(build_unet(settings), 2).save_pretrained(folder / "unet")
-    save_text_encoder(randomise(build_text_encoder(settings, len(words)), 3), folder / "text_encoder")
-    build_scheduler(settings).save_pretrained(folder / "scheduler")
-    (folder / "model_index.json").write_text(json.dumps(INDEX), encoding="utf-8")
-    return folder
+    """A pocket checkpoint of random weights, with the bundled one's words."""
+    return tiny_pocket(tmp_path_factory.mktemp("base"))
 
 
 def train(out: Path, base: Path, **options: Any) -> None:

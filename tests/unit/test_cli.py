@@ -381,6 +381,8 @@ def test_training_is_mounted():
     listed = succeeded(run("train", "--help")).stdout
     for recipe in ("pocket", "pocket-motion", "text-to-image", "lora", "textual-inversion", "dreambooth"):
         assert f" {recipe} " in listed
+    for recipe in ("unconditional", "vae"):
+        assert f" {recipe} " in listed
     assert "--max-minutes" in succeeded(run("train", "pocket-motion", "--help")).stdout
 
 

@@ -10,21 +10,24 @@ from typing import Annotated, Any
 import typer
 
 from calotype.cli.console import plainly, say
+from calotype.training.fine_tuning.pixel_settings import UnconditionalSettings, VaeSettings
 from calotype.training.fine_tuning.settings import (
     DreamBoothSettings,
+    LearningSettings,
     LoraSettings,
-    Settings,
     TextToImageSettings,
     TextualInversionSettings,
 )
 
-COMMANDS: dict[str, tuple[type[Settings], str]] = {
+COMMANDS: dict[str, tuple[type[LearningSettings], str]] = {
     "text-to-image": (TextToImageSettings, "Fine-tune all of a checkpoint on captioned pictures."),
     "lora": (LoraSettings, "Train low-rank weights for a checkpoint on captioned pictures."),
     "textual-inversion": (TextualInversionSettings, "Learn a new word from a few pictures."),
     "dreambooth": (DreamBoothSettings, "Teach a checkpoint one thing by a rare word."),
+    "unconditional": (UnconditionalSettings, "Train a model from scratch on pictures without captions."),
+    "vae": (VaeSettings, "Fine-tune the autoencoder of a checkpoint on pictures."),
 }
-"""Command -> its settings and what it does; the function is ``train_`` and the command's name."""
+"""Command -> its settings and what it does; the public function is ``train_`` and the command's name."""
 
 _SHORT = {
     "pretrained_model_name_or_path": ("--model", "-m"),
@@ -47,13 +50,13 @@ def add_to(app: typer.Typer) -> None:
         app.command(name, help=text, context_settings=settings)(plainly(_command(name, kind)))
 
 
-def _command(name: str, kind: type[Settings]) -> Callable[..., None]:
+def _command(name: str, kind: type[LearningSettings]) -> Callable[..., None]:
     """A function whose parameters are the fields of the settings."""
 
     def run(**options: Any) -> None:
-        from calotype.training.fine_tuning import recipes
+        import calotype
 
-        function = getattr(recipes, f"train_{name.replace('-', '_')}")
+        function = getattr(calotype, f"train_{name.replace('-', '_')}")
         typer.echo(function(say=say, **options))
 
     parameters = [_parameter(entry) for entry in fields(kind)]

@@ -71,19 +71,13 @@ def psnr(vae: Any, images: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def standardise_latents(vae: Any, image_batches: Iterable[torch.Tensor]) -> float:
-    """Make each latent channel have mean 0 and standard deviation 1 on these images, and return the scaling factor.
+def fold_latents(vae: Any, shift: torch.Tensor, scale: torch.Tensor) -> None:
+    """Latents become (latents - shift) / scale, channel by channel (float64 [C] each), and decode as before.
 
-    Diffusion assumes such latents, while ``scaling_factor`` can only scale all channels alike. The 1x1
-    convolutions on both sides of the latents absorb the affine change, so pictures decode as before. The result,
-    1 / std over all elements as measured after the change, is also registered in the configuration.
+    The 1x1 convolutions on both sides of the latents absorb it; the log-variance moves by -2 log(scale).
     """
     channels = vae.config.latent_channels
-    means = torch.cat([vae.encode(images).latent_dist.mean for images in image_batches]).double()
-    shift, scale = means.mean(dim=(0, 2, 3)), means.std(dim=(0, 2, 3))
-
     encode, decode = vae.quant_conv, vae.post_quant_conv
-    # latent' = (latent - shift) / scale; the log-variance moves by -2 log(scale)
     w, b = encode.weight.double(), encode.bias.double()
     w[:channels] /= scale[:, None, None, None]
     b[:channels] = (b[:channels] - shift) / scale
@@ -94,6 +88,18 @@ def standardise_latents(vae: Any, image_batches: Iterable[torch.Tensor]) -> floa
     decode.bias.copy_(b + (w[:, :, 0, 0] * shift).sum(1))
     decode.weight.copy_(w * scale[None, :, None, None])
 
+
+@torch.no_grad()
+def standardise_latents(vae: Any, image_batches: Iterable[torch.Tensor]) -> float:
+    """Make each latent channel have mean 0 and standard deviation 1 on these images, and return the scaling factor.
+
+    Diffusion assumes such latents, while ``scaling_factor`` can only scale all channels alike. The result, 1 / std over
+    all elements as measured after the change, is also registered in the configuration.
+    """
+    means = torch.cat([vae.encode(images).latent_dist.mean for images in image_batches]).double()
+    shift, scale = means.mean(dim=(0, 2, 3)), means.std(dim=(0, 2, 3))
+
+    fold_latents(vae, shift, scale)
     standard = (means - shift[None, :, None, None]) / scale[None, :, None, None]
     factor = round(1 / standard.std().item(), 5)
     vae.register_to_config(scaling_factor=factor)

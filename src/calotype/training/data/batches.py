@@ -49,7 +49,7 @@ class PictureSet:
 @functools.lru_cache(maxsize=8)
 def _epoch(pictures: PictureSet, epoch: int) -> list[list[int]]:
     """The batches of an epoch, in an order of its own."""
-    generator = torch.Generator().manual_seed(_mixed(pictures.seed, epoch, 1))
+    generator = torch.Generator().manual_seed(mixed(pictures.seed, epoch, 1))
     batches = []
     for members in pictures.of_size.values():
         order = [members[i] for i in torch.randperm(len(members), generator=generator).tolist()]
@@ -96,7 +96,7 @@ class Batches:
 
     def __call__(self, number: int) -> dict[str, torch.Tensor]:
         """The batch of this number."""
-        generator = torch.Generator().manual_seed(_mixed(self.seed, number, 0))
+        generator = torch.Generator().manual_seed(mixed(self.seed, number, 0))
 
         def drawn(*shape: int) -> torch.Tensor:
             return torch.randn(*shape, generator=generator)
@@ -140,6 +140,6 @@ class Batches:
         return {name: value.to(self.device) for name, value in batch.items()}
 
 
-def _mixed(seed: int, number: int, stream: int) -> int:
+def mixed(seed: int, number: int, stream: int) -> int:
     """One seed for a number of one of two streams; different for all that occur."""
     return (seed * 1_000_003 + number * 2 + stream) % 2**63

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from calotype.core.files import write_text
 from calotype.core.version import __version__
-from calotype.training.fine_tuning.base import Base
-from calotype.training.fine_tuning.settings import Settings
+from calotype.training.fine_tuning.settings import LearningSettings
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What the card is about: a kind of training, from which checkpoint if from one, and how the Hub files it."""
+
+    kind: str
+    base: str | None
+    pipeline_tag: str
+    tags: tuple[str, ...]
 
 
 def write_card(
-    settings: Settings,
-    kind: str,
-    base: Base,
+    settings: LearningSettings,
+    subject: Subject,
     pictures: int,
     usage: str,
     facts: Mapping[str, Any],
@@ -27,27 +35,27 @@ def write_card(
     reports = [entry for entry in _entries(log) if "loss" in entry]
     last = reports[-10:]
     table: dict[str, Any] = {
-        "base": base.name,
+        **({} if subject.base is None else {"base": subject.base}),
         "pictures": pictures,
         "steps": reports[-1]["step"] if reports else 0,
         "pictures a step": settings.train_batch_size * settings.gradient_accumulation_steps,
-        "prediction": base.prediction,
         **facts,
     }
     if last:
         table["loss, mean of the last reports"] = f"{sum(entry['loss'] for entry in last) / len(last):.4f}"
         table["seconds"] = f"{reports[-1]['seconds']:.0f}"
+    of = "" if subject.base is None else f" of `{subject.base}`"
     lines = [
         "---",
-        f"base_model: {json.dumps(base.name)}",
+        *([] if subject.base is None else [f"base_model: {json.dumps(subject.base)}"]),
         "library_name: diffusers",
-        "pipeline_tag: text-to-image",
-        f"tags: [stable-diffusion{'-xl' if base.xl else ''}, text-to-image, {kind}, calotype]",
+        f"pipeline_tag: {subject.pipeline_tag}",
+        f"tags: [{', '.join((*subject.tags, subject.kind, 'calotype'))}]",
         "---",
         "",
         f"# {settings.output.resolve().name}",
         "",
-        f"{kind} of `{base.name}`, trained with calotype {__version__}.",
+        f"{subject.kind}{of}, trained with calotype {__version__}.",
         "",
         "```python",
         usage,

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -19,9 +19,9 @@ from calotype.training.data.encoded import PictureEncoder, Texts, encode_texts
 from calotype.training.data.folder import Example, check_readable, fingerprint, open_picture
 from calotype.training.data.sizes import Size, buckets, closest
 from calotype.training.fine_tuning.base import Base
-from calotype.training.fine_tuning.card import write_card
-from calotype.training.fine_tuning.settings import Settings
-from calotype.training.gradients import precision
+from calotype.training.fine_tuning.card import Subject, write_card
+from calotype.training.fine_tuning.settings import LearningSettings, Settings
+from calotype.training.gradients import Batch, precision
 from calotype.training.loop import Inspection, LoopSettings, Watch, fit
 from calotype.training.pace import Pace
 from calotype.training.sheets import write_sheet
@@ -50,12 +50,12 @@ class Lesson:
     """further lines of the card"""
 
 
-def dtype_of(settings: Settings) -> torch.dtype | None:
+def dtype_of(settings: LearningSettings) -> torch.dtype | None:
     """The type to compute in, if it is a smaller one."""
     return {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}[settings.mixed_precision]
 
 
-def check_output(settings: Settings) -> None:
+def check_output(settings: LearningSettings) -> None:
     """``InputError`` for an output folder that has something in it, unless the run goes on from there."""
     folder = settings.output
     if folder.is_file():
@@ -127,7 +127,50 @@ def teach(
 ) -> Path:
     """Train as the settings say and write the result; returns the output folder."""
     examples = [example for pictures, _ in sets for example in pictures.examples]
-    batches = _batches(settings, base, lesson, sets, examples, say)
+    learn(
+        settings,
+        lesson.objective,
+        _batches(settings, base, lesson, sets, examples, say),
+        lesson.write,
+        identity={"kind": lesson.kind, "data": fingerprint(examples)},
+        inspect=_sheets(settings, base, say) if settings.validation_prompts else None,
+        say=say,
+    )
+    subject = Subject(
+        lesson.kind,
+        base.name,
+        "text-to-image",
+        ("stable-diffusion-xl" if base.xl else "stable-diffusion", "text-to-image"),
+    )
+    facts = {"prediction": base.prediction, **lesson.facts}
+    write_card(settings, subject, len(examples), lesson.usage, facts, settings.output / INSIDE / "log.jsonl")
+    say(f"written to {settings.output}")
+    return settings.output
+
+
+class NumberedBatches(Protocol):
+    """Batches by their number, each of ``samples`` pictures."""
+
+    @property
+    def samples(self) -> int: ...
+
+    def __call__(self, number: int) -> Batch: ...
+
+
+def learn(
+    settings: LearningSettings,
+    objective: nn.Module,
+    batches: NumberedBatches,
+    write: Callable[[Path], Sequence[str]],
+    *,
+    identity: Mapping[str, object],
+    inspect: Inspection | None,
+    say: Say,
+) -> None:
+    """Take the settings' steps and put what ``write`` makes of the result into the output folder.
+
+    A run is resumed only if its ``identity`` and the settings are those of the checkpoint.
+    """
     folder = settings.output / INSIDE
     constant = settings.lr_scheduler == "constant"
     loop = LoopSettings(
@@ -150,23 +193,20 @@ def teach(
         inspect_steps=settings.validation_steps or settings.max_train_steps,
     )
     outcome = fit(
-        lesson.objective,
+        objective,
         batches,
         loop,
         folder=folder,
         samples_per_batch=batches.samples,
-        identity={**settings.identity, "kind": lesson.kind, "data": fingerprint(examples)},
+        identity={**settings.identity, **identity},
         resume=settings.resume,
-        inspect=_sheets(settings, base, say) if settings.validation_prompts else None,
+        inspect=inspect,
         watch=_board(folder),
         say=say,
     )
-    lesson.objective.eval()
+    objective.eval()
     with outcome.ema.applied():
-        _put(lesson.write, settings.output)
-    write_card(settings, lesson.kind, base, len(examples), lesson.usage, lesson.facts, folder / "log.jsonl")
-    say(f"written to {settings.output}")
-    return settings.output
+        _put(write, settings.output)
 
 
 def _batches(

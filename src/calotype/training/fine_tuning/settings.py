@@ -25,40 +25,25 @@ def option(default: Any, text: str, least: float | None = None, choices: tuple[s
     return field(default=default, metadata={"help": text, "least": least, "choices": choices})
 
 
-def _required(text: str) -> Any:
+def required(text: str) -> Any:
+    """A field that has no default."""
     return field(metadata={"help": text, "least": None, "choices": ()})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What all ways of fine-tuning have in common; abstract."""
+class LearningSettings:
+    """What every training on a folder of pictures has in common; abstract."""
 
     operational: ClassVar[frozenset[str]] = frozenset(
         "output_dir resume device cache_dir report_every checkpointing_steps checkpoint_every validation_prompts "
         "validation_steps num_validation_images validation_inference_steps validation_guidance_scale "
-        "sample_batch_size".split()
+        "sample_batch_size cache_pictures".split()
     )
     """The options that change nothing in what is learned, so that a resumed run may have others."""
 
-    pretrained_model_name_or_path: str = _required(
-        "A checkpoint: a folder, a repository of the Hub, or 'pocket'."
-    )
-    output_dir: str = _required("Folder for the results.")
-
-    resolution: int | None = option(
-        None,
-        "Side of the square that pictures are cut to, in pixels; by default what the model was made for.",
-        8,
-    )
-    aspect_ratio_buckets: bool = option(
-        False,
-        "Keep the pictures' shapes: each is cut to the nearest of several sizes of about resolution² pixels.",
-    )
+    output_dir: str = required("Folder for the results.")
     center_crop: bool = option(True, "Cut out the middle; otherwise a place that is drawn each time.")
     random_flip: bool = option(False, "Mirror half of the samples left to right.")
-    cache_latents: bool = option(True, "Encode each picture once; only where the middle is cut out.")
-    cache_dir: str | None = option(None, "Folder to keep latents and read captions in; by default in memory.")
-    proportion_empty_prompts: float = option(0.0, "How often a caption is left away, 0 to 1.", 0.0)
 
     train_batch_size: int = option(4, "Pictures in a batch.", 1)
     gradient_accumulation_steps: int = option(1, "Batches in a step.", 1)
@@ -70,19 +55,13 @@ class Settings:
     adam_beta2: float = option(0.999, "Of AdamW.", 0.0)
     adam_weight_decay: float = option(1e-2, "Of AdamW.", 0.0)
     max_grad_norm: float = option(1.0, "Longer gradients are shortened to this.", 0.0)
-    snr_gamma: float | None = option(None, "Weigh noise levels by min-SNR with this gamma; 5 is usual.", 0.0)
-    noise_offset: float = option(0.0, "Noise common to all pixels, for darker and brighter pictures.", 0.0)
     use_ema: bool = option(False, "Write the moving average of the weights.")
     ema_decay: float = option(0.9999, "Of the moving average.", 0.0)
     mixed_precision: str = option("no", "Type to compute in.", choices=("no", "fp16", "bf16"))
     gradient_checkpointing: bool = option(False, "Save memory by computing activations twice.")
     seed: int = option(0, "Of all that is drawn.", 0)
 
-    validation_prompts: tuple[str, ...] = option((), "Prompts of sample sheets; may be repeated.")
-    num_validation_images: int = option(1, "Pictures of each of these prompts.", 1)
     validation_steps: int | None = option(None, "Steps between sheets; there is always one at the end.", 1)
-    validation_inference_steps: int = option(25, "Denoising steps of samples and class pictures.", 1)
-    validation_guidance_scale: float = option(7.5, "Guidance of samples and class pictures.", 0.0)
     checkpointing_steps: int | None = option(500, "Steps between checkpoints.", 1)
     checkpoint_every: float | None = option(None, "Seconds between checkpoints.", 0.0)
     report_every: float = option(10.0, "Seconds between lines of the log; 0 is each step.", 0.0)
@@ -103,10 +82,6 @@ class Settings:
         for name in ("adam_beta1", "adam_beta2", "ema_decay"):
             if getattr(self, name) >= 1:
                 raise InputError(f"{name} must be below 1, not {getattr(self, name)}.")
-        if self.proportion_empty_prompts > 1:
-            raise InputError(f"proportion_empty_prompts is from 0 to 1, not {self.proportion_empty_prompts}.")
-        if self.cache_dir is not None and not (self.cache_latents and self.center_crop):
-            raise InputError("cache_dir is for cached latents: it goes with cache_latents and center_crop.")
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Self:
@@ -135,10 +110,47 @@ class Settings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Settings(LearningSettings):
+    """What all ways of fine-tuning a text-to-image checkpoint have in common; abstract."""
+
+    pretrained_model_name_or_path: str = required(
+        "A checkpoint: a folder, a repository of the Hub, or 'pocket'."
+    )
+
+    resolution: int | None = option(
+        None,
+        "Side of the square that pictures are cut to, in pixels; by default what the model was made for.",
+        8,
+    )
+    aspect_ratio_buckets: bool = option(
+        False,
+        "Keep the pictures' shapes: each is cut to the nearest of several sizes of about resolution² pixels.",
+    )
+    cache_latents: bool = option(True, "Encode each picture once; only where the middle is cut out.")
+    cache_dir: str | None = option(None, "Folder to keep latents and read captions in; by default in memory.")
+    proportion_empty_prompts: float = option(0.0, "How often a caption is left away, 0 to 1.", 0.0)
+
+    snr_gamma: float | None = option(None, "Weigh noise levels by min-SNR with this gamma; 5 is usual.", 0.0)
+    noise_offset: float = option(0.0, "Noise common to all pixels, for darker and brighter pictures.", 0.0)
+
+    validation_prompts: tuple[str, ...] = option((), "Prompts of sample sheets; may be repeated.")
+    num_validation_images: int = option(1, "Pictures of each of these prompts.", 1)
+    validation_inference_steps: int = option(25, "Denoising steps of samples and class pictures.", 1)
+    validation_guidance_scale: float = option(7.5, "Guidance of samples and class pictures.", 0.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.proportion_empty_prompts > 1:
+            raise InputError(f"proportion_empty_prompts is from 0 to 1, not {self.proportion_empty_prompts}.")
+        if self.cache_dir is not None and not (self.cache_latents and self.center_crop):
+            raise InputError("cache_dir is for cached latents: it goes with cache_latents and center_crop.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class CaptionedSettings(Settings):
     """What is learned from pictures with captions; abstract."""
 
-    train_data_dir: str = _required("Folder of pictures with captions.")
+    train_data_dir: str = required("Folder of pictures with captions.")
     caption_column: str = option("text", "The column of the captions in the folder's metadata.")
 
 
@@ -175,9 +187,9 @@ class LoraSettings(CaptionedSettings, LowRankSettings):
 class TextualInversionSettings(Settings):
     """The vectors of a new word; all else stays as it is."""
 
-    train_data_dir: str = _required("Folder of pictures of one thing or in one style.")
-    placeholder_token: str = _required("The new word, such as <my-cat>.")
-    initializer_token: str = _required("A word that the text encoder has, whose vector is the beginning.")
+    train_data_dir: str = required("Folder of pictures of one thing or in one style.")
+    placeholder_token: str = required("The new word, such as <my-cat>.")
+    initializer_token: str = required("A word that the text encoder has, whose vector is the beginning.")
     num_vectors: int = option(1, "Vectors of the word.", 1)
     learnable_property: str = option("object", "What the pictures show.", choices=("object", "style"))
     learning_rate: float = option(5e-4, "Of AdamW.", 0.0)
@@ -187,8 +199,8 @@ class TextualInversionSettings(Settings):
 class DreamBoothSettings(LowRankSettings):
     """One thing or person by a rare word, with pictures of its class beside, so that the class is not forgotten."""
 
-    instance_data_dir: str = _required("Folder of pictures of the thing.")
-    instance_prompt: str = _required("What is said of them, such as 'a photo of sks dog'.")
+    instance_data_dir: str = required("Folder of pictures of the thing.")
+    instance_prompt: str = required("What is said of them, such as 'a photo of sks dog'.")
     with_prior_preservation: bool = option(False, "Train with pictures of the class beside.")
     class_data_dir: str | None = option(
         None, "Folder of pictures of the class; those that are lacking are made."

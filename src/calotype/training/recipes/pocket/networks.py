@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -128,26 +129,31 @@ def save_text_encoder(text_encoder: Any, folder: Path) -> None:
 
     Releases from 5 on write them without the prefix ``text_model.``, which earlier ones need.
     """
+    prefix = "text_model."
+    named = {
+        key if key.startswith(prefix) else prefix + key: value
+        for key, value in text_encoder.state_dict().items()
+    }
+    save_transformer(text_encoder, {k: v for k, v in named.items() if not k.endswith("position_ids")}, folder)
+
+
+def save_transformer(model: Any, weights: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Write a model of transformers in float16, ``weights`` under the keys that they have here."""
     from safetensors.torch import save_file
 
-    prefix = "text_model."
-    weights: dict[str, torch.Tensor] = {}
-    for key, value in text_encoder.state_dict().items():
-        name = key if key.startswith(prefix) else prefix + key
-        if not name.endswith("position_ids"):
-            weights[name] = value.detach().half().cpu().contiguous()
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         key: value
-        for key, value in text_encoder.config.to_dict().items()
+        for key, value in model.config.to_dict().items()
         if not key.startswith("_") and key not in ("dtype", "torch_dtype", "transformers_version")
     }
     # transformers loads in the type that stands here, the other parts load in float32 unless told otherwise; the
     # older name of the entry is understood by newer releases too
-    config |= {"architectures": ["CLIPTextModel"], "torch_dtype": "float32"}
+    config |= {"architectures": [type(model).__name__], "torch_dtype": "float32"}
     write_text(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+    half = {key: value.detach().half().cpu().contiguous() for key, value in weights.items()}
     with replacing(folder / "model.safetensors") as temporary:
-        save_file(weights, str(temporary), metadata={"format": "pt"})
+        save_file(half, str(temporary), metadata={"format": "pt"})
 
 
 def build_scheduler(settings: PocketSettings) -> Any:

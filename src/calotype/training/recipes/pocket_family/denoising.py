@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,6 +90,25 @@ class DenoisingBatches:
         return batch
 
 
+class MemberObjective(nn.Module):
+    """The denoising loss of a member's UNet, with the member's settings."""
+
+    def __init__(self, unet: nn.Module, base: Base, settings: Any) -> None:
+        super().__init__()
+        self.settings = settings
+        self.denoising = denoising_objective(unet, base)
+
+    @property
+    def unet(self) -> Any:
+        """What denoises."""
+        return self.denoising.unet
+
+    def forward(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """As of ``TextToImageObjective``."""
+        loss: dict[str, torch.Tensor] = self.denoising(batch)
+        return loss
+
+
 def denoising_objective(unet: nn.Module, base: Base) -> TextToImageObjective:
     """The loss of a UNet that reads the base's frozen text encoder, with the base's noise and prediction."""
     scheduler = base.scheduler
@@ -128,3 +147,12 @@ def drawn(
 def in_rows(*columns: torch.Tensor) -> torch.Tensor:
     """Columns of pictures [B, 3, P, P] each, as rows [B·columns, 3, P, P]."""
     return torch.stack([column.float() for column in columns], dim=1).flatten(0, 1)
+
+
+def words(base: Base, ids: torch.Tensor) -> list[str]:
+    """The captions [B, L] of a sheet in letters."""
+    from calotype.training.tokenizer import END, START
+
+    letters = {number: token for token, number in base.encoder.ids.items()}
+    rows = [[letters[i] for i in row if letters[i] not in (START, END)] for row in ids.tolist()]
+    return ["".join(row).replace("</w>", " ").strip() for row in rows]

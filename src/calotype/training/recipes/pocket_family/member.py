@@ -18,8 +18,16 @@ from calotype.training.recipes.pocket_family.views import ViewSet
 from calotype.training.recipes.pocket_motion.base import Base
 
 MEMBERS = {
+    "pocket-depth-estimator": "depth_estimator:DEPTH_ESTIMATOR",
     "pocket-inpaint": "inpaint:INPAINT",
     "pocket-segmenter": "segmenter:SEGMENTER",
+    "pocket-tiny-vae": "tiny_vae:TINY_VAE",
+    "pocket-unconditional": "unconditional:UNCONDITIONAL",
+    "pocket-depth": "depth:DEPTH",
+    "pocket-upscale": "upscale:UPSCALE",
+    "pocket-controlnet-canny": "controlnets:CANNY",
+    "pocket-controlnet-depth": "controlnets:DEPTH",
+    "pocket-controlnet-segmentation": "controlnets:SEGMENTATION",
 }
 """Name -> module in ``members`` and the member in it; each is imported when it is asked for."""
 

@@ -129,26 +129,28 @@ class _Inspection:
         member, run = self._member, self._run
         member.save(self._objective, self._base, run.out / member.name)
         with precision(run.device, torch.bfloat16 if run.device.type == "cuda" else None):
-            losses = [self._objective(self._batches(number))["loss"] for number in range(_VALIDATION_BATCHES)]
-            loss = torch.stack(losses).mean().item()
-            self._note(position, loss)
+            found = [self._objective(self._batches(number)) for number in range(_VALIDATION_BATCHES)]
+            means = {
+                name: torch.stack([each[name].float() for each in found]).mean().item() for name in found[0]
+            }
+            self._note(position, means)
             pictures, captions, columns = member.sheet(self._objective, self._base, self._validation)
         write_sheet(run.out / f"{member.name}.png", pictures, captions, columns)
         self.keep_log()
-        return {"validation_loss": loss}
+        return {f"validation_{name}": value for name, value in means.items()}
 
     def keep_log(self) -> None:
         """Copy the log to where results are."""
         shutil.copyfile(self.folder / "log.jsonl", self._run.out / f"{self._member.name}-log.jsonl")
 
-    def _note(self, position: Position, loss: float) -> None:
+    def _note(self, position: Position, means: Mapping[str, float]) -> None:
         """What the stage ``export`` is to know."""
         device = self._run.device
         facts = {
             "steps": position.step,
             "minutes": round(position.seconds / 60, 2),
             "views": len(self._views),
-            "validation_loss": loss,
+            "validation": dict(means),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
             "begun_with": "new weights" if self._init is None else "the weights of an earlier training",
             "settings": asdict(self._settings),  # type: ignore[call-overload]
@@ -175,6 +177,9 @@ def model_card(member: Member, facts: Mapping[str, Any]) -> str:
     """README.md with how the member was made, in the Hub's model card format."""
     settings = facts["settings"]
     chosen = settings["train"]
+    validation = "\n".join(
+        f"| validation {name} | {value:.4f} |" for name, value in facts["validation"].items()
+    )
     return f"""---
 license: apache-2.0
 library_name: diffusers
@@ -196,7 +201,7 @@ Made by `calotype train pocket-family --member {member.name}`, calotype {__versi
 | steps | {facts["steps"]:,} of {chosen["batch"]} ({facts["steps"] * chosen["batch"]:,} samples) |
 | begun with | {facts["begun_with"]} |
 | time of training | {facts["minutes"]} minutes on {facts["device"]} |
-| validation loss | {facts["validation_loss"]:.4f} |
+{validation}
 | optimiser | AdamW, peak learning rate {chosen["learning_rate"]}, cosine decay, EMA {chosen["ema_decay"]} |
 
 All settings:

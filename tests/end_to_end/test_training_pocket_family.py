@@ -1,0 +1,337 @@
+"""The recipe of the pocket family, views and members that both libraries load, at a size of seconds."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import calotype
+from calotype.core.errors import InputError
+from calotype.diffusion.tasks.depth import normalized
+from calotype.pocket.labels import PALETTE, SEGMENTS, painted
+from calotype.training.__main__ import main
+from calotype.training.loop import TrainingError
+from calotype.training.recipes.chunks import DONE, VALIDATION, ChunkFolder, chunk_name, clear
+from calotype.training.recipes.pocket_family import train_pocket_family
+from calotype.training.recipes.pocket_family.conditions import canny_lines
+from calotype.training.recipes.pocket_family.denoising import Draw, words
+from calotype.training.recipes.pocket_family.masks import MaskShares, draw_masks
+from calotype.training.recipes.pocket_family.member import member_of
+from calotype.training.recipes.pocket_family.members.depth import depth_beside
+from calotype.training.recipes.pocket_family.members.upscale import in_upscalers_unit
+from calotype.training.recipes.pocket_family.views import FIELDS, ViewSet
+from calotype.training.recipes.pocket_motion.base import Base, load_base
+from tests.tiny_pocket import tiny_pocket
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+OWN = {
+    "pocket-inpaint": ["unet"],
+    "pocket-depth": ["unet"],
+    "pocket-upscale": ["low_res_scheduler", "unet", "vae"],
+    "pocket-controlnet-canny": ["controlnet"],
+    "pocket-controlnet-depth": ["controlnet"],
+    "pocket-controlnet-segmentation": ["controlnet"],
+}
+"""Member -> the parts that are its own."""
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_pocket(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def parts(base: Path) -> Base:
+    return load_base(base, CPU)
+
+
+def train(out: Path, base: Path, **options: Any) -> None:
+    train_pocket_family(out, preset="tiny", base=base, device="cpu", **options)
+
+
+@pytest.fixture(scope="module")
+def work(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A work folder with views, six of three scenes a chunk."""
+    folder = tmp_path_factory.mktemp("work")
+    few = ["views.count=6", "views.chunk=3", "views.validation=3"]
+    train(folder / "out", base, work=folder, stages=["views"], changes=few)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def out(base: Path, work: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every member after a dry run of its training."""
+    folder = tmp_path_factory.mktemp("out")
+    for name in OWN:
+        train(folder, base, work=work, member=name, stages=["train", "export"])
+    return folder
+
+
+def test_views_are_what_is_known_of_the_pictures(work: Path, parts: Base) -> None:
+    assert (work / "views" / DONE).exists()
+    views = ViewSet(work / "views", CPU)
+    with pytest.raises(AttributeError, match="have no latents; they have nothing yet"):
+        _ = views.latents
+    views.look()
+    assert len(views) == 6 and len(views.validation()) == 3
+    for name, kind in FIELDS.items():
+        assert getattr(views, name).dtype == kind and len(getattr(views, name)) == 6
+    assert views.latents.shape[1:] == parts.latent_shape
+    assert (views.depth[views.instances == 0] == 100).all() and (views.labels == views.instances)[
+        views.instances < 2
+    ].all()
+    assert (
+        views.depth[views.instances > 1].float().max() < 20 and (views.labels[views.instances > 1] > 1).all()
+    )
+    torch.testing.assert_close(
+        parts.latents(views.pictures / 255), views.latents.float(), atol=0.05, rtol=0.05
+    )
+    present = [[bool(text) for text in words(parts, row.long())] for row in views.object_ids]
+    shown = [[bool((row == 2 + k).any()) for k in range(3)] for row in views.instances]
+    assert all(p or not s for a, b in zip(present, shown, strict=True) for p, s in zip(a, b, strict=True))
+    assert words(parts, views.object_ids[:1, 0].long())[0].startswith(("a ", "an "))
+    assert len({tuple(row.tolist()) for row in views.ids[:, 0]}) == 6
+    colors = painted(views.labels)
+    assert len(PALETTE) == len(SEGMENTS) == len(set(PALETTE))
+    row, column = 0, 0
+    assert tuple((colors[0, :, row, column] * 255).round().int().tolist()) == PALETTE[views.labels[0, 0, 0]]
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_member_is_its_own_parts_a_card_a_sheet_and_the_log(name: str, out: Path, parts: Base) -> None:
+    folder = out / name
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", *OWN[name]]
+    for file in folder.rglob(WEIGHTS):
+        tensors = load_file(file)
+        assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
+        assert all(tensor.isfinite().all() for tensor in tensors.values())
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert f"# {name}" in card and "| steps | 3 of 2 (6 samples) |" in card and "new weights" in card
+    assert "nan" not in card and '"learning_rate": 0.001' in card
+    with Image.open(out / f"{name}.png") as sheet:
+        assert sheet.width > 3 * parts.pixels
+    lines = (out / f"{name}-log.jsonl").read_text(encoding="utf-8").splitlines()
+    assert any("validation_loss" in json.loads(line) for line in lines)
+
+
+@pytest.mark.parametrize("name", ["pocket-inpaint", "pocket-controlnet-canny"])
+def test_a_member_is_gone_on_from(name: str, out: Path, work: Path, base: Path, tmp_path: Path) -> None:
+    """With hardly a step it is what it was; with a step it is not."""
+    own = OWN[name][0]
+    before = load_file(out / name / own / WEIGHTS)
+    for rate in (1e-9, 0.05):
+        changes = ["train.steps=1", f"train.learning_rate={rate}", "train.warmup=0", "train.ema_decay=0.0"]
+        train(
+            tmp_path,
+            base,
+            work=work,
+            member=name,
+            init=out / name,
+            stages=["train", "export"],
+            changes=changes,
+        )
+        after = load_file(tmp_path / name / own / WEIGHTS)
+        assert before.keys() == after.keys()
+        apart = max(float((after[n].float() - t.float()).abs().max()) for n, t in before.items())
+        assert (apart < 1e-4) == (rate < 1e-4), apart
+        assert "the weights of an earlier training" in (tmp_path / name / "README.md").read_text(
+            encoding="utf-8"
+        )
+
+
+def test_only_the_member_is_trained(parts: Base) -> None:
+    for name in ("pocket-inpaint", "pocket-controlnet-depth"):
+        member = member_of(name)
+        objective: Any = member.objective(member.settings("tiny"), parts)
+        learning = {id(p) for p in objective.parameters() if p.requires_grad}
+        own = objective.unet if name == "pocket-inpaint" else objective.unet.controlnet
+        assert learning == {id(p) for p in own.parameters()}
+
+
+def test_batches_are_functions_of_their_number(work: Path, parts: Base) -> None:
+    for name in OWN:
+        member = member_of(name)
+        views = ViewSet(work / "views", CPU, member.fields)
+        views.look()
+        batches = member.batches(views, parts, member.settings("tiny"))
+        first, other, again = batches(1), batches(2), batches(1)
+        assert all(torch.equal(value, again[key]) for key, value in first.items())
+        assert not torch.equal(first["noise"], other["noise"])
+
+
+def test_masks_about_objects_hide_them(work: Path) -> None:
+    views = ViewSet(work / "views", CPU)
+    views.look()
+    instances = views.instances.repeat(20, 1, 1)
+    options = {"generator": torch.Generator().manual_seed(0), "device": CPU}
+    draw = Draw(torch.arange(len(instances)), options)
+    masks = draw_masks(instances, draw, MaskShares(boxes=0, blobs=0, everything=0))
+    assert masks.hidden.all()
+    left = (instances == 2 + masks.slot[:, None, None]) & (masks.mask[:, 0] < 0.5)
+    assert left.flatten(1).sum(1).max() <= 1  # a corner outside of an ellipse at most
+    share = masks.mask.mean((1, 2, 3))
+    assert share.min() > 0.003 and share.mean() < 0.5
+    every = draw_masks(instances, draw, MaskShares(boxes=0.3, blobs=0.3, everything=0.2))
+    assert (every.mask.mean((1, 2, 3)) == 1).float().mean() > 0.1 and not every.hidden.all()
+
+
+def test_depth_is_told_as_the_pipeline_tells_it(work: Path, parts: Base) -> None:
+    views = ViewSet(work / "views", CPU)
+    views.look()
+    expected = normalized(1 / views.depth.float(), parts.latent_shape[1:])
+    torch.testing.assert_close(depth_beside(views.depth, parts), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_lines_are_those_of_the_annotator(work: Path) -> None:
+    pytest.importorskip("cv2")
+    from calotype.annotators import canny
+
+    noise = torch.randint(
+        0, 256, (2, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
+    views = ViewSet(work / "views", CPU)
+    views.look()
+    pictures = torch.cat([views.pictures, noise])
+    ours = canny_lines(pictures, reach=200)
+    assert 0.01 < ours.mean() < 0.5
+    for picture, lines in zip(pictures, ours, strict=True):
+        theirs = np.asarray(canny(Image.fromarray(picture.permute(1, 2, 0).numpy())))[..., 0] > 0
+        np.testing.assert_array_equal(lines[0].numpy() > 0, theirs)
+
+
+def test_an_autoencoder_in_the_upscalers_unit_is_the_same(parts: Base) -> None:
+    other = in_upscalers_unit(parts.vae)
+    pictures = torch.rand((2, 3, 32, 32), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    latents, theirs = (vae.encode(pictures).latent_dist.mean for vae in (parts.vae, other))
+    torch.testing.assert_close(
+        theirs * other.config.scaling_factor, latents * parts.vae.config.scaling_factor, atol=1e-5, rtol=1e-4
+    )
+    torch.testing.assert_close(
+        other.decode(theirs).sample, parts.vae.decode(latents).sample, atol=1e-4, rtol=1e-4
+    )
+
+
+def test_the_reference_draws_the_same(out: Path, base: Path) -> None:
+    import diffusers
+
+    picture = Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)  # 8x8 patches would do as well
+    )
+    mask = Image.fromarray(np.pad(np.full((16, 16), 255, np.uint8), 8))
+
+    def drawn(library: Any, name: str) -> np.ndarray[Any, Any]:
+        folder = out / name
+        none: dict[str, Any] = {"safety_checker": None, "feature_extractor": None}
+        if name == "pocket-inpaint":
+            unet = library.UNet2DConditionModel.from_pretrained(folder / "unet")
+            pipe = library.StableDiffusionInpaintPipeline.from_pretrained(base, unet=unet, **none)
+            given = {"image": picture, "mask_image": mask, "height": 32, "width": 32}
+        elif name == "pocket-upscale":
+            parts = {
+                "unet": library.UNet2DConditionModel.from_pretrained(folder / "unet"),
+                "vae": library.AutoencoderKL.from_pretrained(folder / "vae"),
+                "low_res_scheduler": library.DDPMScheduler.from_pretrained(folder / "low_res_scheduler"),
+            }
+            pipe = library.StableDiffusionUpscalePipeline.from_pretrained(base, **parts, **none)
+            given = {"image": picture.resize((8, 8))}
+        else:
+            net = library.ControlNetModel.from_pretrained(folder / "controlnet")
+            pipe = library.StableDiffusionControlNetPipeline.from_pretrained(base, controlnet=net, **none)
+            given = {"image": picture}
+        pipe.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(0)
+        images = pipe(
+            "a red ball",
+            num_inference_steps=2,
+            guidance_scale=3.0,
+            generator=generator,
+            output_type="np",
+            **given,
+        ).images
+        return np.asarray(images)
+
+    for name in ("pocket-inpaint", "pocket-upscale", "pocket-controlnet-canny"):
+        expected = drawn(diffusers, name)
+        assert expected.shape == (1, 32, 32, 3) and expected.std() > 0.01
+        np.testing.assert_allclose(drawn(calotype, name), expected, atol=1e-4, rtol=0)
+
+
+def test_views_are_waited_for(work: Path, base: Path, tmp_path: Path) -> None:
+    """A member that begins before there is anything, within its minutes."""
+    later = tmp_path / "work"
+    later.mkdir()
+    maker = threading.Timer(1.0, lambda: (later / "views").symlink_to(work / "views"))
+    maker.start()
+    train(
+        tmp_path / "out", base, work=later, member="pocket-depth", stages=["train"],
+        max_minutes=0.25, changes=["train.steps=null"],
+    )  # fmt: skip
+    maker.join()
+    entries = [
+        json.loads(line)
+        for line in (tmp_path / "out" / "pocket-depth-log.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    assert entries[-1]["step"] > 3 and entries[-1]["seconds"] < 14
+
+
+def test_chunks_of_an_earlier_run_are_taken_away(tmp_path: Path) -> None:
+    for name in (chunk_name(0), VALIDATION, DONE):
+        (tmp_path / name).touch()
+    clear(tmp_path)
+    assert not list(tmp_path.iterdir())
+    chunks = ChunkFolder(tmp_path, "views", patience=0.3)
+    with pytest.raises(TrainingError, match="run the stage views first"):
+        chunks.wait(chunk_name(0))
+    (tmp_path / chunk_name(0)).touch()
+    assert [path.name for path in chunks.fresh()] == [chunk_name(0)] and not chunks.fresh()
+    assert not chunks.complete
+    (tmp_path / DONE).touch()
+    assert not chunks.fresh() and chunks.complete
+
+
+@pytest.mark.parametrize(
+    ("words_given", "message"),
+    [
+        ([], "No member is named of pocket-family; there are pocket-inpaint, pocket-depth"),
+        (["--member", "pocket-fox"], "no member 'pocket-fox'"),
+        (["--member", "pocket-inpaint", "--preset", "cpu"], "no preset 'cpu' of pocket-family"),
+        (
+            ["--member", "pocket-inpaint", "--stage", "clips"],
+            "no stage clips; there are views, train, export",
+        ),
+        (["--member", "pocket-inpaint", "--stage", "train"], "run the stage views first"),
+        (["--member", "pocket-inpaint", "--stage", "export"], "run the stage train first"),
+        (
+            ["--member", "pocket-depth", "--stage", "train", "--init", "nowhere"],
+            "no UNet2DConditionModel in nowhere",
+        ),
+        (["--stage", "views", "--set", "train.batch=3"], "no setting 'train.batch=3'"),
+        (["--member", "pocket-depth", "--set", "views.length=3"], "no setting 'views.length=3'"),
+    ],
+)
+def test_mistakes_are_one_line_and_a_code(
+    words_given: list[str], message: str, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usual = ["--preset", "tiny", "--base", str(base), "--device", "cpu"]
+    code = main(
+        ["pocket-family", "--out", str(tmp_path), "--work", str(tmp_path / "work"), *usual, *words_given]
+    )
+    *_, error = capsys.readouterr().err.splitlines()
+    assert code == 1
+    assert error.startswith("error: ") and message in error
+
+
+def test_weights_of_other_sizes_are_refused(out: Path, parts: Base) -> None:
+    member = member_of("pocket-depth")
+    objective = member.objective(member.settings("tiny"), parts)
+    with pytest.raises(InputError, match="not of this preset's sizes"):
+        member.restore(objective, out / "pocket-inpaint")
