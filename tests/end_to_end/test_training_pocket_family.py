@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,17 @@ def test_only_the_member_is_trained(parts: Base) -> None:
         learning = {id(p) for p in objective.parameters() if p.requires_grad}
         own = objective.unet if name == "pocket-inpaint" else objective.unet.controlnet
         assert learning == {id(p) for p in own.parameters()}
+
+
+def test_a_member_can_begin_as_the_base(parts: Base) -> None:
+    member = member_of("pocket-depth")
+    objective: Any = member.objective(replace(member.settings("tiny"), from_base=True), parts)  # type: ignore[type-var]
+    x = torch.randn((2, 5, *parts.latent_shape[1:]), generator=torch.Generator().manual_seed(0))
+    states = parts.read(parts.ids(["a red ball", ""]))
+    with torch.no_grad():
+        expected = parts.unet(x[:, :4], 500, states).sample
+        torch.testing.assert_close(objective.unet(x, 500, states).sample, expected, atol=1e-5, rtol=1e-5)
+    assert all(parameter.requires_grad for parameter in objective.unet.parameters())
 
 
 def test_batches_are_functions_of_their_number(work: Path, parts: Base) -> None:

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from calotype.training.objectives import stratified_timesteps
-from calotype.training.recipes.pocket_family.settings import MemberSettings, SampleSettings
+from calotype.training.recipes.pocket.networks import unet_of
+from calotype.training.recipes.pocket_family.settings import MemberSettings, SampleSettings, ShapeSettings
 from calotype.training.recipes.pocket_family.views import ViewSet
 from calotype.training.recipes.pocket_motion.base import Base
 from calotype.training.text_to_image import TextToImageObjective, sample_latents
@@ -88,6 +89,26 @@ class DenoisingBatches:
         dropped = draw.chance(chosen.caption_dropout)[:, None]
         batch["input_ids"] = torch.where(dropped, self.empty, batch["input_ids"])
         return batch
+
+
+def unet_beside(
+    base: Base, shape: ShapeSettings, beside: int, *, from_base: bool = False, **entries: Any
+) -> Any:
+    """A UNet that reads ``beside`` further channels after the base's latents, of random weights.
+
+    With ``from_base`` it has the base's widths and weights instead, and begins by not listening to those channels.
+    """
+    if not from_base:
+        context = base.unet.config.cross_attention_dim
+        return unet_of(shape, base.latent_shape, context, beside=beside, **entries)
+    unet = type(base.unet).from_config(
+        {**base.unet.config, "in_channels": base.latent_shape[0] + beside, **entries}
+    )
+    weights = dict(base.unet.state_dict())
+    first = weights["conv_in.weight"]
+    weights["conv_in.weight"] = torch.cat([first, first.new_zeros(len(first), beside, *first.shape[2:])], 1)
+    unet.load_state_dict(weights)
+    return unet
 
 
 class MemberObjective(nn.Module):

@@ -30,7 +30,7 @@ from calotype.training.recipes.pocket_motion.base import Base
 from calotype.training.sheets import write_sheet
 
 STAGE_WEIGHTS = {"views": 4.0, "train": 8.0, "export": 0.01}
-RESERVE = 10.0
+RESERVE = 12.0
 """Seconds of a limited run that are kept for the last inspection and for writing files."""
 _MOST_WORKERS = 6
 """Processes for captions; the members compile at the same time."""

@@ -27,7 +27,7 @@ class ViewSettings:
 class TrainSettings:
     """How a member is trained; ``batch`` counts views."""
 
-    batch: int = 256
+    batch: int = 128
     learning_rate: float = 1e-3
     warmup: int = 100
     ema_decay: float = 0.999

@@ -30,7 +30,7 @@ from calotype.training.recipes.pocket_family.settings import (
 from calotype.training.recipes.pocket_family.views import ViewSet
 from calotype.training.recipes.pocket_motion.base import Base
 
-_TRAIN = TrainSettings(batch=256, learning_rate=5e-4, warmup=50, ema_decay=0.998, caption_dropout=0.4)
+_TRAIN = TrainSettings(batch=128, learning_rate=5e-4, warmup=50, ema_decay=0.998, caption_dropout=0.4)
 """Captions are often left out, so that the control is listened to."""
 
 

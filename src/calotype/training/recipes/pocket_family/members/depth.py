@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from calotype.training.loop import Batches
-from calotype.training.recipes.pocket.networks import unet_of
 from calotype.training.recipes.pocket_family.conditions import relative_disparity
 from calotype.training.recipes.pocket_family.denoising import (
     DenoisingBatches,
@@ -16,6 +15,7 @@ from calotype.training.recipes.pocket_family.denoising import (
     MemberObjective,
     drawn,
     in_rows,
+    unet_beside,
     words,
 )
 from calotype.training.recipes.pocket_family.member import Member, Sheet, read_into, write_half
@@ -33,11 +33,12 @@ from calotype.training.recipes.pocket_motion.base import Base
 
 @dataclass(frozen=True)
 class DepthSettings:
-    """Numbers of this member."""
+    """Numbers of this member; with ``from_base`` the UNet is the base's, which ``unet`` does not shape."""
 
     seed: int = 30_002
     train: TrainSettings = field(default_factory=TrainSettings)
     unet: ShapeSettings = field(default_factory=ShapeSettings)
+    from_base: bool = False
     sample: SampleSettings = field(default_factory=SampleSettings)
 
 
@@ -62,8 +63,7 @@ class Depth(Member):
         return DepthSettings()
 
     def objective(self, settings: DepthSettings, base: Base) -> MemberObjective:
-        context = base.unet.config.cross_attention_dim
-        unet = unet_of(settings.unet, base.latent_shape, context, beside=1)
+        unet = unet_beside(base, settings.unet, 1, from_base=settings.from_base)
         return MemberObjective(unet, base, settings).to(base.device)
 
     def batches(self, views: ViewSet, base: Base, settings: DepthSettings) -> Batches:

@@ -12,13 +12,13 @@ from torch import nn
 
 from calotype.training.loop import Batches
 from calotype.training.recipes.pocket.data import to_unit
-from calotype.training.recipes.pocket.networks import unet_of
 from calotype.training.recipes.pocket_family.denoising import (
     DenoisingBatches,
     Draw,
     denoising_objective,
     drawn,
     in_rows,
+    unet_beside,
 )
 from calotype.training.recipes.pocket_family.masks import MaskShares, draw_masks
 from calotype.training.recipes.pocket_family.member import Member, Sheet, read_into, write_half
@@ -37,11 +37,12 @@ from calotype.training.recipes.pocket_motion.base import Base
 @dataclass(frozen=True)
 class InpaintSettings:
     """``object_captions`` is how often an object in the hole is named alone; ``outside`` is the share of the loss that
-    what stays has."""
+    what stays has; with ``from_base`` the UNet is the base's, which ``unet`` does not shape."""
 
     seed: int = 30_001
     train: TrainSettings = field(default_factory=TrainSettings)
     unet: ShapeSettings = field(default_factory=ShapeSettings)
+    from_base: bool = False
     masks: MaskShares = field(default_factory=MaskShares)
     object_captions: float = 0.6
     outside: float = 0.2
@@ -54,10 +55,7 @@ class InpaintObjective(nn.Module):
     def __init__(self, settings: InpaintSettings, base: Base) -> None:
         super().__init__()
         self.settings = settings
-        channels = base.latent_shape[0]
-        unet = unet_of(
-            settings.unet, base.latent_shape, base.unet.config.cross_attention_dim, beside=1 + channels
-        )
+        unet = unet_beside(base, settings.unet, 1 + base.latent_shape[0], from_base=settings.from_base)
         self.denoising = denoising_objective(unet, base)
         self.vae = base.vae
 

@@ -15,13 +15,13 @@ from calotype.families.stable_diffusion_variants import UPSCALER_SCALING_FACTOR
 from calotype.training.loop import Batches
 from calotype.training.objectives import diffuse
 from calotype.training.recipes.pocket.data import to_unit
-from calotype.training.recipes.pocket.networks import unet_of
 from calotype.training.recipes.pocket_family.denoising import (
     DenoisingBatches,
     Draw,
     MemberObjective,
     drawn,
     in_rows,
+    unet_beside,
 )
 from calotype.training.recipes.pocket_family.member import Member, Sheet, read_into, write_half
 from calotype.training.recipes.pocket_family.settings import (
@@ -90,8 +90,8 @@ class Upscale(Member):
     name = "pocket-upscale"
     summary = (
         "A UNet for `StableDiffusionUpscalePipeline` with the pocket model's text encoder, and its autoencoder in the "
-        "unit of latents that this pipeline insists on: it reads latents and a picture a quarter as large, seven channels, "
-        "and is told how noisy that picture is."
+        "unit of latents that this pipeline insists on: it reads latents and a picture a quarter as large, seven "
+        "channels, and is told how noisy that picture is."
     )
     fields = ("pictures", "latents", "ids")
 
@@ -101,13 +101,7 @@ class Upscale(Member):
         return UpscaleSettings()
 
     def objective(self, settings: UpscaleSettings, base: Base) -> MemberObjective:
-        unet = unet_of(
-            settings.unet,
-            base.latent_shape,
-            base.unet.config.cross_attention_dim,
-            beside=3,
-            num_class_embeds=settings.max_noise_level + 1,
-        )
+        unet = unet_beside(base, settings.unet, 3, num_class_embeds=settings.max_noise_level + 1)
         # at random each level would be told as something else than its neighbours
         nn.init.zeros_(unet.class_embedding.weight)
         return MemberObjective(unet, base, settings).to(base.device)
