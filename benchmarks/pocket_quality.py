@@ -1,7 +1,7 @@
 """Does the pocket family draw what it is asked for, in combinations and scenes that it never saw?
 
     python -m benchmarks.pocket_quality [--members pocket,pocket-inpaint,… | all] [--count 100] [--steps 20]
-                                        [--guidance 5] [--batch 50] [--device cpu] [--json FILE] [--out sheet.png]
+                                        [--guidance 5] [--batch 100] [--device cpu] [--json FILE] [--out sheet.png]
 
 Prompts name (shape, colour) pairs that were left out of training, and scenes are fresh ones. Judges are a classifier, a
 depth estimator and a network that reads segments; all of them only ever saw rendered scenes, and fresh renders show how
@@ -88,8 +88,8 @@ def caption(prompt: Prompt, verdict: Verdict) -> str:
 
 def write_sheet(bench: Bench, path: Path, count: int) -> None:
     """A contact sheet of the bundled checkpoint's first pictures."""
-    asked = prompts("heldout", bench.options.count, bench.options.seed)[:count]
-    images = draw(bench.options.load("pocket"), [prompt.text for prompt in asked], bench.options)
+    asked = prompts(bench.options.split, bench.options.count, bench.options.seed)[:count]
+    images = draw(bench.options.load(bench.options.base), [prompt.text for prompt in asked], bench.options)
     found = judge(asked, bench.read(images))
     texts = [caption(prompt, verdict) for prompt, verdict in zip(asked, found, strict=True)]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,10 +101,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--members", default="pocket", help="names, with commas between, or all")
     parser.add_argument("--family", type=Path, help="a folder of members in place of the installed ones")
+    parser.add_argument("--model", default="pocket", help="name, folder or repository of the base")
+    parser.add_argument("--split", default="heldout", choices=("heldout", "train"))
     parser.add_argument("--count", type=int, default=100, help="pictures of each task")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=5.0)
-    parser.add_argument("--batch", type=int, default=50)
+    parser.add_argument("--batch", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, help="file for the measures and the seconds that they took")
@@ -116,8 +118,9 @@ def main() -> int:
     if given.count < 1 or given.batch < 1:
         raise InputError(f"--count and --batch are at least 1, not {given.count} and {given.batch}.")
     options = Options(
-        given.count, given.batch, given.steps, given.guidance, given.seed, given.device, given.family
-    )
+        given.count, given.batch, given.steps, given.guidance, given.seed, given.device, given.model, given.split,
+        given.family,
+    )  # fmt: skip
     bench = Bench(options)
     measures: list[Measure] = []
     seconds: dict[str, float] = {}

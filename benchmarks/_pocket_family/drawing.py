@@ -24,6 +24,9 @@ class Options:
     guidance: float = 5.0
     seed: int = 0
     device: str = "cpu"
+    base: str = "pocket"
+    """the checkpoint of text to image"""
+    split: str = "heldout"
     family: Path | None = None
     """a folder of members that stand in place of the installed ones"""
     judges: Path = Path(__file__).parents[1]
@@ -31,6 +34,8 @@ class Options:
 
     def place(self, name: str) -> str | Path:
         """What a member is loaded by."""
+        if name not in BUNDLED:
+            return name
         beside = None if self.family is None else self.family / name
         return beside if beside is not None and beside.is_dir() else name
 

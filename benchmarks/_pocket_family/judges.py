@@ -83,7 +83,7 @@ def psnr(found: torch.Tensor, wanted: torch.Tensor) -> list[float]:
 
 @torch.no_grad()
 def features(classifier: AttributeClassifier, pictures: torch.Tensor) -> torch.Tensor:
-    """What the classifier sees in pictures [B, 3, H, W]: its last features, averaged over the picture, float64 [B, C]."""
+    """The classifier's last features of pictures [B, 3, H, W], averaged over each picture, float64 [B, C]."""
     weight = classifier.place.weight
     sized = F.interpolate(pictures, (128, 128), mode="bicubic", antialias=True).clamp(0, 1)
     parts = [classifier.features(part.to(weight.device, weight.dtype)) for part in sized.split(64)]

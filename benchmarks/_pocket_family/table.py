@@ -63,9 +63,12 @@ def lines(measures: Sequence[Measure]) -> list[str]:
             )
         )
     widths = [max(len(row[i]) for row in rows) for i in range(6)]
-    shown = [
-        "| " + " | ".join(cell.rjust(w) if i == 2 else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))) + " |"
-        for row in rows
-    ]  # fmt: skip
+    shown = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if i == 2 else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        shown.append(f"| {' | '.join(cells)} |")
     rule = "|" + "|".join("-" * (w + 1) + ("-:"[i == 2]) for i, w in enumerate(widths)) + "|"
     return [shown[0], rule, *shown[1:]]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from calotype.pocket.classifier import Reading, load_classifier, read_pictures
 from calotype.pocket.judging import Verdict, judge, shares
 from calotype.pocket.labels import painted
 from calotype.pocket.prompts import Prompt, prompts
-from calotype.pocket.segmenter import load_segmenter, segment_pictures
+from calotype.pocket.segmenter import FILE, load_segmenter, segment_pictures
 from calotype.pocket.vocabulary import COLORS, SHAPES
 
 CLASSIFIER = "pocket_classifier.safetensors"
@@ -61,9 +60,12 @@ class Bench:
 
     @cached_property
     def segmenter(self) -> Any:
-        beside = self.options.place("pocket-segmenter") if self.options.family else None
-        inside = beside / "segmenter.safetensors" if isinstance(beside, Path) else None
-        return load_segmenter(inside or self.options.judges / SEGMENTER, self.options.device)
+        family = self.options.family
+        fresh_one = None if family is None else family / "pocket-segmenter" / FILE
+        found = (
+            fresh_one if fresh_one is not None and fresh_one.is_file() else self.options.judges / SEGMENTER
+        )
+        return load_segmenter(found, self.options.device)
 
     @cached_property
     def depth(self) -> DepthJudge:
@@ -97,14 +99,15 @@ def verdicts(
 
 def text_to_image(bench: Bench) -> list[Measure]:
     """Prompts that name pairs of shape and colour that were never seen."""
-    asked = prompts("heldout", bench.options.count, bench.options.seed)
-    images = draw(bench.options.load("pocket"), [p.text for p in asked], bench.options)
-    return verdicts("pocket", bench.judged(asked, images), BARS)
+    options = bench.options
+    asked = prompts(options.split, options.count, options.seed)
+    images = draw(options.load(options.base), [p.text for p in asked], options)
+    return verdicts(options.base, bench.judged(asked, images), BARS)
 
 
 def image_to_image(bench: Bench) -> list[Measure]:
     """At strength 0.5 objects stay where they were, at 0.9 they have the colours that the prompt asks for."""
-    pipe, options, world = bench.options.load("pocket"), bench.options, bench.world
+    pipe, options, world = bench.options.load(bench.options.base), bench.options, bench.world
     same = sentences(world.scenes, options.seed)
     images = draw(pipe, [p.text for p in same], options, each={"image": bench.pictures}, strength=0.5)
     reading, truth = bench.read(images), world.labels
@@ -118,8 +121,8 @@ def image_to_image(bench: Bench) -> list[Measure]:
     images = draw(pipe, [p.text for p in other], options, each={"image": bench.pictures}, strength=0.9)
     followed = [verdict.color for verdict in bench.judged(other, images)]
     return [
-        share("pocket", "image to image, strength 0.5: layout kept", kept, 85.0),
-        share("pocket", "image to image, strength 0.9: new colour", followed, 85.0),
+        share(options.base, "image to image, strength 0.5: layout kept", kept, 85.0),
+        share(options.base, "image to image, strength 0.9: new colour", followed, 85.0),
     ]
 
 
@@ -276,7 +279,7 @@ def turbo(bench: Bench) -> list[Measure]:
     pipe = options.load(name)
     few = {key: pipe.usual({})[key] for key in ("num_inference_steps", "guidance_scale")}
     student = shares(bench.judged(asked, draw(pipe, texts, options, **few)))
-    teacher = shares(bench.judged(asked, draw(options.load("pocket"), texts, options)))
+    teacher = shares(bench.judged(asked, draw(options.load(options.base), texts, options)))
     steps = few["num_inference_steps"]
     measures = []
     for what in ("color", "shape", "floor"):
@@ -292,7 +295,7 @@ def turbo(bench: Bench) -> list[Measure]:
 def tiny_vae(bench: Bench) -> list[Measure]:
     """How near what it decodes is to the picture, beside the whole autoencoder; and pictures drawn through it."""
     name, options, world = "pocket-tiny-vae", bench.options, bench.world
-    pipe, whole = options.load(name), options.load("pocket").vae
+    pipe, whole = options.load(name), options.load(options.base).vae
     pictures = world.pictures
 
     @torch.no_grad()
@@ -335,11 +338,12 @@ def upscale(bench: Bench) -> list[Measure]:
     images = draw(pipe, [p.text for p in asked], options, each={"image": small}, **few)
     found = psnr(as_tensor(images), world.pictures)
     gain = (sum(found) - sum(bicubic)) / len(found)
+    beside = f"bicubic {sum(bicubic) / len(bicubic):.2f}"
     return [
         mean(name, "PSNR of the enlarged picture", found, "dB"),
-        Measure(name, "dB gained on bicubic interpolation", gain, "dB", f"bicubic {sum(bicubic) / len(bicubic):.2f}", 0.0),
+        Measure(name, "dB gained on bicubic interpolation", gain, "dB", beside, 0.0),
         *verdicts(name, bench.judged(asked, images), {}, ("color", "shape")),
-    ]  # fmt: skip
+    ]
 
 
 Task = Callable[[Bench], list[Measure]]
