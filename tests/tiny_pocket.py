@@ -6,7 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
-from calotype.pipelines.load import BUNDLED
+from calotype.pipelines.bundled import BUNDLED
 from calotype.training.recipes.pocket.networks import (
     build_scheduler,
     build_text_encoder,

@@ -210,8 +210,8 @@ def _sheet(rows: list[Cells]) -> Any:
 def page(shown: list[Section]) -> str:
     """The text of docs/gallery.md."""
     parts = [
-        "# Gallery\n\nEvery task of the bundled family. `make gallery` draws this page again: the scenes that go in are "
-        "fresh renders, and no training saw their pairs of shape and colour."
+        "# Gallery\n\nEvery task of the bundled family. `make gallery` draws this page again: the scenes that go in "
+        "are fresh renders, and no training saw their pairs of shape and colour."
     ]
     for section in shown:
         parts.append(

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-
 from benchmarks._pocket_family import tasks
 from benchmarks._pocket_family.drawing import Options
 from benchmarks._pocket_family.judges import features, nearest
 from benchmarks._pocket_family.table import Measure
 from benchmarks._pocket_family.tasks import Bench
+
 from calotype.pipelines.bundled import BUNDLED
 from calotype.pipelines.load import load
 

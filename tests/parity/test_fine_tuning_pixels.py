@@ -19,8 +19,8 @@ from calotype.core.errors import InputError
 from calotype.training.data.batches import Drawing, PictureSet
 from calotype.training.data.folder import same_for_all
 from calotype.training.data.pixels import PixelBatches
-from calotype.training.fine_tuning.pixels import _unet, train_unconditional, train_vae
 from calotype.training.fine_tuning.pixel_settings import UnconditionalSettings
+from calotype.training.fine_tuning.pixels import _unet, train_unconditional, train_vae
 from calotype.training.unconditional import UnconditionalObjective
 from tests.tiny import stable_diffusion_folder
 
