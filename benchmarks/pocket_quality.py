@@ -118,9 +118,16 @@ def main() -> int:
     if given.count < 1 or given.batch < 1:
         raise InputError(f"--count and --batch are at least 1, not {given.count} and {given.batch}.")
     options = Options(
-        given.count, given.batch, given.steps, given.guidance, given.seed, given.device, given.model, given.split,
-        given.family,
-    )  # fmt: skip
+        count=given.count,
+        batch=given.batch,
+        steps=given.steps,
+        guidance=given.guidance,
+        seed=given.seed,
+        device=given.device,
+        base=given.model,
+        split=given.split,
+        family=given.family,
+    )
     bench = Bench(options)
     measures: list[Measure] = []
     seconds: dict[str, float] = {}

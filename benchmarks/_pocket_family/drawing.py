@@ -27,6 +27,8 @@ class Options:
     base: str = "pocket"
     """the checkpoint of text to image"""
     split: str = "heldout"
+    supersample: int = 2
+    """rays of a pixel of the rendered scenes, squared"""
     family: Path | None = None
     """a folder of members that stand in place of the installed ones"""
     judges: Path = Path(__file__).parents[1]

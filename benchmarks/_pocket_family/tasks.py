@@ -52,7 +52,8 @@ class Bench:
 
     @cached_property
     def world(self) -> World:
-        return fresh(self.options.count, self.options.seed, self.options.device)
+        options = self.options
+        return fresh(options.count, options.seed, options.device, supersample=options.supersample)
 
     @cached_property
     def classifier(self) -> Any:

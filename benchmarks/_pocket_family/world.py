@@ -48,14 +48,18 @@ class World:
         return labels_of(self.scenes)
 
 
-def fresh(count: int, seed: int, device: torch.device | str, split: str = "heldout") -> World:
+def fresh(
+    count: int, seed: int, device: torch.device | str, split: str = "heldout", supersample: int = 2
+) -> World:
     """Scenes of a split, the same on every device; their main objects are pairs that no training saw in ``heldout``."""
-    return rendered(sample_scenes(count, torch.Generator().manual_seed(7_919 + seed), split), device)
+    return rendered(
+        sample_scenes(count, torch.Generator().manual_seed(7_919 + seed), split), device, supersample
+    )
 
 
-def rendered(scenes: SceneBatch, device: torch.device | str) -> World:
+def rendered(scenes: SceneBatch, device: torch.device | str, supersample: int = 2) -> World:
     """Scenes with their renderings."""
-    views = render(scenes.to(device), SIDE)
+    views = render(scenes.to(device), SIDE, supersample)
     instances = instances_of(views).cpu()
     return World(
         scenes=scenes,

@@ -29,7 +29,7 @@ Bars = dict[str, float]
 @pytest.fixture(scope="module")
 def bench() -> Bench:
     """The scenes, rendered once, and the judges, read once."""
-    return Bench(Options(count=COUNT, batch=COUNT, steps=8, seed=11))
+    return Bench(Options(count=COUNT, batch=COUNT, steps=8, seed=11, supersample=1))
 
 
 def there(*names: str) -> list[pytest.MarkDecorator]:

@@ -23,7 +23,9 @@ from calotype.pocket.vocabulary import COLORS, SHAPES
 @pytest.fixture(scope="module")
 def world() -> World:
     """A red ball in the middle."""
-    return rendered(make_scene([ObjectSpec("sphere", "red", size="big")], "grass", "day"), "cpu")
+    return rendered(
+        make_scene([ObjectSpec("sphere", "red", size="big")], "grass", "day"), "cpu", supersample=1
+    )
 
 
 def test_edges_are_found_within_a_pixel() -> None:
