@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch import nn
 
 import calotype
 from calotype.core.errors import InputError
@@ -21,15 +22,19 @@ from calotype.pocket.labels import PALETTE, SEGMENTS, painted
 from calotype.training.__main__ import main
 from calotype.training.loop import TrainingError
 from calotype.training.recipes.chunks import DONE, VALIDATION, ChunkFolder, chunk_name, clear
+from calotype.training.recipes.pocket.networks import build_unet
+from calotype.training.recipes.pocket.settings import preset
 from calotype.training.recipes.pocket_family import train_pocket_family
 from calotype.training.recipes.pocket_family.conditions import canny_lines
 from calotype.training.recipes.pocket_family.denoising import Draw, words
 from calotype.training.recipes.pocket_family.masks import MaskShares, draw_masks
 from calotype.training.recipes.pocket_family.member import member_of
+from calotype.training.recipes.pocket_family.members.controlnets import controlnet_of
 from calotype.training.recipes.pocket_family.members.depth import depth_beside
 from calotype.training.recipes.pocket_family.members.upscale import in_upscalers_unit
 from calotype.training.recipes.pocket_family.views import FIELDS, ViewSet
 from calotype.training.recipes.pocket_motion.base import Base, load_base
+from tests.tiny import randomise
 from tests.tiny_pocket import tiny_pocket
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -167,6 +172,23 @@ def test_a_member_can_begin_as_the_base(parts: Base) -> None:
         expected = parts.unet(x[:, :4], 500, states).sample
         torch.testing.assert_close(objective.unet(x, 500, states).sample, expected, atol=1e-5, rtol=1e-5)
     assert all(parameter.requires_grad for parameter in objective.unet.parameters())
+
+
+def test_a_controlnet_begins_as_the_encoder_of_the_base() -> None:
+    """Also where it has to embed time more widely."""
+    unet = randomise(build_unet(preset("tiny")), 4)
+    assert unet.config.time_embedding_dim == 16 < 4 * unet.config.block_out_channels[0]
+    controlnet = controlnet_of(unet, (4, 8, 8))
+    nn.init.eye_(controlnet.controlnet_mid_block.weight[..., 0, 0])
+    middle: list[torch.Tensor] = []
+    unet.mid_block.register_forward_hook(lambda module, given, found: middle.append(found))
+    g = torch.Generator().manual_seed(0)
+    x, states = torch.randn((2, 4, 8, 8), generator=g), torch.randn((2, 5, 16), generator=g)
+    with torch.no_grad():
+        unet(x, 300, states)
+        down, found = controlnet(x, 300, states, torch.rand((2, 3, 32, 32), generator=g), return_dict=False)
+    torch.testing.assert_close(found, middle[0], atol=1e-5, rtol=1e-5)
+    assert all((residual == 0).all() for residual in down)
 
 
 def test_batches_are_functions_of_their_number(work: Path, parts: Base) -> None:

@@ -379,7 +379,15 @@ def test_show_refuses_what_is_no_picture(tmp_path):
 
 def test_training_is_mounted():
     listed = succeeded(run("train", "--help")).stdout
-    for recipe in ("pocket", "pocket-motion", "text-to-image", "lora", "textual-inversion", "dreambooth"):
+    for recipe in (
+        "pocket",
+        "pocket-motion",
+        "pocket-family",
+        "text-to-image",
+        "lora",
+        "textual-inversion",
+        "dreambooth",
+    ):
         assert f" {recipe} " in listed
     for recipe in ("unconditional", "vae"):
         assert f" {recipe} " in listed

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -73,6 +75,30 @@ class Controlled(nn.Module):
         return found
 
 
+@torch.no_grad()
+def controlnet_of(unet: Any, widths: tuple[int, ...]) -> Any:
+    """A ``ControlNetModel`` that begins as the encoder of ``unet``, also where that embeds time more narrowly.
+
+    A ControlNet's configuration cannot say how wide its embedding of time is: that is four times its first width. What
+    is wider than in ``unet`` is random, and nothing reads it yet.
+    """
+    from calotype import ControlNetModel
+
+    known = inspect.signature(ControlNetModel).parameters
+    controlnet = ControlNetModel(
+        **{name: value for name, value in unet.config.items() if name in known},
+        conditioning_embedding_out_channels=widths,
+    )
+    weights = unet.state_dict()
+    for name, mine in controlnet.state_dict().items():
+        if name in weights:
+            given = weights[name]
+            if mine.ndim > 1:
+                mine[:, given.shape[1] :] = 0
+            mine[tuple(slice(size) for size in given.shape)] = given
+    return controlnet
+
+
 def embedding_widths(base: Base, ends: tuple[int, int]) -> tuple[int, ...]:
     """Widths from ``ends[0]``, doubled at each halving but never above ``ends[1]``, down to the latents' size."""
     halvings = (base.pixels // base.latent_shape[-1]).bit_length() - 1
@@ -95,12 +121,7 @@ class PocketControlNet(Member):
         return ControlNetSettings(self._seed)
 
     def objective(self, settings: ControlNetSettings, base: Base) -> MemberObjective:
-        from calotype import ControlNetModel
-
-        controlnet = ControlNetModel.from_unet(
-            base.unet, conditioning_embedding_out_channels=embedding_widths(base, settings.embedding)
-        )
-        controlnet.requires_grad_(True)
+        controlnet = controlnet_of(base.unet, embedding_widths(base, settings.embedding))
         return MemberObjective(Controlled(base.unet, controlnet), base, settings).to(base.device)
 
     def batches(self, views: ViewSet, base: Base, settings: ControlNetSettings) -> Batches:
