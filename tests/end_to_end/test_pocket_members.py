@@ -146,6 +146,16 @@ def test_the_command_line_knows_them(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (np.asarray(PIL.Image.open("out.png"))[kept] == np.asarray(picture())[kept]).all()
     assert read_settings("out.png").pipeline == "StableDiffusionInpaintPipeline"
 
+    pairs = [
+        part
+        for kind in ("canny", "depth")
+        for part in ("--controlnet", f"pocket-controlnet-{kind}", "--control", "in.png")
+    ]
+    run("generate", PROMPT, "-m", "pocket", *pairs, "--steps", 2, "--device", "cpu", "-o", "both.png")
+    assert [entry["model"] for entry in read_settings("both.png").inputs["controlnet"]] == [
+        "pocket-controlnet-canny", "pocket-controlnet-depth"
+    ]  # fmt: skip
+
     described = json.loads(run("info", "pocket-depth", "--json"))
     parts = {part["name"]: part for part in described["components"]}
     assert described["class_name"] == "StableDiffusionDepth2ImgPipeline"

@@ -155,6 +155,15 @@ def all_parts(place: str | os.PathLike[str]) -> dict[str, Part]:
     return dict(sorted((found | own).items()))
 
 
+def component_at(name_or_path: str | os.PathLike[str], component: str) -> str | os.PathLike[str]:
+    """The folder of a member's own component, by its name or folder; anything else as :func:`locate` has it."""
+    place = locate(name_or_path)
+    if member_at(place) is None:
+        return place
+    own = own_parts(place)
+    return own[component].folder if component in own else place
+
+
 def load_own_parts(
     place: str | os.PathLike[str], loading: Loading, given: Mapping[str, Any]
 ) -> dict[str, Any]:
