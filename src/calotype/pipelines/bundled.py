@@ -133,9 +133,9 @@ def own_parts(place: str | os.PathLike[str]) -> dict[str, Part]:
     places = {name: folder / name for name in taken if (folder / name).is_dir()}
     for name, lender in member.borrowed.items():
         beside = folder.parent / lender
-        places.setdefault(name, _place(beside if beside.is_dir() else Path(locate(lender)), name))
+        places.setdefault(name, component_in(beside if beside.is_dir() else Path(locate(lender)), name))
     for name in member.needs:
-        places.setdefault(name, _place(folder, name))
+        places.setdefault(name, component_in(folder, name))
     if member.low_rank and not (folder / LORA_FILE).is_file():
         raise ModelFilesError(
             f"{folder.name} has no low-rank weights: there is no file {folder / LORA_FILE}."
@@ -198,7 +198,7 @@ def _scheduler(member: Member) -> Any:
     return scheduler_named(member.scheduler, read_json(BUNDLED[BASE] / "scheduler" / _config("scheduler")))
 
 
-def _place(folder: Path, name: str) -> Path:
+def component_in(folder: Path, name: str) -> Path:
     """Where a component is that the folder must hold: in a sub-folder of its name, or there itself."""
     return folder / name if (folder / name).is_dir() or not (folder / _config(name)).is_file() else folder
 
