@@ -27,6 +27,8 @@ class Options:
     base: str = "pocket"
     """the checkpoint of text to image"""
     split: str = "heldout"
+    renders: int = 16
+    """to see how well the classifier reads, and as many to compare unconditional pictures with"""
     supersample: int = 2
     """rays of a pixel of the rendered scenes, squared"""
     family: Path | None = None

@@ -15,8 +15,6 @@ from calotype.pocket.scene import SceneBatch
 
 NAME = "pocket-unconditional"
 STEPS = 50
-TIMES = 4
-"""As many pictures for each of the others' counts: distances of distributions need many."""
 
 
 def training_scenes(count: int) -> SceneBatch:
@@ -35,7 +33,7 @@ def training_scenes(count: int) -> SceneBatch:
 def unconditional(bench: Bench) -> list[Measure]:
     """Distances between distributions, and to single renders."""
     options = bench.options
-    count = TIMES * options.count
+    count = options.renders
     pipe = options.load(NAME)
     parts = []
     for first in range(0, count, options.batch):
