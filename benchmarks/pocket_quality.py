@@ -5,8 +5,8 @@
 
 Prompts name (shape, colour) pairs that were left out of training, and scenes are fresh ones. Judges are a classifier, a
 depth estimator and a network that reads segments; all of them only ever saw rendered scenes, and fresh renders show how
-well they read. Scenes are rendered without compiling, which takes 2 or 3 seconds a picture on one core. Exits with 1 if a
-bar is missed.
+well they read. Scenes are rendered without compiling, which takes 2 or 3 seconds a picture on one core. Exits with 1
+if a bar is missed.
 """
 
 from __future__ import annotations
