@@ -22,6 +22,7 @@ from benchmarks._pocket_family.judges import (
 from benchmarks._pocket_family.table import Measure, mean, share
 from benchmarks._pocket_family.world import World, as_pictures, as_tensor, fresh, sentences
 from calotype.annotators import canny
+from calotype.pocket.captions import with_article
 from calotype.pocket.classifier import Reading, load_classifier, read_pictures
 from calotype.pocket.judging import Verdict, judge, shares
 from calotype.pocket.labels import painted
@@ -157,7 +158,7 @@ def holes(world: World, seed: int, least: int = 40) -> list[Hole]:
         (left, right), (top, bottom) = box
         other = asked[(i + 1) % len(asked)]
         floor = asked[i]
-        text = f"a {other.color} {other.shape}".replace("a orange", "an orange")
+        text = with_article(f"{other.color} {other.shape}")
         prompt = Prompt(text, other.shape, other.color, floor.floor, floor.sky)
         found.append(Hole((left, top, right, bottom), prompt))
     return found

@@ -17,7 +17,7 @@ from benchmarks._pocket_family.judges import features, nearest
 from benchmarks._pocket_family.table import Measure
 from benchmarks._pocket_family.tasks import Bench
 
-from calotype.pipelines.bundled import BUNDLED
+from calotype.pipelines.bundled import BUNDLED, FOLDER
 from calotype.pipelines.load import load
 
 COUNT = 4
@@ -36,6 +36,11 @@ def there(*names: str) -> list[pytest.MarkDecorator]:
     missing = [name for name in names if not BUNDLED[name].is_dir()]
     reason = f"the weights of {' and '.join(missing)} are not in this checkout"
     return [pytest.mark.skipif(bool(missing), reason=reason)]
+
+
+@pytest.mark.skipif(not FOLDER.is_dir(), reason="no weights of the family are in this checkout")
+def test_the_family_weighs_little() -> None:
+    assert sum(file.stat().st_size for file in FOLDER.rglob("*") if file.is_file()) <= 60_000_000
 
 
 ESTIMATOR = "pocket-depth-estimator"
