@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
 
-from calotype.pocket.captions import FLOOR_PHRASES, NOUNS, SKY_PHRASES, with_article
+from calotype.pocket.captions import (
+    FLOOR_PHRASES,
+    NOUNS,
+    RELATION_PHRASES,
+    SKY_PHRASES,
+    relations,
+    with_article,
+)
 from calotype.pocket.labels import Labels, instances_of, labels_of, segments_of
 from calotype.pocket.prompts import Prompt
 from calotype.pocket.renderer import render
@@ -91,12 +98,20 @@ def _sentence(record: SceneRecord, colors: list[str], rng: random.Random) -> Pro
         with_article(f"{color} {rng.choice(NOUNS[thing.shape])}")
         for color, thing in zip(colors, record.objects, strict=True)
     ]
-    subject = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
     place = f"{rng.choice(FLOOR_PHRASES[record.floor])} {rng.choice(SKY_PHRASES[record.sky])}"
-    prompt = Prompt(f"{subject} {place}", record.objects[0].shape, colors[0], record.floor, record.sky)
+    main = record.objects[0].shape, colors[0], record.floor, record.sky
     if len(names) == 1:
-        return prompt
-    return replace(prompt, second_shape=record.objects[1].shape, second_color=colors[1])
+        return Prompt(f"{names[0]} {place}", *main)
+    sides = [name for name in relations(0, 1, record) if name in ("left", "right")]
+    between = rng.choice(RELATION_PHRASES[sides[0]]) if sides else "and"
+    rest = f" and {names[2]}" if len(names) > 2 else ""
+    return Prompt(
+        f"{names[0]} {between} {names[1]}{rest} {place}",
+        *main,
+        second_shape=record.objects[1].shape,
+        second_color=colors[1],
+        relation=sides[0] if sides else None,
+    )
 
 
 def as_tensor(images: list[Any]) -> torch.Tensor:

@@ -59,7 +59,7 @@ def _from_words(bench: Bench) -> list[Cells]:
     return [cells[i : i + 3] for i in range(0, len(cells), 3)]
 
 
-def _edited(bench: Bench, strength: float = 0.8) -> list[Cells]:
+def _edited(bench: Bench, strength: float = 0.6) -> list[Cells]:
     asked = [p.text for p in sentences(bench.world.scenes, bench.options.seed, recolor=True)]
     pipe = bench.options.load("pocket")
     images = draw(pipe, asked, bench.options, each={"image": bench.pictures}, strength=strength)
@@ -150,8 +150,8 @@ SECTIONS = (
         'pipe = calotype.load("pocket")\npipe("a red ball to the left of a blue cube on grass at sunset")', _from_words,
     ),
     Section(
-        "pocket", "Image to image", "The layout stays, the words change the rest.",
-        'pipe = calotype.load("pocket")\npipe("a red ball on grass", image=photo, strength=0.8)', _edited,
+        "pocket", "Image to image", "What the words say, laid out as the picture is.",
+        'pipe = calotype.load("pocket")\npipe("a red ball on grass", image=photo, strength=0.6)', _edited,
     ),
     Section(
         "pocket-inpaint", "Inpainting", "What the mask leaves out stays, bit for bit.",
@@ -210,7 +210,7 @@ def _sheet(rows: list[Cells]) -> Any:
 def page(shown: list[Section]) -> str:
     """The text of docs/gallery.md."""
     parts = [
-        "# Gallery\n\nEvery task of the bundled family. `make gallery` draws this page again: the scenes that go in "
+        "# Gallery\n\nEvery task of the bundled family. `make gallery` draws this page again: the scenes that go in\n"
         "are fresh renders, and no training saw their pairs of shape and colour."
     ]
     for section in shown:
