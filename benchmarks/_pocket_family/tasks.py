@@ -290,7 +290,7 @@ def turbo(bench: Bench) -> list[Measure]:
         measures.append(Measure(name, label, percent[0], "%", f"teacher {percent[1]:.1f} %"))
         bar = None if what == "floor" else 5.0
         lost = percent[1] - percent[0]
-        measures.append(Measure(name, f"{label}: points lost", lost, "", "", bar, at_most=True))
+        measures.append(Measure(name, f"{label}: lost", lost, "points", "", bar, at_most=True))
     return measures
 
 
