@@ -109,7 +109,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--renders", type=int, help="to check the classifier on; 512, on a CPU 2 a picture")
+    parser.add_argument("--renders", type=int, help="to check the classifier on; 512, on a CPU as many as --count")
     parser.add_argument("--json", type=Path, help="file for the measures and the seconds that they took")
     parser.add_argument(
         "--out", type=Path, help="PNG for a contact sheet of the bundled checkpoint's pictures"
@@ -127,7 +127,7 @@ def main() -> int:
         device=given.device,
         base=given.model,
         split=given.split,
-        renders=given.renders or (2 * given.count if given.device == "cpu" else 512),
+        renders=given.renders or (given.count if given.device == "cpu" else 512),
         family=given.family,
     )
     bench = Bench(options)
