@@ -89,7 +89,7 @@ def describe(name: str, folder: Path) -> Model:
     if index.is_file():
         entries = read_json(index)
         components = tuple(
-            _component(part, *value, folder / part)
+            _component(part, str(value[0]), str(value[1]), folder / part)
             for part, value in sorted(entries.items())
             if _is_component(value)
         )
