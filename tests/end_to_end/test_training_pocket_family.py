@@ -176,7 +176,7 @@ def test_a_member_can_begin_as_the_base(parts: Base) -> None:
 
 def test_a_controlnet_begins_as_the_encoder_of_the_base() -> None:
     """Also where it has to embed time more widely."""
-    unet = randomise(build_unet(preset("tiny")), 4)
+    unet: Any = randomise(build_unet(preset("tiny")), 4)
     assert unet.config.time_embedding_dim == 16 < 4 * unet.config.block_out_channels[0]
     controlnet = controlnet_of(unet, (4, 8, 8))
     nn.init.eye_(controlnet.controlnet_mid_block.weight[..., 0, 0])

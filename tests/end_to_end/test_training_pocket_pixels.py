@@ -19,7 +19,7 @@ from calotype.training.recipes.pocket_family.member import member_of
 from calotype.training.recipes.pocket_family.members.depth_estimator import UNIT, correlation, inverse_depth
 from calotype.training.recipes.pocket_family.settings import member_settings
 from calotype.training.recipes.pocket_family.views import ViewSet
-from calotype.training.recipes.pocket_motion.base import Base, load_base
+from calotype.training.recipes.pocket_motion.base import load_base
 from tests.tiny_pocket import tiny_pocket
 
 DEPTH, VAE, DRAWS = "pocket-depth-estimator", "pocket-tiny-vae", "pocket-unconditional"
@@ -155,15 +155,14 @@ def test_the_estimator_serves_depth_to_image_here_and_in_the_reference(out: Path
     estimator = DPTForDepthEstimation.from_pretrained(out / DEPTH / "depth_estimator")
     processor = DPTImageProcessor.from_pretrained(out / DEPTH / "feature_extractor")
     assert estimator.dtype == torch.float32
-    picture = Image.fromarray(
-        (np.random.default_rng(0).random((40, 48, 3)) * 255).astype("uint8"), mode="RGB"
-    )
+    picture = Image.fromarray((np.random.default_rng(0).random((40, 48, 3)) * 255).astype("uint8"))
     pixels = processor(images=picture, return_tensors="pt").pixel_values
     side = estimator.config.image_size
     assert pixels.shape == (1, 3, side, side) and pixels.abs().max() <= 1
     with torch.no_grad():
         assert estimator(pixels).predicted_depth.shape == (1, side, side)
-    made = []
+    made: list[Any] = []
+    unets: list[Any] = []
     for library in (calotype, diffusers):
         plain = library.StableDiffusionPipeline.from_pretrained(base)
         torch.manual_seed(0)
@@ -173,9 +172,8 @@ def test_the_estimator_serves_depth_to_image_here_and_in_the_reference(out: Path
             scheduler=plain.scheduler, depth_estimator=estimator, feature_extractor=processor,
         )  # fmt: skip
         pipe.set_progress_bar_config(disable=True)
-        if made:
-            unet.load_state_dict(weights)
-        weights = unet.state_dict()
+        unets.append(unet)
+        unet.load_state_dict(unets[0].state_dict())
         generator = torch.Generator().manual_seed(0)
         made.append(
             pipe("a red ball", image=picture, num_inference_steps=2, strength=1.0, generator=generator,
@@ -230,8 +228,13 @@ def test_the_model_of_pictures_is_a_whole_pipeline_of_both(out: Path) -> None:
     np.testing.assert_allclose(*made, atol=1e-4)
 
 
-def test_pictures_that_cannot_be_shrunk_are_refused(base: Path) -> None:
-    parts: Base = load_base(base, CPU)
-    member = member_of(DRAWS)
-    with pytest.raises(InputError, match="can't be shrunk by 3"):
-        member.objective(member_settings(member, "tiny", ["shrink=3"], None), parts)
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [(DRAWS, "shrink=3", "can't be shrunk by 3"), (VAE, "shape.encoder=[1,1]", "has 3 stages")],
+)
+def test_shapes_that_do_not_fit_the_base_are_refused(
+    name: str, change: str, message: str, base: Path
+) -> None:
+    parts, member = load_base(base, CPU), member_of(name)
+    with pytest.raises(InputError, match=message):
+        member.objective(member_settings(member, "tiny", [change], None), parts)

@@ -64,7 +64,7 @@ def train_member(member: Member, settings: MemberSettings, run: Run, base: Base,
     if chosen.steps is None and run.max_minutes is None:
         raise InputError("This preset has no number of steps: say how long to train with --max-minutes.")
     torch.manual_seed(settings.seed)
-    objective = member.objective(settings, base)
+    objective: Any = member.objective(settings, base)
     if init is not None:
         member.restore(objective, init)
     if device.type == "cuda":

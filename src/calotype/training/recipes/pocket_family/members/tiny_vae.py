@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from calotype.core.errors import InputError
 from calotype.training.loop import Batches
 from calotype.training.recipes.pocket.data import to_unit
 from calotype.training.recipes.pocket_family.denoising import draw_views, in_rows
@@ -56,7 +57,11 @@ class TinyVaeObjective(nn.Module):
         from calotype import AutoencoderTiny
 
         super().__init__()
-        shape = settings.shape
+        shape, stages = settings.shape, len(base.vae.config.block_out_channels)
+        if {len(shape.encoder), len(shape.decoder)} != {stages}:
+            raise InputError(
+                f"The base's autoencoder has {stages} stages: encoder and decoder must have as many."
+            )
         self.settings = settings
         self.teacher = base.vae
         self.factor = float(base.vae.config.scaling_factor)
@@ -103,7 +108,7 @@ class TinyVae(Member):
 
     def settings(self, preset: str) -> TinyVaeSettings:
         if preset == "tiny":
-            return TinyVaeSettings(train=TINY_TRAIN, shape=TinyShape(8, (1, 1), (1, 1)))
+            return TinyVaeSettings(train=TINY_TRAIN, shape=TinyShape(8, (1, 1, 1), (1, 1, 1)))
         return TinyVaeSettings()
 
     def objective(self, settings: TinyVaeSettings, base: Base) -> TinyVaeObjective:
