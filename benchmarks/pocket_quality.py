@@ -109,7 +109,9 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--renders", type=int, help="to check the classifier on; 512, on a CPU as many as --count")
+    parser.add_argument(
+        "--renders", type=int, help="to check the classifier on; 512, on a CPU as many as --count"
+    )
     parser.add_argument("--json", type=Path, help="file for the measures and the seconds that they took")
     parser.add_argument(
         "--out", type=Path, help="PNG for a contact sheet of the bundled checkpoint's pictures"

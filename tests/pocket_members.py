@@ -43,15 +43,15 @@ def _depth_estimator(folder: Path) -> None:
         fusion_hidden_size=8,
         is_hybrid=False,
     )
-    randomise(DPTForDepthEstimation(config)).half().save_pretrained(folder)
-    DPTImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
+    randomise(DPTForDepthEstimation(config)).half().save_pretrained(folder / "depth_estimator")
+    DPTImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder / "feature_extractor")
 
 
 def _controlnet(folder: Path) -> None:
     signature = inspect.signature(calotype.ControlNetModel.__init__).parameters
     config = {name: value for name, value in UNET.items() if name in signature}
     model = calotype.ControlNetModel(**config, conditioning_embedding_out_channels=(8, 16, 16))
-    randomise(model).half().save_pretrained(folder)
+    randomise(model).half().save_pretrained(folder / "controlnet")
 
 
 def _turbo(folder: Path) -> None:
@@ -97,7 +97,7 @@ def _tiny_vae(folder: Path) -> None:
         num_decoder_blocks=(1, 1, 1),
         scaling_factor=1.0,
     )
-    randomise(model).half().save_pretrained(folder)
+    randomise(model).half().save_pretrained(folder / "vae")
 
 
 MAKERS: dict[str, Callable[[Path], None]] = {

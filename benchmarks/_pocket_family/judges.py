@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from calotype.pipelines.bundled import component_in, locate
+from calotype.pipelines.bundled import locate
 from calotype.pocket.classifier import AttributeClassifier
 from calotype.pocket.labels import SEGMENTS
 
@@ -23,10 +23,9 @@ class DepthJudge:
         from transformers import DPTForDepthEstimation, DPTImageProcessor
 
         folder = Path(locate(place))
-        network, extractor = (component_in(folder, name) for name in ("depth_estimator", "feature_extractor"))
-        model: Any = DPTForDepthEstimation.from_pretrained(network, dtype=torch.float32)
+        model: Any = DPTForDepthEstimation.from_pretrained(folder / "depth_estimator", dtype=torch.float32)
         self.model = model.to(device).eval()
-        self.extractor: Any = DPTImageProcessor.from_pretrained(extractor)
+        self.extractor: Any = DPTImageProcessor.from_pretrained(folder / "feature_extractor")
         self.device = device
 
     @torch.no_grad()

@@ -2,7 +2,7 @@
 
 A member is a pipeline that has parts of its own, such as another denoiser, in place of the checkpoint's or beside them.
 Its folder holds these alone, each in a sub-folder that is named like the component, and low-rank weights if it has
-some; a single part may be the folder itself. One that shares nothing is a whole checkpoint.
+some. One that shares nothing is a whole checkpoint.
 """
 
 from __future__ import annotations
@@ -133,9 +133,9 @@ def own_parts(place: str | os.PathLike[str]) -> dict[str, Part]:
     places = {name: folder / name for name in taken if (folder / name).is_dir()}
     for name, lender in member.borrowed.items():
         beside = folder.parent / lender
-        places.setdefault(name, component_in(beside if beside.is_dir() else Path(locate(lender)), name))
+        places.setdefault(name, (beside if beside.is_dir() else Path(locate(lender))) / name)
     for name in member.needs:
-        places.setdefault(name, component_in(folder, name))
+        places.setdefault(name, folder / name)
     if member.low_rank and not (folder / LORA_FILE).is_file():
         raise ModelFilesError(
             f"{folder.name} has no low-rank weights: there is no file {folder / LORA_FILE}."
@@ -171,9 +171,8 @@ def load_own_parts(
     loaded: dict[str, Any] = {}
     for name, part in own_parts(place).items():
         if name not in given:
-            here = part.folder.name
-            entry = {here: (part.library, part.class_name)}
-            loaded[name] = load_components(part.folder.parent, entry, loading, lambda: None)[here]
+            entry = {name: (part.library, part.class_name)}
+            loaded |= load_components(part.folder.parent, entry, loading, lambda: None)
     scheduler = _scheduler(MEMBERS[Path(place).name])
     if scheduler is not None and "scheduler" not in given:
         loaded["scheduler"] = scheduler
@@ -196,11 +195,6 @@ def _scheduler(member: Member) -> Any:
     if member.scheduler is None:
         return None
     return scheduler_named(member.scheduler, read_json(BUNDLED[BASE] / "scheduler" / _config("scheduler")))
-
-
-def component_in(folder: Path, name: str) -> Path:
-    """Where a component is that the folder must hold: in a sub-folder of its name, or there itself."""
-    return folder / name if (folder / name).is_dir() or not (folder / _config(name)).is_file() else folder
 
 
 def _config(name: str) -> str:
