@@ -216,11 +216,10 @@ def _drawn(settings: UnconditionalSettings, unet: Any, scheduler: Any, say: Say)
                 batch_size=count,
                 generator=[torch.Generator().manual_seed(settings.seed + i) for i in range(count)],
                 num_inference_steps=min(settings.ddpm_num_inference_steps, settings.ddpm_num_steps),
-                output_type="np",
+                output_type="pt",
             )
-        pictures = torch.from_numpy(made.images).permute(0, 3, 1, 2)
         path = _sheet(settings, position)
-        write_sheet(path, pictures, [""] * count, columns=min(4, count))
+        write_sheet(path, made.images.float(), [""] * count, columns=min(4, count))
         say(f"samples at step {position.step:,}: {path}")
         return {}
 

@@ -136,9 +136,9 @@ class Unconditional(Member):
             batch_size=count,
             generator=torch.Generator().manual_seed(0),
             num_inference_steps=_STEPS,
-            output_type="np",
+            output_type="pt",
         )
-        return torch.from_numpy(made.images).permute(0, 3, 1, 2), [""] * count, 8
+        return made.images.float(), [""] * count, 8
 
 
 UNCONDITIONAL = Unconditional()
