@@ -15,7 +15,7 @@ DEMO_PROMPTS := \
 	"a shiny yellow torus on a wooden floor by day" \
 	"a green cone next to a purple cylinder on snow under a cloudy sky"
 
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test lint format bench gallery clean
 
 help:
 	@echo "make demo    install into $(VENV), make pictures from three prompts, say where they are"
@@ -23,6 +23,7 @@ help:
 	@echo "make lint    the linters and the type check alone"
 	@echo "make format  format the code"
 	@echo "make bench   calotype and the reference side by side"
+	@echo "make gallery docs/gallery.md and its pictures: every task of the bundled family"
 	@echo "make clean   remove $(VENV), $(OUT) and what the tools left behind"
 
 demo: $(VENV)/.installed
@@ -43,6 +44,9 @@ format: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks
+
+gallery: $(VENV)/.installed-dev
+	$(BIN)/python docs/figures/gallery.py
 
 clean:
 	rm -rf $(VENV) $(OUT) build dist .mypy_cache .ruff_cache .pytest_cache

@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--model", type=Path, help="another folder in place of pocket")
     options = parser.parse_args()
-    from calotype.pipelines.load import locate
+    from calotype.pipelines.bundled import locate
 
     with tempfile.TemporaryDirectory() as temporary:
         models = {"tiny": tiny_checkpoint(Path(temporary, "tiny"))}

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from calotype.core.version import FORMAT_VERSION
-from calotype.pipelines.load import BUNDLED
+from calotype.pipelines.bundled import BUNDLED
 from calotype.training.recipes.pocket.networks import (
     build_scheduler,
     build_text_encoder,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import calotype
-from calotype.pipelines.load import BUNDLED
+from calotype.pipelines.bundled import BUNDLED
 
 FOLDER = BUNDLED["pocket"]
 PROMPT = "a big red ball on grass at sunset"

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 import calotype
 from calotype.core.errors import CalotypeError, InputError, ModelFilesError
-from calotype.pipelines.load import BUNDLED, LORA_FILE, load_moving, locate
+from calotype.pipelines.bundled import BUNDLED, LORA_FILE, locate
+from calotype.pipelines.load import load_moving
 from calotype.training.__main__ import main
 from calotype.training.recipes.pocket_motion import stages, train_pocket_motion
 from calotype.training.recipes.pocket_motion.base import load_base
@@ -158,7 +159,7 @@ def test_without_the_adapter_the_name_is_answered_in_a_sentence(
     monkeypatch.setitem(BUNDLED, "pocket-motion", tmp_path / "none")
     for ask in (calotype.load, locate):
         with pytest.raises(
-            ModelFilesError, match="no moving pocket model: `calotype train pocket-motion --out DIR`"
+            ModelFilesError, match="has no pocket-motion: `calotype train pocket-motion --out DIR`"
         ):
             ask("pocket-motion")
     assert Path(locate("pocket")).is_dir()

@@ -45,7 +45,12 @@ Output = Annotated[
 ]
 Negative = Annotated[str | None, _option("--negative", metavar="TEXT", help="What to steer away from.")]
 Steps = Annotated[
-    int | None, _option("--steps", metavar="N", help=f"Denoising steps; by default {request.DEFAULT_STEPS}.")
+    int | None,
+    _option(
+        "--steps",
+        metavar="N",
+        help=f"Denoising steps; by default {request.DEFAULT_STEPS}, or what the model is made for.",
+    ),
 ]
 Guidance = Annotated[
     float | None,

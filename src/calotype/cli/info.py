@@ -52,7 +52,7 @@ class Model:
 
 @console.plainly
 def info(
-    model: Annotated[str, typer.Argument(help="A folder, a Hub repository, or 'pocket'.")] = "pocket",
+    model: Annotated[str, typer.Argument(help="A folder, a Hub repository, or a bundled model.")] = "pocket",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Print what a model consists of: classes, parameters, sizes, and what it can do.
@@ -76,11 +76,20 @@ def _folder(model: str) -> Path:
 
 def describe(name: str, folder: Path) -> Model:
     """What the folder of a pipeline, or of one component, holds."""
+    from calotype.pipelines.bundled import all_parts, member_at
+
     index = folder / "model_index.json"
+    member = member_at(folder)
+    if member is not None:
+        components = tuple(
+            _component(part_name, part.library, part.class_name, part.folder)
+            for part_name, part in all_parts(folder).items()
+        )
+        return Model(name, str(folder.resolve()), member.pipeline, tasks_of(member.pipeline), components)
     if index.is_file():
         entries = read_json(index)
         components = tuple(
-            _component(folder, part, *value)
+            _component(part, str(value[0]), str(value[1]), folder / part)
             for part, value in sorted(entries.items())
             if _is_component(value)
         )
@@ -95,7 +104,7 @@ def describe(name: str, folder: Path) -> Model:
         library = "diffusers" if "_class_name" in entries else "transformers"
         kind = entries.get("_class_name") or (entries.get("architectures") or ["unknown"])[0]
         entries["_class_name"] = kind
-        components = (_component(folder.parent, folder.name, library, kind),)
+        components = (_component(folder.name, library, kind, folder),)
     kind = str(entries.get("_class_name", "unknown"))
     return Model(name, str(folder.resolve()), kind, tasks_of(kind), components)
 
@@ -105,10 +114,10 @@ def _is_component(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(isinstance(item, str) for item in value)
 
 
-def _component(folder: Path, name: str, library: str, class_name: str) -> Component:
+def _component(name: str, library: str, class_name: str, folder: Path) -> Component:
     ours = library == "diffusers" or library == "calotype" or library == class_name
     available = not ours or class_name in calotype.__all__
-    return Component(name, library, class_name, available, _weights(folder / name))
+    return Component(name, library, class_name, available, _weights(folder))
 
 
 _SHARD = re.compile(r"-\d{5}-of-\d{5}")

@@ -65,15 +65,22 @@ def makes_videos(model: str, revision: str | None = None) -> bool:
     """Whether the pipeline of a model makes videos: motion adapters do, single files do not, else its index says."""
     from calotype.core import hub
     from calotype.core.config import read_json
+    from calotype.pipelines.bundled import locate, member_at
     from calotype.pipelines.components import INDEX, public_class
-    from calotype.pipelines.load import is_motion_adapter, locate
+    from calotype.pipelines.load import is_motion_adapter
 
     if Path(model).is_file():
         return False
-    if is_motion_adapter(locate(model)):
+    place = locate(model)
+    if is_motion_adapter(place):
         return True
+    member = member_at(place)
     options = hub.HubOptions() if revision is None else hub.HubOptions(revision=revision)
-    name = read_json(hub.find_file(locate(model), INDEX, options=options)).get("_class_name")
+    name = (
+        read_json(hub.find_file(place, INDEX, options=options)).get("_class_name")
+        if member is None
+        else member.pipeline
+    )
     return video_task(public_class(str(name))) is not None
 
 
@@ -96,18 +103,18 @@ def frames_argument(pipeline: Any) -> str | None:
 def identify(model: str, index: str = "model_index.json") -> Identity:
     """Which weights a loaded model has; ``index`` is a file that it has in any case."""
     from calotype.core import hub
+    from calotype.pipelines.bundled import folders_of
     from calotype.utils.fingerprint import fingerprint
 
-    place = local_folder(model)
-    if place is not None:
-        return Identity(fingerprint=fingerprint(place))
+    if folders := folders_of(model):
+        return Identity(fingerprint=fingerprint(*folders))
     path = hub.find_file(model, index, options=hub.HubOptions(local_files_only=True))
     return Identity(revision=hub.commit_of(path))
 
 
 def local_folder(model: str) -> Path | None:
     """The folder on this machine that a model's name means, or None for a Hub repository."""
-    from calotype.pipelines.load import locate
+    from calotype.pipelines.bundled import locate
 
     place = Path(locate(model))
     return place if place.is_dir() else None

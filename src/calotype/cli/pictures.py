@@ -53,17 +53,19 @@ def steering_models(asked: Request, device: torch.device, dtype: torch.dtype | N
     import calotype
     from calotype.core import hub
     from calotype.core.config import read_json
+    from calotype.pipelines.bundled import component_at
     from calotype.pipelines.components import public_class
 
     models = []
     for name in asked.controlnet:
         at: dict[str, Any] = {"revision": asked.known[name]} if name in asked.known else {}
-        config = read_json(hub.find_file(name, "config.json", options=hub.HubOptions(**at)))
+        place = component_at(name, "controlnet")
+        config = read_json(hub.find_file(place, "config.json", options=hub.HubOptions(**at)))
         found = public_class(str(config.get("_class_name")))
         if found not in (calotype.ControlNetModel, calotype.T2IAdapter):
             raise InputError(f"--controlnet {name}: a {found.__name__} is no ControlNet and no T2I-Adapter.")
         model: Any = found
-        models.append(model.from_pretrained(name, torch_dtype=dtype, **at).to(device))
+        models.append(model.from_pretrained(place, torch_dtype=dtype, **at).to(device))
     return models
 
 

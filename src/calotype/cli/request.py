@@ -21,6 +21,14 @@ def default_model(video: bool) -> str:
     return "pocket-motion" if video else "pocket"
 
 
+def default_steps(model: str) -> int:
+    """The steps that are taken where no number is named; few-step models are made for theirs."""
+    from calotype.pipelines.bundled import MEMBERS
+
+    usual = MEMBERS[model].usual if model in MEMBERS else {}
+    return int(usual.get("num_inference_steps", DEFAULT_STEPS))
+
+
 @dataclass(frozen=True)
 class Request:
     """The settings of a run; ``None`` leaves a choice to the model.
@@ -109,8 +117,9 @@ def from_options(options: dict[str, Any], video: bool = False) -> Request:
     """
     if not options.get("prompts") and "image" not in options:
         raise InputError(NOTHING)
-    usual = {"prompts": (), "model": default_model(video), "seed": random.SystemRandom().randrange(2**32)}
-    return Request(**{**usual, **options})
+    model = options.get("model", default_model(video))
+    usual = {"prompts": (), "steps": default_steps(model), "seed": random.SystemRandom().randrange(2**32)}
+    return Request(**{**usual, **options, "model": model})
 
 
 _FILES = {"lora", "embedding", "ip_adapter", "ip_image"}

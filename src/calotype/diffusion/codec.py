@@ -28,8 +28,9 @@ def accurate(vae: Any) -> Any:
 
 
 def encode(vae: Any, pixels: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-    """Latents of pictures in [-1, 1] (batch, channels, height, width), drawn from the posterior."""
-    latents = vae.encode(pixels).latent_dist.sample(generator)
+    """Latents of pictures in [-1, 1] (batch, channels, height, width), drawn from the posterior if there is one."""
+    encoded = vae.encode(pixels)
+    latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.sample(generator)
     statistics = _per_channel(vae, latents)
     if statistics is not None:
         mean, std = statistics
@@ -66,4 +67,5 @@ def decode(vae: Any, latents: torch.Tensor, generator: Any = None) -> torch.Tens
 
 def mode(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
     """The likeliest latents of pictures in [-1, 1], in the autoencoder's own unit."""
-    return vae.encode(pixels).latent_dist.mode()
+    encoded = vae.encode(pixels)
+    return encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()

@@ -203,7 +203,7 @@ def _first_line(error: Exception) -> str:
 def folder_of(name: str) -> Path:
     """The folder of a checkpoint by its name or path; a repository's files are fetched."""
     from calotype.core import hub
-    from calotype.pipelines.load import locate
+    from calotype.pipelines.bundled import locate
     from calotype.pipelines.pipeline import DiffusionPipeline
 
     place = Path(locate(name))

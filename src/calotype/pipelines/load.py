@@ -11,41 +11,17 @@ import torch
 from calotype.core import hub
 from calotype.core.config import read_json
 from calotype.core.errors import ModelFilesError
-from calotype.pipelines.components import INDEX, index_of
+from calotype.pipelines.bundled import BASE, LORA_FILE, load_own_parts, locate, member_at
+from calotype.pipelines.components import INDEX, Loading, index_of, public_class
 from calotype.pipelines.control import COMPONENTS, control_of
 from calotype.pipelines.pipeline import DiffusionPipeline
 from calotype.pipelines.versatile import versatile
-
-_WEIGHTS = Path(__file__).parents[1] / "pocket"
-BUNDLED = {"pocket": _WEIGHTS / "weights", "pocket-motion": _WEIGHTS / "motion_weights"}
-"""What comes with the package, by name: a checkpoint, and a motion adapter for it."""
-_ABSENT = {
-    "pocket-motion": "This installation has no moving pocket model: `calotype train pocket-motion --out DIR` makes "
-    'one, and calotype.load("DIR/pocket-motion") loads it.'
-}
-LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
 def default_device() -> torch.device:
     """The accelerator if there is one, otherwise the CPU."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return accelerator or torch.device("cpu")
-
-
-def locate(name_or_path: str | os.PathLike[str]) -> str | os.PathLike[str]:
-    """The folder of what is bundled by this name; any other name or path, a folder of this name too, as it is.
-
-    Raises ``ModelFilesError`` if it is not in this installation.
-    """
-    name = os.fspath(name_or_path)
-    if os.path.exists(name_or_path) or name not in BUNDLED:
-        return name_or_path
-    folder = BUNDLED[name]
-    if not folder.is_dir():
-        raise ModelFilesError(
-            _ABSENT.get(name) or f"The bundled checkpoint {name!r} is not in this installation ({folder})."
-        )
-    return folder
 
 
 def is_motion_adapter(place: str | os.PathLike[str]) -> bool:
@@ -88,9 +64,14 @@ def load_moving(
         locate(base), motion_adapter=motion, torch_dtype=torch_dtype, **kwargs
     )
     if (folder / LORA_FILE).is_file():
-        pipe.load_lora_weights(folder, weight_name=LORA_FILE, adapter_name="motion")
-        pipe.fuse_lora()
+        _fuse(pipe, folder, "motion")
     return pipe.to(where)
+
+
+def _fuse(pipe: Any, folder: Path, name: str) -> None:
+    """Make the low-rank weights in a folder a part of the pipeline's."""
+    pipe.load_lora_weights(folder, weight_name=LORA_FILE, adapter_name=name)
+    pipe.fuse_lora()
 
 
 def load(
@@ -100,8 +81,9 @@ def load(
     torch_dtype: torch.dtype | None = None,
     **kwargs: Any,
 ) -> Any:
-    """A pipeline by the name of a bundled model (``"pocket"``, ``"pocket-motion"`` for videos), a folder, file or Hub
-    repository, on ``device``. A folder with nothing but a motion adapter is taken to be one for the pocket model.
+    """A pipeline by the name of a bundled model (``"pocket"``, ``"pocket-motion"`` for videos, ``"pocket-inpaint"`` and
+    others for other tasks), a folder, file or Hub repository, on ``device``. A folder with nothing but a motion
+    adapter, or with the own parts of a member of the pocket family, is taken to be one for the pocket model.
 
     What it makes follows from what it is given: ``pipe("a fox")``, ``pipe("a fox", image=photo, strength=0.6)``,
     ``pipe("a fox", image=photo, mask_image=mask, control=[canny, depth])``; ``pipe.tasks`` lists what the checkpoint
@@ -118,12 +100,26 @@ def load(
     place = locate(name_or_path)
     if is_motion_adapter(place):
         return load_moving("pocket", place, device=device, torch_dtype=torch_dtype, **kwargs)
-    index = index_of(place, hub.HubOptions.take(dict(kwargs)))
-    declared = DiffusionPipeline._class_for(index, place)
+    member = member_at(place)
+    own, base = Path(place), place
+    if member is None:
+        index = index_of(place, hub.HubOptions.take(dict(kwargs)))
+        declared = DiffusionPipeline._class_for(index, place)
+    else:
+        loading = Loading(dtype=torch_dtype, device=where)
+        kwargs |= load_own_parts(own, loading, kwargs)
+        index, declared, base = {}, public_class(member.pipeline), locate(BASE)
     steering = {name: kwargs.get(name, (index.get(name) or [None, None])[1]) for name in COMPONENTS}
     kinds = tuple((name, control_of(what)) for name, what in steering.items() if what is not None)
-    chosen = versatile(declared.__name__, kinds) or declared
+    chosen: Any = versatile(declared.__name__, kinds) or declared
     kwargs.setdefault(
         "device_map", where
     )  # each model goes there by itself, and not all of them through the host
-    return chosen.from_pretrained(place, torch_dtype=torch_dtype, **kwargs).to(where)
+    pipe = chosen.from_pretrained(base, torch_dtype=torch_dtype, **kwargs).to(where)
+    if member is not None:
+        pipe.register_to_config(_name_or_path=os.fspath(name_or_path))
+        if member.low_rank:
+            _fuse(pipe, own, own.name)
+        if member.usual:
+            pipe.preferred = member.usual
+    return pipe

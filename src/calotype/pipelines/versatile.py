@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -52,6 +53,8 @@ class Versatile(DiffusionPipeline):
 
     uses: ClassVar[tuple[Use, ...]]
     plain: ClassVar[type[DiffusionPipeline]]
+    preferred: Mapping[str, Any] = MappingProxyType({})
+    """Defaults that this checkpoint is made for, in place of those of its tasks: few steps, for instance."""
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -65,12 +68,18 @@ class Versatile(DiffusionPipeline):
         kept = {name: models.get(name, getattr(self, name, None)) for name in COMPONENTS}
         kept = {name: model for name, model in kept.items() if model is not None}
         kinds = {name: control_of(model) for name, model in kept.items()}
-        return versatile(self.plain.__name__, tuple(kinds.items())).from_pipe(self, **kept)
+        pipe = versatile(self.plain.__name__, tuple(kinds.items())).from_pipe(self, **kept)
+        pipe.preferred = self.preferred
+        return pipe
 
     def usual(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The defaults of a call with the arguments ``given``, which depend on the task that they ask for."""
         asked = controls_for(given.get("control"), stored_models(self))
-        return _defaults(self._chosen(given).declared(_kind(asked)))
+        return self._defaults(self._chosen(given).declared(_kind(asked)))
+
+    def _defaults(self, declared: type[DiffusionPipeline]) -> dict[str, Any]:
+        usual = _defaults(declared)
+        return usual | {name: value for name, value in self.preferred.items() if name in usual}
 
     def _served(self) -> list[Use]:
         return [use for use in self.uses if self._reads(use)]
@@ -93,7 +102,7 @@ class Versatile(DiffusionPipeline):
                     "Both seed and generator are given; they say the same thing, so give one of them."
                 )
             given["generator"] = Seeds(seed)
-        usual = _defaults(declared)
+        usual = self._defaults(declared)
         scale = usual.get("controlnet_conditioning_scale", 1.0)
         parts = parts_of(plain, self._values)
         beside = [each for each in asked if not self._reads_by_itself(each)]

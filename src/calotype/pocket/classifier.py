@@ -67,7 +67,9 @@ class Maps:
     """[B, 4] logits"""
 
 
-class _Residual(nn.Module):
+class Residual(nn.Module):
+    """Two convolutions added to what they read."""
+
     def __init__(self, channels: int, dilation: int = 1) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation, bias=False)
@@ -76,11 +78,13 @@ class _Residual(nn.Module):
         self.norm2 = nn.GroupNorm(8, channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, channels, H, W], and as large again"""
         hidden = F.silu(self.norm1(self.conv1(x)))
         return F.silu(x + self.norm2(self.conv2(hidden)))
 
 
-def _halving(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
+def halving(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
+    """A convolution that halves height and width."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel, stride=2, padding=kernel // 2, bias=False),
         nn.GroupNorm(8, outputs),
@@ -95,13 +99,13 @@ class AttributeClassifier(nn.Module):
         super().__init__()
         self.width = width
         self.trunk = nn.Sequential(
-            _halving(3, 32, 5),
-            _halving(32, 64, 3),
-            _Residual(64),
-            _halving(64, width, 3),
-            _Residual(width),
-            _Residual(width, dilation=2),
-            _Residual(width),
+            halving(3, 32, 5),
+            halving(32, 64, 3),
+            Residual(64),
+            halving(64, width, 3),
+            Residual(width),
+            Residual(width, dilation=2),
+            Residual(width),
         )
         self.place = nn.Conv2d(width, 1 + len(SHAPES) + len(COLORS), 1)
         self.whole = nn.Linear(width, len(FLOORS) + len(SKIES))

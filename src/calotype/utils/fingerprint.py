@@ -13,17 +13,14 @@ SAMPLE_BYTES = 2**14
 _COUNTED = {".json", ".txt", ".model", ".safetensors", ".bin", ".pt", ".ckpt"}
 
 
-def fingerprint(folder: str | os.PathLike[str]) -> str:
-    """The SHA-256 (hexadecimal) of the names, sizes and contents of the files that make up a model.
+def fingerprint(*folders: str | os.PathLike[str]) -> str:
+    """The SHA-256 (hexadecimal) of the names, sizes and contents of the files in folders that make up a model.
 
     Files of up to ``WHOLE_BYTES`` are read whole; of larger ones the beginning, the end and ``SAMPLES`` evenly
     spaced pieces, which any training or conversion changes. Documentation and pictures do not count.
     """
-    root = Path(folder)
     digest = hashlib.sha256()
-    files = (path for path in root.rglob("*") if path.suffix in _COUNTED and path.is_file())
-    named = sorted((path.relative_to(root).as_posix(), path) for path in files)
-    for name, path in named:
+    for name, path in (pair for folder in folders for pair in _files(Path(folder))):
         if any(part.startswith(".") for part in name.split("/")):
             continue
         size = path.stat().st_size
@@ -36,3 +33,9 @@ def fingerprint(folder: str | os.PathLike[str]) -> str:
                 file.seek((size - SAMPLE_BYTES) * number // (SAMPLES - 1))
                 digest.update(file.read(SAMPLE_BYTES))
     return digest.hexdigest()
+
+
+def _files(root: Path) -> list[tuple[str, Path]]:
+    """The files of a folder that count, with their names in it, in their order."""
+    files = (path for path in root.rglob("*") if path.suffix in _COUNTED and path.is_file())
+    return sorted((path.relative_to(root).as_posix(), path) for path in files)

@@ -62,7 +62,7 @@ class Base:
 
         ``prepare`` takes its name and pipeline, and refuses the pipeline or gives the one that is taught.
         """
-        from calotype.pipelines.load import locate
+        from calotype.pipelines.bundled import locate
         from calotype.pipelines.pipeline import DiffusionPipeline
 
         pipe: Any = DiffusionPipeline.from_pretrained(locate(name), torch_dtype=torch.float32)

@@ -20,6 +20,7 @@ from calotype.training.recipes.pocket_motion.base import Base
 MEMBERS = {
     "pocket-depth-estimator": "depth_estimator:DEPTH_ESTIMATOR",
     "pocket-inpaint": "inpaint:INPAINT",
+    "pocket-segmenter": "segmenter:SEGMENTER",
     "pocket-tiny-vae": "tiny_vae:TINY_VAE",
     "pocket-unconditional": "unconditional:UNCONDITIONAL",
     "pocket-turbo": "turbo:TURBO",

@@ -1,0 +1,81 @@
+"""The members of the pocket family do their tasks, on a few fresh scenes each.
+
+The benchmark `pocket_quality` measures them on hundreds; everything here is seeded, and the bars leave room. A member
+whose weights are not in the checkout is skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from benchmarks._pocket_family import tasks
+from benchmarks._pocket_family.drawing import Options
+from benchmarks._pocket_family.judges import features, nearest
+from benchmarks._pocket_family.table import Measure
+from benchmarks._pocket_family.tasks import Bench
+
+from calotype.pipelines.bundled import BUNDLED, FOLDER
+from calotype.pipelines.load import load
+
+COUNT = 4
+
+Bars = dict[str, float]
+"""The beginning of a measure's name -> what it is at least; at most where the benchmark's bar is one from above."""
+
+
+@pytest.fixture(scope="module")
+def bench() -> Bench:
+    """The scenes, rendered once, and the judges, read once."""
+    return Bench(Options(count=COUNT, batch=COUNT, steps=8, seed=11, supersample=1))
+
+
+def there(*names: str) -> list[pytest.MarkDecorator]:
+    missing = [name for name in names if not BUNDLED[name].is_dir()]
+    reason = f"the weights of {' and '.join(missing)} are not in this checkout"
+    return [pytest.mark.skipif(bool(missing), reason=reason)]
+
+
+@pytest.mark.skipif(not FOLDER.is_dir(), reason="no weights of the family are in this checkout")
+def test_the_family_weighs_little() -> None:
+    assert sum(file.stat().st_size for file in FOLDER.rglob("*") if file.is_file()) <= 60_000_000
+
+
+ESTIMATOR = "pocket-depth-estimator"
+CASES: list[tuple[Callable[[Bench], list[Measure]], tuple[str, ...], Bars]] = [
+    (tasks.inpainting, ("pocket-inpaint",), {"asked colour": 50, "unmasked pixels": 100}),
+    (tasks.estimator, (ESTIMATOR,), {"correlation": 0.9}),
+    (tasks.depth_to_image, ("pocket-depth", ESTIMATOR), {"correlation": 0.8, "main object's colour": 50}),
+    (tasks.controlnet_canny, ("pocket-controlnet-canny",), {"F1": 0.6}),
+    (tasks.controlnet_depth, ("pocket-controlnet-depth", ESTIMATOR), {"correlation": 0.8}),
+    (tasks.controlnet_segmentation, ("pocket-controlnet-segmentation",), {"IoU": 0.65}),
+    (tasks.turbo, ("pocket-turbo",), {"main object's colour, 4 steps": 75}),
+    (tasks.upscale, ("pocket-upscale",), {"dB gained": -1.0, "main object's colour": 75}),
+    (tasks.tiny_vae, ("pocket-tiny-vae",), {"dB lost": 4.0, "main object's colour": 75}),
+]
+
+
+@pytest.mark.parametrize(
+    ("task", "bars"),
+    [pytest.param(task, bars, id=names[0], marks=there(*names)) for task, names, bars in CASES],
+)
+def test_the_member_does_its_task(bench: Bench, task: Callable[[Bench], list[Measure]], bars: Bars) -> None:
+    measures = task(bench)
+    for beginning, bar in bars.items():
+        found = next(one for one in measures if one.name.startswith(beginning))
+        assert found.value <= bar if found.at_most else found.value >= bar, found
+
+
+@pytest.mark.parametrize("name", [pytest.param("pocket-unconditional", marks=there("pocket-unconditional"))])
+def test_pictures_from_nothing_are_like_renders(bench: Bench, name: str) -> None:
+    pipe: Any = load(name, device="cpu")
+    pipe.set_progress_bar_config(disable=True)
+    generator = [torch.Generator().manual_seed(seed) for seed in range(COUNT)]
+    made = pipe(batch_size=COUNT, generator=generator, num_inference_steps=12, output_type="np").images
+    drawn = torch.from_numpy(made).permute(0, 3, 1, 2).float()
+    noise = torch.rand(drawn.shape, generator=torch.Generator().manual_seed(0))
+    renders = features(bench.classifier, bench.world.pictures)
+    away, at_random = (nearest(features(bench.classifier, p), renders).mean() for p in (drawn, noise))
+    assert away < 0.6 * at_random

@@ -1,0 +1,171 @@
+"""The members of the pocket family by name, with random weights: composed, saved, and used on the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import calotype
+from calotype.cli.app import app
+from calotype.core.errors import ModelFilesError
+from calotype.pipelines.bundled import BUNDLED, MEMBERS, folders_of, locate
+from calotype.utils.metadata import read_settings
+from tests.pocket_members import random_members
+
+PROMPT = "a red ball on grass"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def members(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder of members, which their names mean as long as these tests run."""
+    folder = random_members(tmp_path_factory.mktemp("members"))
+    with pytest.MonkeyPatch.context() as patch:
+        for place in folder.iterdir():
+            patch.setitem(BUNDLED, place.name, place)
+        yield folder
+
+
+def picture(side: int = 128) -> PIL.Image.Image:
+    values = np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    return PIL.Image.fromarray(values).resize((side, side))
+
+
+def mask() -> PIL.Image.Image:
+    values = np.zeros((128, 128), dtype=np.uint8)
+    values[32:96, 16:80] = 255
+    return PIL.Image.fromarray(values)
+
+
+GIVEN: dict[str, dict[str, Any]] = {
+    "pocket-inpaint": {"image": picture(), "mask_image": mask()},
+    "pocket-depth": {"image": picture(), "strength": 1.0},
+    "pocket-upscale": {"image": picture(32)},
+    "pocket-tiny-vae": {"image": picture(), "strength": 0.9},
+    "pocket-unconditional": {},
+} | {f"pocket-controlnet-{kind}": {"control": picture()} for kind in ("canny", "depth", "segmentation")}
+
+
+def make(pipe: Any, name: str, **more: Any) -> Any:
+    pipe.set_progress_bar_config(disable=True)
+    text = {} if name == "pocket-unconditional" else {"prompt": PROMPT}
+    noise = {"generator": torch.Generator().manual_seed(1), "output_type": "np"}
+    return pipe(**{**text, "num_inference_steps": 3, **noise, **GIVEN.get(name, {}), **more}).images
+
+
+# the other ControlNets have the same declaration
+@pytest.mark.parametrize(
+    "name", [name for name in MEMBERS if not name.endswith(("net-depth", "segmentation"))]
+)
+def test_every_member_works_by_its_name(name: str) -> None:
+    pipe = calotype.load(name, device="cpu")
+    assert type(pipe).__name__ == MEMBERS[name].pipeline
+    assert Path(pipe.name_or_path).name == name
+    images = make(pipe, name)
+    assert images.std() > 0.01
+    assert images.shape[1:] == ((32, 32, 3) if name == "pocket-unconditional" else (128, 128, 3))
+
+
+@pytest.mark.parametrize("name", ["pocket-depth", "pocket-turbo"])
+def test_the_reference_makes_the_same_picture_from_what_is_saved(name: str, tmp_path: Path) -> None:
+    ours = calotype.load(name, device="cpu")
+    ours.save_pretrained(tmp_path)
+    theirs = diffusers.DiffusionPipeline.from_pretrained(tmp_path)
+    assert type(theirs).__name__ == MEMBERS[name].pipeline
+    usual = MEMBERS[name].usual
+    np.testing.assert_allclose(make(ours, name, **usual), make(theirs, name, **usual), atol=1e-4)
+
+
+def test_a_few_step_member_takes_few_steps_without_guidance() -> None:
+    pipe = calotype.load("pocket-turbo", device="cpu")
+    assert isinstance(pipe.scheduler, calotype.LCMScheduler)
+    assert {name: pipe.usual({})[name] for name in ("num_inference_steps", "guidance_scale")} == {
+        "num_inference_steps": 4,
+        "guidance_scale": 1.0,
+    }
+    plain = calotype.load("pocket", device="cpu")
+    key = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.weight"
+    assert not torch.equal(pipe.unet.state_dict()[key], plain.unet.state_dict()[key])
+    assert plain.usual({})["num_inference_steps"] == 50
+
+
+def test_what_is_passed_stands_in_a_parts_place() -> None:
+    unet = calotype.load("pocket-inpaint", device="cpu").unet
+    assert calotype.load("pocket-inpaint", device="cpu", unet=unet).unet is unet
+
+
+def test_absent_members_are_answered_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, members: Path
+) -> None:
+    monkeypatch.setitem(BUNDLED, "pocket-depth", tmp_path / "none")
+    words = "has no pocket-depth: `calotype train pocket-family --member pocket-depth --out DIR`"
+    for ask in (calotype.load, locate):
+        with pytest.raises(ModelFilesError, match=words):
+            ask("pocket-depth")
+    for name, missing in (("pocket-inpaint", "unet"), ("pocket-turbo", "low-rank weights")):
+        (tmp_path / name / "scheduler").mkdir(parents=True)
+        (tmp_path / name / "scheduler" / "scheduler_config.json").write_text("{}")
+        with pytest.raises(ModelFilesError, match=missing):
+            calotype.load(tmp_path / name, device="cpu")
+
+
+def run(*arguments: Any) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.stderr or result.exception
+    return result.stdout
+
+
+def test_the_command_line_knows_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run("generate", PROMPT, "-m", "pocket-turbo", "--device", "cpu", "-o", "turbo.png", "--seed", 1)
+    made = read_settings("turbo.png")
+    assert (made.model, made.steps, made.guidance) == ("pocket-turbo", 4, 1.0)
+    assert made.scheduler["class"] == "LCMScheduler"
+
+    picture().save("in.png")
+    mask().save("mask.png")
+    asked = [
+        "-m",
+        "pocket-inpaint",
+        "--image",
+        "in.png",
+        "--mask",
+        "mask.png",
+        "--steps",
+        2,
+        "--device",
+        "cpu",
+    ]
+    run("generate", PROMPT, *asked, "-o", "out.png")
+    kept = np.asarray(mask()) == 0
+    assert (np.asarray(PIL.Image.open("out.png"))[kept] == np.asarray(picture())[kept]).all()
+    assert read_settings("out.png").pipeline == "StableDiffusionInpaintPipeline"
+
+    pairs = [
+        part
+        for kind in ("canny", "depth")
+        for part in ("--controlnet", f"pocket-controlnet-{kind}", "--control", "in.png")
+    ]
+    run("generate", PROMPT, "-m", "pocket", *pairs, "--steps", 2, "--device", "cpu", "-o", "both.png")
+    assert [entry["model"] for entry in read_settings("both.png").inputs["controlnet"]] == [
+        "pocket-controlnet-canny", "pocket-controlnet-depth"
+    ]  # fmt: skip
+
+    described = json.loads(run("info", "pocket-depth", "--json"))
+    parts = {part["name"]: part for part in described["components"]}
+    assert described["class_name"] == "StableDiffusionDepth2ImgPipeline"
+    assert set(parts) == {
+        "vae", "text_encoder", "tokenizer", "unet", "scheduler", "depth_estimator", "feature_extractor"
+    }  # fmt: skip
+    assert all(parts[name]["weights"][0]["parameters"] for name in ("unet", "vae", "depth_estimator"))
+    assert [folder.name for folder in folders_of("pocket-depth")] == [
+        "pocket-depth", "pocket-depth-estimator", "weights"
+    ]  # fmt: skip
