@@ -86,7 +86,7 @@ def train_vae(*, say: Say = print, **options: Any) -> Path:
     differences and the KL divergence. The rest is as for :func:`train_unconditional`.
     """
     from calotype.models.autoencoder_kl import AutoencoderKL
-    from calotype.pipelines.load import locate
+    from calotype.pipelines.bundled import locate
 
     settings = VaeSettings.of(options)
     examples, device = _begin(settings)

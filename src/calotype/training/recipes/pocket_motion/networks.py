@@ -11,7 +11,7 @@ from torch import nn
 
 from calotype.adapters import model as adapters
 from calotype.core.errors import InputError
-from calotype.pipelines.load import LORA_FILE
+from calotype.pipelines.bundled import LORA_FILE
 from calotype.training.low_rank import add_trainable, make_trainable
 from calotype.training.objectives import denoising_loss, diffuse, prediction_target
 from calotype.training.recipes.pocket_motion.base import Base
