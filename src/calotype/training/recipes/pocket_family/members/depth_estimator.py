@@ -100,6 +100,8 @@ def build_estimator(shape: EstimatorShape, pixels: int) -> Any:
     last = [part for part in model.head.modules() if isinstance(part, nn.Conv2d)][-1]
     with torch.no_grad():
         last.bias.fill_(0.5)
+        # transformers prepares a model under a lock when it is first called, which a compiler cannot follow
+        model(torch.zeros(1, 3, pixels, pixels))
     for name, parameter in model.named_parameters():
         if name.startswith(_IDLE):
             parameter.requires_grad_(False)
