@@ -26,7 +26,12 @@ from calotype.training.unconditional import UnconditionalObjective
 from calotype.training.vae import psnr
 from tests.tiny import stable_diffusion_folder
 
-QUICK = {"train_batch_size": 2, "report_every": 0.0, "device": "cpu", "say": lambda line: None}
+QUICK: dict[str, Any] = {
+    "train_batch_size": 2,
+    "report_every": 0.0,
+    "device": "cpu",
+    "say": lambda line: None,
+}
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 

@@ -98,6 +98,7 @@ def build_estimator(shape: EstimatorShape, pixels: int) -> Any:
         )
     )
     last = [part for part in model.head.modules() if isinstance(part, nn.Conv2d)][-1]
+    assert last.bias is not None
     with torch.no_grad():
         last.bias.fill_(0.5)
         # transformers prepares a model under a lock when it is first called, which a compiler cannot follow
