@@ -30,7 +30,7 @@ def accurate(vae: Any) -> Any:
 def encode(vae: Any, pixels: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
     """Latents of pictures in [-1, 1] (batch, channels, height, width), drawn from the posterior if there is one."""
     encoded = vae.encode(pixels)
-    latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.sample(generator)
+    latents = encoded.latent_dist.sample(generator) if _distributes(encoded) else encoded.latents
     statistics = _per_channel(vae, latents)
     if statistics is not None:
         mean, std = statistics
@@ -38,9 +38,17 @@ def encode(vae: Any, pixels: torch.Tensor, generator: torch.Generator | None) ->
     return vae.config.scaling_factor * latents
 
 
+def _distributes(encoded: Any) -> bool:
+    """Whether it is a distribution; a tiny autoencoder gives latents outright, for which nothing is drawn."""
+    return hasattr(encoded, "latent_dist")
+
+
 def moments(vae: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation of what :func:`encode` draws for pictures in [-1, 1]."""
-    posterior = vae.encode(pixels).latent_dist
+    encoded = vae.encode(pixels)
+    if not _distributes(encoded):
+        return vae.config.scaling_factor * encoded.latents, torch.zeros_like(encoded.latents)
+    posterior = encoded.latent_dist
     statistics = _per_channel(vae, posterior.mean)
     scale = vae.config.scaling_factor
     if statistics is None:
@@ -68,4 +76,5 @@ def decode(vae: Any, latents: torch.Tensor, generator: Any = None) -> torch.Tens
 def mode(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
     """The likeliest latents of pictures in [-1, 1], in the autoencoder's own unit."""
     encoded = vae.encode(pixels)
-    return encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+    likeliest: torch.Tensor = encoded.latent_dist.mode() if _distributes(encoded) else encoded.latents
+    return likeliest

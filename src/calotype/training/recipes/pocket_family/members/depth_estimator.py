@@ -27,6 +27,9 @@ from calotype.training.vae import gradient_loss
 UNIT = 4.0
 """The depth whose inverse is 1: objects' inverse depths are about 1 then."""
 
+_IDLE = ("dpt.layernorm.", "neck.fusion_stage.layers.0.residual_layer1.")
+"""Layers that the architecture has and that nothing is computed with: the first fusion has nothing to fuse."""
+
 
 @dataclass(frozen=True)
 class EstimatorShape:
@@ -95,8 +98,14 @@ def build_estimator(shape: EstimatorShape, pixels: int) -> Any:
         )
     )
     last = [part for part in model.head.modules() if isinstance(part, nn.Conv2d)][-1]
+    assert last.bias is not None
     with torch.no_grad():
         last.bias.fill_(0.5)
+        # transformers prepares a model under a lock when it is first called, which a compiler cannot follow
+        model(torch.zeros(1, 3, pixels, pixels))
+    for name, parameter in model.named_parameters():
+        if name.startswith(_IDLE):
+            parameter.requires_grad_(False)
     return model
 
 
