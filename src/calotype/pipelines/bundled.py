@@ -184,9 +184,7 @@ def folders_of(name_or_path: str | os.PathLike[str]) -> list[Path]:
     place = Path(locate(name_or_path))
     if member_at(place) is None:
         return [place] if place.is_dir() else []
-    lent = {
-        part.folder for part in own_parts(place).values() if place not in (part.folder, *part.folder.parents)
-    }
+    lent = {part.folder.parent for part in own_parts(place).values()} - {place}
     return [place, *sorted(lent), BUNDLED[BASE]]
 
 
