@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import sys
 import types
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import diffusers
 import torch
@@ -42,3 +45,22 @@ def oracle(name: str) -> Any:
         stand_in.BrownianInterval = BrownianInterval  # type: ignore[attr-defined]
     module = importlib.import_module(f"diffusers.schedulers.{NEEDS_TORCHSDE[name]}")
     return getattr(module, name)
+
+
+LAYS_OUT = (
+    "DPMSolverSDEScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LMSDiscreteScheduler",
+)
+"""Classes whose reference lays out a run of all training steps when it is made, which takes some a second."""
+
+
+@contextlib.contextmanager
+def without_layout() -> Iterator[None]:
+    """Objects of the reference made inside have no timesteps until ``set_timesteps`` is called, which lays out anew."""
+    with contextlib.ExitStack() as stack:
+        for name in LAYS_OUT:
+            stack.enter_context(mock.patch.object(oracle(name), "set_timesteps", lambda *_, **__: None))
+        yield
