@@ -1,4 +1,4 @@
-"""Every example runs as it stands, on tiny checkpoints; under the reference's name it gets the same names, and some run."""
+"""Every example runs as it stands, on tiny checkpoints; under the reference's name all import the same, some run."""
 
 from __future__ import annotations
 

@@ -158,7 +158,9 @@ class _Counting(TorchFunctionMode):
         made = func(*args, **(kwargs or {}))
         if func in _MAKES_LARGE:
             self._elements += made.numel()
-            if self._elements > 2 * self._limit:  # a byte is the least that an element takes; tensors may be shared
+            if (
+                self._elements > 2 * self._limit
+            ):  # a byte is the least that an element takes; tensors may be shared
                 raise ModelFilesError(
                     f"The configuration at {self._files.origin} describes a model of {self._elements:,} parameters or "
                     f"more ({human_size(4 * self._elements)} in float32), and its weights have "
@@ -198,6 +200,7 @@ class _WithoutValues(TorchFunctionMode):
             *(getattr(torch.Tensor, f"{name}_") for name in "uniform normal fill zero".split()),
         ]
     )
+
     def __init__(self, making: bool) -> None:
         super().__init__()
         self._making = making
