@@ -31,7 +31,7 @@ demo: $(VENV)/.installed
 		--sheet $(OUT)/demo/sheet.png --overwrite
 
 test: lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check

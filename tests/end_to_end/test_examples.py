@@ -1,10 +1,12 @@
-"""Every example runs as it stands, on tiny checkpoints; and so do those of the reference's names under its name."""
+"""Every example runs as it stands, on tiny checkpoints; under the reference's name all import the same, some run."""
 
 from __future__ import annotations
 
+import ast
 import re
 import runpy
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import PIL.Image
@@ -19,6 +21,7 @@ PROGRAMS = sorted(path for path in FOLDER.glob("*.py") if path.stem != "tiny")
 ON_POCKET = ("compare_schedulers", "prompt_to_picture", "watch_the_steps")
 """Those whose checkpoint comes with the package, which takes longer than a tiny one."""
 
+RUN_UNDER_ANOTHER_NAME = ("inpainting", "text_to_video", "train_lora")
 UNDER_ANOTHER_NAME = [path for path in PROGRAMS if "\nfrom calotype import" in path.read_text()]
 
 
@@ -66,21 +69,45 @@ def test_example(script: Path, room: Path, tiny: Path, monkeypatch: pytest.Monke
     check_result(room)
 
 
-@pytest.mark.parametrize("script", UNDER_ANOTHER_NAME, ids=lambda path: path.stem)
-def test_example_as_written_for_the_reference(
-    script: Path, room: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The same program with the reference's name in its imports."""
+def for_the_reference(script: Path) -> str:
+    """The program with the reference's name in its imports."""
     text = re.sub(
         r"^from calotype(\.utils)? import", r"from diffusers\1 import", script.read_text(), flags=re.M
     )
     assert "from diffusers import" in text
-    (room / "program.py").write_text(text)
+    return text
+
+
+@pytest.fixture
+def installed() -> Iterator[None]:
     calotype.compat.install()
-    try:
-        run(room / "program.py", monkeypatch=monkeypatch)
-    finally:
-        calotype.compat.uninstall()
+    yield
+    calotype.compat.uninstall()
+
+
+@pytest.mark.parametrize("script", UNDER_ANOTHER_NAME, ids=lambda path: path.stem)
+def test_names_as_written_for_the_reference(script: Path, installed: None) -> None:
+    """What is imported under the reference's name is what the example runs with."""
+    said, meant = (
+        [node for node in ast.parse(text).body if isinstance(node, ast.ImportFrom)]
+        for text in (for_the_reference(script), script.read_text())
+    )
+    for one, other in zip(said, meant, strict=True):
+        if one.module.split(".")[0] == "diffusers":
+            found, expected = {}, {}
+            exec(ast.unparse(one), found)
+            exec(ast.unparse(other), expected)
+            for name in one.names:
+                bound = name.asname or name.name
+                assert found[bound] is expected[bound], f"{one.module}.{name.name}"
+
+
+@pytest.mark.parametrize("name", RUN_UNDER_ANOTHER_NAME)
+def test_example_as_written_for_the_reference(
+    name: str, room: Path, installed: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (room / "program.py").write_text(for_the_reference(FOLDER / f"{name}.py"))
+    run(room / "program.py", monkeypatch=monkeypatch)
     check_result(room)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,20 @@ Case = Callable[[], dict[str, Any]]
 
 def quiet(pipe: Any) -> Any:
     pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@lru_cache(maxsize=32)
+def _kept(library: Any, name: str, folder: Path) -> tuple[Any, Any]:
+    pipe = quiet(getattr(library, name).from_pretrained(folder))
+    return pipe, pipe.scheduler
+
+
+def loaded(library: Any, name: str, folder: Path, scheduler: str | None = None) -> Any:
+    """A checkpoint's pipeline, loaded once for all who ask and as it was loaded: they change nothing but the scheduler,
+    which is each time another one, of its class unless one is named."""
+    pipe, first = _kept(library, name, folder)
+    pipe.scheduler = getattr(library, scheduler or type(first).__name__).from_config(first.config)
     return pipe
 
 

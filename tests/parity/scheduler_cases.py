@@ -12,7 +12,9 @@ from typing import Any
 
 from tests.parity import scheduler_cases_more as more
 
-STEPS = (1, 2, 5, 10, 25, 50, 61)
+STEPS = (1, 2, 5, 10, 25, 50)
+UNEVEN = 61
+"""A number of steps that divides no number of training steps; for the options that place the timesteps."""
 MIXES = 12
 SLOW = (
     "SASolverScheduler",
@@ -21,6 +23,7 @@ SLOW = (
     "LMSDiscreteScheduler",
     "KDPM2DiscreteScheduler",
     "KDPM2AncestralDiscreteScheduler",
+    "RePaintScheduler",
 )
 """Classes whose reference takes long to make or to step; they get a third of the combinations."""
 
@@ -271,13 +274,19 @@ def configurations(name: str) -> list[dict[str, Any]]:
 
 def cases(name: str) -> Iterator[tuple[dict[str, Any], dict[str, Any], int]]:
     """Configuration, arguments of ``step`` and number of steps: the single options with every number of steps, the
-    combinations and the further arguments of ``step`` with some."""
+    combinations and the further arguments of ``step`` with some, of which one is beyond the lower orders that a short
+    run ends with."""
     required = len(more.REQUIRED.get(name, {}))
+    has_orders = any(option.endswith("_order") for option in OPTIONS[name])
     for config in configurations(name):
+        uneven = len(config) == required or not {"timestep_spacing", "steps_offset"}.isdisjoint(config)
+        some = (2, 5, 25) if name in SLOW else (2, 10, 25) if has_orders and not uneven else (2, 10)
         for call in calls(name):
             plain = not call and len(config) <= required + 1
-            for steps in STEPS if plain else (2, 5, 25) if name in SLOW else (2, 10, 61):
+            for steps in STEPS if plain else some:
                 yield config, call, steps
+            if uneven and (plain or name not in SLOW):
+                yield config, call, UNEVEN
 
 
 def label(config: dict[str, Any]) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import sys
 import types
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import diffusers
 import torch
@@ -33,8 +36,23 @@ class BrownianInterval:
         return self.path.increment(float(start), float(end))
 
 
+class LMSDiscreteScheduler(diffusers.LMSDiscreteScheduler):
+    """The reference integrates with levels that are tensors of no dimension, which takes ten times as long as the same
+    operations on NumPy's single precision."""
+
+    def get_lms_coefficient(self, order: int, t: int, current_order: int) -> float:
+        sigmas = self.sigmas
+        self.sigmas = sigmas.numpy()
+        try:
+            return super().get_lms_coefficient(order, t, current_order)
+        finally:
+            self.sigmas = sigmas
+
+
 def oracle(name: str) -> Any:
     """The reference's class of this name."""
+    if name == "LMSDiscreteScheduler":
+        return LMSDiscreteScheduler
     if name not in NEEDS_TORCHSDE:
         return getattr(diffusers, name)
     if "torchsde" not in sys.modules and importlib.util.find_spec("torchsde") is None:
@@ -42,3 +60,26 @@ def oracle(name: str) -> Any:
         stand_in.BrownianInterval = BrownianInterval  # type: ignore[attr-defined]
     module = importlib.import_module(f"diffusers.schedulers.{NEEDS_TORCHSDE[name]}")
     return getattr(module, name)
+
+
+LAYS_OUT = (
+    "DPMSolverSDEScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LMSDiscreteScheduler",
+)
+"""Classes whose reference lays out a run of all training steps when it is made, which takes some a second."""
+
+
+def _shorter(method: Any) -> Any:
+    return lambda self, steps, *rest, **more: method(self, min(steps, 10), *rest, **more)
+
+
+@contextlib.contextmanager
+def without_layout() -> Iterator[None]:
+    """Objects of the reference made inside have a run of ten steps laid out; ``set_timesteps`` lays out anew."""
+    with contextlib.ExitStack() as stack:
+        for cls in map(oracle, LAYS_OUT):
+            stack.enter_context(mock.patch.object(cls, "set_timesteps", _shorter(cls.set_timesteps)))
+        yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -17,10 +18,14 @@ MEAN = torch.randn(SHAPE, generator=torch.Generator().manual_seed(8))
 
 def denoiser(x: torch.Tensor, t: Any, channels: int) -> torch.Tensor:
     """A smooth, bounded, deterministic function of the input and the time; with twice the channels if asked."""
-    phase = float(t) / 300.0
-    pattern = (PATTERN + phase).cos().to(x.dtype)
+    pattern = _pattern(float(t) / 300.0, x.dtype)
     out = torch.tanh(0.8 * x) * 0.9 + 0.2 * pattern
     return torch.cat([out, pattern.abs() * 0.5], dim=1) if channels == 2 else out
+
+
+@lru_cache(maxsize=2048)
+def _pattern(phase: float, dtype: torch.dtype) -> torch.Tensor:
+    return (PATTERN + phase).cos().to(dtype)
 
 
 def run(
@@ -82,24 +87,34 @@ def run(
 
 def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     """The largest difference relative to the largest value; 0 where both are NaN, infinite where one is not finite."""
-    ours, theirs = ours.double(), theirs.double()
-    if not torch.equal(ours.isfinite(), theirs.isfinite()):
-        return float("inf")
-    ours, theirs = ours.nan_to_num(), theirs.nan_to_num()
-    scale = float(theirs.abs().max()) or 1.0
-    return float((ours - theirs).abs().max()) / scale
+    return gaps([ours], [theirs])[0]
+
+
+def gaps(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> list[float]:
+    """:func:`difference` of each of the pairs of tensors, which are all of one shape."""
+    if not ours or not ours[0].numel():
+        return [0.0] * len(ours)
+    a, b = (torch.stack(side).double().flatten(1) for side in (ours, theirs))
+    if a.shape != b.shape:
+        return [float("inf")] * len(ours)
+    alike = (a.isfinite() == b.isfinite()).all(1)
+    a, b = a.nan_to_num(), b.nan_to_num()
+    scale = b.abs().amax(1)
+    off = (a - b).abs().amax(1) / torch.where(scale > 0, scale, 1.0)
+    return torch.where(alike, off, torch.inf).tolist()
 
 
 def spread(runs: list[dict[str, Any]]) -> dict[str, list[float]]:
     """How far runs of one scheduler are apart at each step, relative: its own sensitivity to rounding."""
     first, *others = runs
-    return {
-        key: [
-            max(difference(other[key][i], value) if value is not None else 0.0 for other in others)
-            for i, value in enumerate(first[key])
-        ]
-        for key in ("samples", "clean")
-    }
+    found = {}
+    for key in ("samples", "clean"):
+        there = [i for i, value in enumerate(first[key]) if value is not None]
+        found[key] = [0.0] * len(first[key])
+        apart = [gaps([o[key][i] for i in there], [first[key][i] for i in there]) for o in others]
+        for i, values in zip(there, zip(*apart, strict=True), strict=True):
+            found[key][i] = max(values)
+    return found
 
 
 def _rounding(samples: list[torch.Tensor]) -> list[float]:
@@ -140,20 +155,24 @@ def compare(
         return wrong
     if ours["sigmas"] is not None and difference(ours["sigmas"], theirs["sigmas"]) > 1e-6:
         wrong.append(f"sigmas {ours['sigmas'].tolist()[:6]} against {theirs['sigmas'].tolist()[:6]}")
-    for i, (x, y) in enumerate(zip(ours["samples"], theirs["samples"], strict=True)):
-        if not x.isfinite().all() and not y.isfinite().all():
-            break  # an infinite x̂0 (ε-prediction where no signal is): what follows means nothing
-        if x.dtype != y.dtype or not difference(x, y) <= allowed("samples", i):
-            wrong.append(f"sample {i} {x.dtype}/{y.dtype} off by {difference(x, y):.2e}")
-            break
-    for i, (x, y) in enumerate(zip(ours["clean"], theirs["clean"], strict=True)):
-        if x is not None and y is not None and not x.isfinite().all() and not y.isfinite().all():
-            break
-        if (x is None) != (y is None) or (x is not None and not difference(x, y) <= allowed("clean", i)):
-            wrong.append(
-                f"clean {i} off by {difference(x, y) if x is not None and y is not None else 'a None'}"
-            )
-            break
+    for key in ("samples", "clean"):
+        pairs = list(zip(ours[key], theirs[key], strict=True))
+        both = [i for i, (x, y) in enumerate(pairs) if x is not None and y is not None]
+        off = dict(zip(both, gaps([pairs[i][0] for i in both], [pairs[i][1] for i in both]), strict=True))
+        for i, (x, y) in enumerate(pairs):
+            if x is None and y is None:
+                continue
+            if x is None or y is None:
+                wrong.append(f"{key} {i} is a None on one side")
+                break
+            if key == "samples" and x.dtype != y.dtype:
+                wrong.append(f"{key} {i} {x.dtype}/{y.dtype}")
+                break
+            if off[i] <= allowed(key, i):
+                continue
+            if x.isfinite().all() or y.isfinite().all():
+                wrong.append(f"{key} {i} off by {off[i]:.2e}")
+            break  # also at an infinite x̂0 (ε-prediction where no signal is): what follows means nothing
     if not torch.equal(ours["draw"], theirs["draw"]):
         wrong.append("other random draws")
     return wrong

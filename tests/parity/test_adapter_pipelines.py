@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +58,21 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
+@cache
+def kept(library: Any, name: str, folder: Path, paths: tuple[Path, ...]) -> Any:
+    adapters = [library.T2IAdapter.from_pretrained(path) for path in paths]
+    adapter = library.MultiAdapter(adapters) if len(adapters) > 1 else adapters[0]
+    return quiet(getattr(library, name).from_pretrained(folder, adapter=adapter))
+
+
 def pair(name: str, folders: dict[str, Path], count: int = 1) -> tuple[Any, Any]:
+    """The two pipelines, each loaded once, with schedulers of their own."""
     pipes = []
     family = name.removesuffix("AdapterPipeline")
     for library in (diffusers, calotype):
-        adapters = [library.T2IAdapter.from_pretrained(folders[f"{family}-{n}"]) for n in range(count)]
-        adapter = library.MultiAdapter(adapters) if count > 1 else adapters[0]
-        pipe = getattr(library, name).from_pretrained(folders[family], adapter=adapter)
-        pipes.append(quiet(pipe))
+        pipe = kept(library, name, folders[family], tuple(folders[f"{family}-{n}"] for n in range(count)))
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+        pipes.append(pipe)
     return pipes[0], pipes[1]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +47,22 @@ def family_of(name: str) -> str:
     return "StableDiffusionXL" if name.startswith("StableDiffusionXL") else "StableDiffusion"
 
 
+@cache
+def kept(library: Any, name: str, folder: Path, controls: tuple[Path, ...]) -> Any:
+    nets = [library.ControlNetModel.from_pretrained(control) for control in controls]
+    pipe = getattr(library, name).from_pretrained(folder, controlnet=nets if len(nets) > 1 else nets[0])
+    return quiet(pipe)
+
+
 def pair(name: str, folders: dict[str, Path], nets: int = 1) -> tuple[Any, Any]:
+    """The two pipelines, each loaded once, with schedulers of their own."""
     pipes = []
     for library in (diffusers, calotype):
         family = family_of(name)
-        controls = [library.ControlNetModel.from_pretrained(folders[f"{family}-{n}"]) for n in range(nets)]
-        pipe = getattr(library, name).from_pretrained(
-            folders[family], controlnet=controls if nets > 1 else controls[0]
-        )
+        controls = tuple(folders[f"{family}-{n}"] for n in range(nets))
+        pipe = kept(library, name, folders[family], controls)
         pipe.scheduler = library.DDIMScheduler.from_config(pipe.scheduler.config, **SETTLED)
-        pipes.append(quiet(pipe))
+        pipes.append(pipe)
     return pipes[0], pipes[1]
 
 
@@ -167,9 +174,13 @@ def test_cropping_to_the_mask_crops_the_control(folders: dict[str, Path], name: 
 def test_a_network_that_pools(folders: dict[str, Path]) -> None:
     """It sees the prompt's branch alone, as in guess mode."""
     pipes = pair(NAMES[0], folders)
-    for pipe in pipes:
-        pipe.controlnet.register_to_config(global_pool_conditions=True)
-    compare(*pipes, arguments(NAMES[0], dict))
+    try:
+        for pipe in pipes:
+            pipe.controlnet.register_to_config(global_pool_conditions=True)
+        compare(*pipes, arguments(NAMES[0], dict))
+    finally:
+        for pipe in pipes:
+            pipe.controlnet.register_to_config(global_pool_conditions=False)
 
 
 @pytest.mark.parametrize("method", ["__init__", "__call__"])

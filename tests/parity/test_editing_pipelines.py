@@ -15,7 +15,7 @@ from PIL import Image
 
 import calotype
 from calotype.core.errors import InputError
-from tests.parity.pipeline_runs import Case, compare, quiet, seeded
+from tests.parity.pipeline_runs import Case, compare, loaded, quiet, seeded
 from tests.tiny import SCHEDULER, VAE, randomise, stable_diffusion_parts
 
 EDIT, DEPTH, UPSCALE, LATENTS, VARY = (
@@ -144,12 +144,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def pair(name: str, folder: Path, scheduler: str | None = None) -> tuple[Any, Any]:
-    pipes = []
-    for library in (diffusers, calotype):
-        pipe = quiet(getattr(library, name).from_pretrained(folder))
-        if scheduler is not None:
-            pipe.scheduler = getattr(library, scheduler).from_config(pipe.scheduler.config)
-        pipes.append(pipe)
+    pipes = [loaded(library, name, folder, scheduler) for library in (diffusers, calotype)]
     if name == VARY:  # takes no prompt
         return tuple(lambda prompt, pipe=pipe, **arguments: pipe(**arguments) for pipe in pipes)  # type: ignore
     if not hasattr(pipes[0].text_encoder, "text_model"):

@@ -14,7 +14,7 @@ from PIL import Image
 
 import calotype
 from calotype.core.errors import InputError, UnknownClassError
-from tests.parity.pipeline_runs import Case, compare, quiet, seeded
+from tests.parity.pipeline_runs import Case, compare, loaded, quiet, seeded
 from tests.tiny import SCHEDULER, stable_diffusion_parts
 
 TEXT, IMAGE = "LatentConsistencyModelPipeline", "LatentConsistencyModelImg2ImgPipeline"
@@ -34,9 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pair(name: str, folder: Path) -> tuple[Any, Any]:
-    theirs, ours = (
-        quiet(getattr(library, name).from_pretrained(folder)) for library in (diffusers, calotype)
-    )
+    theirs, ours = (loaded(library, name, folder) for library in (diffusers, calotype))
     if not hasattr(theirs.text_encoder, "text_model"):
         # the reference's clip_skip reads this attribute, which transformers 5 took away
         theirs.text_encoder.__dict__["text_model"] = theirs.text_encoder

@@ -15,7 +15,7 @@ from PIL import Image
 import calotype
 from calotype.core.errors import InputError
 from tests.parity.deviations import deviation
-from tests.parity.pipeline_runs import Case, compare, quiet, seeded
+from tests.parity.pipeline_runs import Case, compare, loaded, quiet, seeded
 from tests.tiny import stable_diffusion_folder
 
 CLASSES = ["StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"]
@@ -35,12 +35,7 @@ def inpainting_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pair(name: str, folder: Path, scheduler: str | None = None) -> tuple[Any, Any]:
-    pipes = []
-    for library in (diffusers, calotype):
-        pipe = quiet(getattr(library, name).from_pretrained(folder))
-        if scheduler is not None:
-            pipe.scheduler = getattr(library, scheduler).from_config(pipe.scheduler.config)
-        pipes.append(pipe)
+    pipes = [loaded(library, name, folder, scheduler) for library in (diffusers, calotype)]
     return pipes[0], pipes[1]
 
 

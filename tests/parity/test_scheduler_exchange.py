@@ -12,7 +12,7 @@ import torch
 import calotype
 from calotype.schedulers.scheduler import SIGNAL_NOISE_FAMILY
 from tests.parity.deviations import deviation
-from tests.parity.scheduler_oracle import oracle
+from tests.parity.scheduler_oracle import oracle, without_layout
 from tests.parity.scheduler_runs import difference
 
 SAID: dict[str, dict[str, Any]] = {
@@ -35,10 +35,10 @@ def _quiet() -> Any:
     logging.disable(logging.NOTSET)
 
 
-def exchanged(origin: Any, target: Any, said: dict[str, Any]) -> Any:
+def exchanged(origin: Any, target: Any) -> Any:
     """The configuration after the exchange as it would be written, or None where the exchange is refused."""
     try:
-        scheduler = target.from_config(origin(**said).config)
+        scheduler = target.from_config(origin.config)
     except (ValueError, NotImplementedError):
         return None
     entries = json.loads(scheduler.to_json_string())
@@ -48,10 +48,13 @@ def exchanged(origin: Any, target: Any, said: dict[str, Any]) -> Any:
 @pytest.mark.parametrize("source", SIGNAL_NOISE_FAMILY)
 def test_configurations_go_from_class_to_class(source: str) -> None:
     problems = []
+    said = SAID.get(source, {})
+    with without_layout():
+        origins = [cls(**said) for cls in (getattr(calotype, source), oracle(source))]
     for target in SIGNAL_NOISE_FAMILY:
-        said = SAID.get(source, {})
-        ours = exchanged(getattr(calotype, source), getattr(calotype, target), said)
-        theirs = exchanged(oracle(source), oracle(target), said)
+        ours = exchanged(origins[0], getattr(calotype, target))
+        with without_layout():
+            theirs = exchanged(origins[1], oracle(target))
         case = f"schedulers/from_config/{source}/{target}"
         if (ours == theirs) == (deviation(case) is not None):
             wrong = {

@@ -18,7 +18,7 @@ import calotype
 from calotype.schedulers.ladders import ExplodingScheduler
 from tests.parity.deviations import deviation
 from tests.parity.scheduler_cases import OPTIONS, calls, cases, configurations, label
-from tests.parity.scheduler_oracle import oracle
+from tests.parity.scheduler_oracle import oracle, without_layout
 from tests.parity.scheduler_runs import compare, difference, run, spread
 
 TOLERANCE = 1e-5
@@ -49,8 +49,11 @@ def made(module: Any, name: str, config: str, steps: int) -> Any:
     ``steps`` makes another one where the reference's configuration changes with its first run.
     """
     try:
-        cls = oracle(name) if module is diffusers else getattr(module, name)
-        return cls(**ast.literal_eval(config))
+        options = ast.literal_eval(config)
+        if module is not diffusers:
+            return getattr(module, name)(**options)
+        with without_layout():
+            return oracle(name)(**options)
     except Exception as error:
         return error
 

@@ -13,7 +13,7 @@ import torch
 
 import calotype
 from calotype.core.errors import InputError
-from tests.parity.pipeline_runs import Case, compare, quiet, seeded
+from tests.parity.pipeline_runs import Case, compare, loaded, quiet, seeded
 from tests.parity.test_image_pipelines import mask, photo
 from tests.tiny import stable_diffusion_xl_folder
 
@@ -33,12 +33,7 @@ def refiner(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pair(name: str, folder: Path, scheduler: str | None = None) -> tuple[Any, Any]:
-    pipes = []
-    for library in (diffusers, calotype):
-        pipe = quiet(getattr(library, name).from_pretrained(folder))
-        if scheduler is not None:
-            pipe.scheduler = getattr(library, scheduler).from_config(pipe.scheduler.config)
-        pipes.append(pipe)
+    pipes = [loaded(library, name, folder, scheduler) for library in (diffusers, calotype)]
     return pipes[0], pipes[1]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 import calotype
 from calotype.core import weights
@@ -82,3 +83,31 @@ def test_values_are_set_on_meta_for_nobody_and_elsewhere_as_ever() -> None:
     thread.join()
     assert not made[0].weight.is_meta
     assert made[0].weight.abs().sum() > 0
+
+
+def test_modules_are_made_while_a_model_is_loaded_in_another_thread(tmp_path: Path) -> None:
+    """Loading does not touch what torch walks through for every parameter of any module."""
+    model = calotype.AutoencoderTiny(
+        encoder_block_out_channels=(4,),
+        decoder_block_out_channels=(4,),
+        num_encoder_blocks=(1,),
+        num_decoder_blocks=(1,),
+    )
+    model.save_pretrained(tmp_path)
+    loaded: list[object] = []
+
+    def meanwhile(module: torch.nn.Module, name: str, parameter: object) -> None:
+        if not loaded:
+            loaded.append(None)
+            other = threading.Thread(target=lambda: loaded.append(model.from_pretrained(tmp_path)))
+            other.start()
+            other.join()
+
+    # two, so that the walk goes on after the first
+    handles = [register_module_parameter_registration_hook(hook) for hook in (meanwhile, lambda *_: None)]
+    try:
+        torch.nn.Linear(2, 2)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert isinstance(loaded[-1], calotype.AutoencoderTiny)

@@ -145,7 +145,6 @@ def _run(server: tuple[str, list[str]], cache: Path, code: str, offline: bool = 
     prelude = """
 from pathlib import Path
 from calotype.core.hub import *
-from calotype.core.weights import find_weights
 from calotype.core.errors import ModelFilesError
 def say(function, *args, **kwargs):
     try:
@@ -200,7 +199,9 @@ print(try_find_file("owner/model", "nothing.json"))
 
 
 def test_an_unreachable_hub(tmp_path: Path) -> None:
-    (line,) = _run(("http://127.0.0.1:9", []), tmp_path, "say(find_file, 'owner/model', 'config.json')")
+    code = "import time\ntime.sleep = lambda seconds: None  # between the attempts of huggingface_hub\n"
+    code += "say(find_file, 'owner/model', 'config.json')"
+    (line,) = _run(("http://127.0.0.1:9", []), tmp_path, code)
     assert "the Hub cannot be reached: check the connection" in line
 
 
@@ -209,6 +210,7 @@ def test_weights_of_a_repository(server: tuple[str, list[str]], tmp_path: Path) 
         server,
         tmp_path,
         """
+from calotype.core.weights import find_weights
 say(lambda: find_weights("owner/model", subfolder="unet").paths[0].name)
 say(lambda: find_weights("owner/model", subfolder="unet", variant="fp16"))
 say(lambda: find_weights("owner/model", subfolder="unet", use_safetensors=False).paths[0].name)

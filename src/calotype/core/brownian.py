@@ -19,7 +19,7 @@ from calotype.core.errors import InputError
 DIGITS = 6
 """Times are rounded to so many decimal digits, which bounds the depth of the tree."""
 REMEMBERED = 64
-"""How many increments of a tree are kept in case that the next query needs them."""
+"""How many nodes of a tree are kept, each as the increments of its halves, in case that the next query needs them."""
 
 
 class BrownianPath:
@@ -29,7 +29,7 @@ class BrownianPath:
         self._like, self._seed = torch.empty_like(like, device="meta"), seed
         self._device = like.device
         self._low, self._high = round(low, DIGITS), round(high, DIGITS)
-        self._kept: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
+        self._kept: OrderedDict[tuple[int, int], tuple[Tensor, Tensor]] = OrderedDict()
         sequence = np.random.SeedSequence(entropy=seed, pool_size=24)
         self._total = self._normal(sequence) * math.sqrt(high - low)
 
@@ -56,17 +56,18 @@ class BrownianPath:
         if node not in self._kept:
             sequence = np.random.SeedSequence(entropy=self._seed, spawn_key=node, pool_size=24)
             spread = math.sqrt(left * right / span)
-            self._kept[node] = torch.add(total * (left / span), self._normal(sequence), alpha=spread)
+            half = torch.add(total * (left / span), self._normal(sequence), alpha=spread)
+            self._kept[node] = (half, total - half)
             if len(self._kept) > REMEMBERED:
                 self._kept.popitem(last=False)
-        first = self._kept[node]
+        first, second = self._kept[node]
         key, depth = node
         parts = []
         if start < middle:
             parts.append(self._between(start, min(end, middle), low, middle, first, (2 * key, depth + 1)))
         if end > middle:
             rest = (2 * key + 1, depth + 1)
-            parts.append(self._between(max(start, middle), end, middle, high, total - first, rest))
+            parts.append(self._between(max(start, middle), end, middle, high, second, rest))
         return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
 

@@ -6,9 +6,8 @@ A module is made on the meta device, where it costs nothing, and filled by assig
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
 from calotype.core.errors import ModelFilesError, WeightsError
@@ -135,32 +133,50 @@ def check_layers(config: Mapping[str, Any], files: WeightFiles) -> None:
             )
 
 
-@contextmanager
-def no_larger_than(files: WeightFiles) -> Iterator[None]:
+_MAKES = frozenset(
+    getattr(torch, name)
+    for name in "empty zeros ones full tensor as_tensor arange linspace logspace eye rand randn randint".split()
+)
+"""What makes new tensors."""
+_MAKES_LARGE = _MAKES - {torch.arange, torch.linspace, torch.logspace}
+"""And those that may become parameters."""
+
+
+class _Counting(TorchFunctionMode):
+    """Within this, new tensors stop with ``ModelFilesError`` once they have more elements than ``files`` can hold.
+
+    It holds for one thread alone, unlike a hook of ``torch.nn``, which another thread's modules would run into.
+    """
+
+    def __init__(self, files: WeightFiles) -> None:
+        super().__init__()
+        self._files, self._elements, self._limit = files, 0, files.nbytes
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if func in _MAKES_LARGE:
+            self._elements += made.numel()
+            if (
+                self._elements > 2 * self._limit
+            ):  # a byte is the least that an element takes; tensors may be shared
+                raise ModelFilesError(
+                    f"The configuration at {self._files.origin} describes a model of {self._elements:,} parameters or "
+                    f"more ({human_size(4 * self._elements)} in float32), and its weights have "
+                    f"{human_size(self._limit)}: it is not theirs."
+                )
+        return made
+
+
+def no_larger_than(files: WeightFiles) -> AbstractContextManager[Any]:
     """Within this, making a module stops with ``ModelFilesError`` once it has more parameters than ``files`` can hold.
 
     So a configuration with absurd sizes costs neither memory nor time.
     """
     if not any(files.contents.values()):
         raise ModelFilesError(f"The weights at {files.origin} hold no tensors; download them again.")
-    thread, elements, limit = threading.get_ident(), 0, files.nbytes
-
-    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        nonlocal elements
-        if parameter is None or threading.get_ident() != thread:
-            return
-        elements += parameter.numel()
-        if elements > 2 * limit:  # a byte is the least that an element takes, and tensors may be shared
-            raise ModelFilesError(
-                f"The configuration at {files.origin} describes a model of {elements:,} parameters or more "
-                f"({human_size(4 * elements)} in float32), and its weights have {human_size(limit)}: it is not theirs."
-            )
-
-    handle = register_module_parameter_registration_hook(count)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return _Counting(files)
 
 
 class _WithoutValues(TorchFunctionMode):
@@ -184,10 +200,6 @@ class _WithoutValues(TorchFunctionMode):
             *(getattr(torch.Tensor, f"{name}_") for name in "uniform normal fill zero".split()),
         ]
     )
-    _MAKES = frozenset(
-        getattr(torch, name)
-        for name in "empty zeros ones full tensor as_tensor arange linspace logspace eye rand randn randint".split()
-    )
 
     def __init__(self, making: bool) -> None:
         super().__init__()
@@ -201,7 +213,7 @@ class _WithoutValues(TorchFunctionMode):
             tensor = args[0] if args else kwargs["tensor"]
             if tensor.is_meta:
                 return tensor
-        elif self._making and func in self._MAKES and kwargs.get("device") is None:
+        elif self._making and func in _MAKES and kwargs.get("device") is None:
             kwargs["device"] = "meta"
         return func(*args, **kwargs)
 

@@ -48,7 +48,8 @@ def train_pocket(
         changes: settings other than the preset's, such as ``unet.batch=256``.
 
     Raises:
-        InputError: an unknown stage, preset or setting, or a stage whose predecessor has not run.
+        InputError: an unknown stage, preset or setting, a stage whose predecessor has not run, or a preset without
+            numbers of steps and no ``max_minutes``.
     """
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown or not stages:
@@ -75,6 +76,8 @@ def train_pocket(
         compile=where.type == "cuda" if compile is None else compile,
         init=init,
     )
+    for stage, chosen in (("vae", settings.vae), ("text", settings.text), ("unet", settings.unet)):
+        run.check_length(stage, chosen.steps)
     run.work.mkdir(parents=True, exist_ok=True)
     run.out.mkdir(parents=True, exist_ok=True)
     if init is not None:

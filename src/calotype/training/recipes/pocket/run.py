@@ -55,6 +55,11 @@ class Run:
         share = self.weights[stage] / sum(self.weights[name] for name in following)
         return max(0.05, share * (left - self.reserve) / 60)
 
+    def check_length(self, stage: str, steps: int | None) -> None:
+        """Raises ``InputError`` for a stage that neither its number of steps nor the run's minutes would end."""
+        if stage in self.stages and steps is None and self.max_minutes is None:
+            raise InputError("This preset has no number of steps: say how long to train with --max-minutes.")
+
     def say(self, text: str) -> None:
         """A line of progress, with the run's clock, shown at once."""
         print(f"[{time.monotonic() - self.started:7.1f} s] {text}", flush=True)

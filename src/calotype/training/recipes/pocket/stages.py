@@ -77,7 +77,7 @@ def train_vae(settings: PocketSettings, run: Run) -> None:
 
     minutes = None if chosen.steps is not None else run.minutes_for("vae")
     loop = LoopSettings(
-        pace=Pace(chosen.learning_rate, _steps(chosen.steps, minutes), minutes, chosen.warmup),
+        pace=Pace(chosen.learning_rate, chosen.steps, minutes, chosen.warmup),
         ema_decay=chosen.ema_decay,
         autocast=autocast_type(settings, device),
         threads=_threads(settings, run),
@@ -146,7 +146,7 @@ def train_text(settings: PocketSettings, run: Run) -> None:
                 settings.unet.caption_dropout,
             ),
             LoopSettings(
-                pace=Pace(chosen.learning_rate, _steps(chosen.steps, minutes), minutes, chosen.warmup),
+                pace=Pace(chosen.learning_rate, chosen.steps, minutes, chosen.warmup),
                 ema_decay=chosen.ema_decay,
                 autocast=autocast_type(settings, device),
                 threads=_threads(settings, run),
@@ -264,7 +264,7 @@ def train_unet(settings: PocketSettings, run: Run) -> None:
             objective,
             LatentBatches(data["latents"], empty[0], settings),
             LoopSettings(
-                pace=Pace(chosen.learning_rate, _steps(chosen.steps, minutes), minutes, chosen.warmup),
+                pace=Pace(chosen.learning_rate, chosen.steps, minutes, chosen.warmup),
                 ema_decay=chosen.ema_decay,
                 autocast=autocast_type(settings, device),
                 threads=_threads(settings, run),
@@ -317,12 +317,6 @@ class _Inspection:
         pictures = self._vae.decode(latents.float() / self._vae.config.scaling_factor).sample
         write_sheet(self._run.out / "unet.png", (pictures + 1) / 2, PROMPTS)
         return {"validation_loss": torch.stack(losses).mean().item()}
-
-
-def _steps(steps: int | None, minutes: float | None) -> int | None:
-    if steps is None and minutes is None:
-        raise InputError("This preset has no number of steps: say how long to train with --max-minutes.")
-    return steps
 
 
 def _seconds(run: Run, stage: str) -> float:

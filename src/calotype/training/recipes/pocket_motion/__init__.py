@@ -73,6 +73,7 @@ def train_pocket_motion(
         init=init,
         weights=stage_functions.STAGE_WEIGHTS,
     )
+    run.check_length("motion", settings.train.steps)
     run.work.mkdir(parents=True, exist_ok=True)
     run.out.mkdir(parents=True, exist_ok=True)
     aside = where.type == "cuda" and "clips" in stages and "motion" in stages

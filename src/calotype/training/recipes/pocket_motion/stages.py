@@ -98,8 +98,6 @@ def train_motion(
         clips.look()
         run.say(f"{len(clips):,} clips are there")
         minutes = None if chosen.steps is not None else run.minutes_for("motion")
-        if chosen.steps is None and minutes is None:
-            raise InputError("This preset has no number of steps: say how long to train with --max-minutes.")
         outcome = fit(
             objective,
             ClipBatches(clips, base, settings),
