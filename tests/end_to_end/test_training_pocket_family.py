@@ -333,7 +333,7 @@ def test_chunks_of_an_earlier_run_are_taken_away(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words_given", "message"),
     [
-        ([], "No member is named of pocket-family; there are pocket-inpaint, pocket-depth"),
+        ([], "No member is named of pocket-family; there are pocket-depth-estimator, pocket-inpaint"),
         (["--member", "pocket-fox"], "no member 'pocket-fox'"),
         (["--member", "pocket-inpaint", "--preset", "cpu"], "no preset 'cpu' of pocket-family"),
         (

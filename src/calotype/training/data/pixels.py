@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 
 from calotype.training.data.batches import Drawing, PictureSet, mixed
-from calotype.training.data.folder import Example, open_picture
+from calotype.training.data.folder import Example, File, open_picture
 from calotype.training.data.sizes import Size, cut
 from calotype.training.objectives import stratified_timesteps
 
@@ -29,7 +28,7 @@ class PixelBatches:
     timesteps: int | None = None
     cache: bool = True
     seed: int = 0
-    _kept: dict[Path, torch.Tensor] = field(default_factory=dict)
+    _kept: dict[File, torch.Tensor] = field(default_factory=dict)
 
     @property
     def samples(self) -> int:
