@@ -132,6 +132,7 @@ def test_an_error_in_a_callback_leaves_the_pipeline_usable(pipe: Any) -> None:
 
 SAVE = """
 import os, signal, sys, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background may have begun without it
 import calotype, safetensors.torch
 pipe = calotype.StableDiffusionPipeline.from_pretrained(sys.argv[1])
 original = safetensors.torch.save_file

@@ -169,12 +169,13 @@ class ClipBatches:
         latents = self.data.latents[index].float()
         steps = int(self.base.scheduler.config.num_train_timesteps)
         timesteps = stratified_timesteps(torch.rand((1,), **options), chosen.batch, steps)
-        blind = torch.rand((chosen.batch,), **options) < chosen.blind
-        before_last = (torch.rand((chosen.batch,), **options) * 2 - 1).clamp(min=0) * (steps / 10)
+        faint = torch.rand((chosen.batch,), **options) < chosen.faint
+        before_last = (torch.rand((chosen.batch,), **options) * (steps / 10)).long()
+        amplitude = torch.rand((chosen.batch,), **options)
         return {
             "latents": latents,
             "states": self.base.read(ids),
             "noise": torch.randn(latents.shape, **options),
-            "timesteps": torch.where(blind, steps - 1 - before_last.long(), timesteps),
-            "blind": blind,
+            "timesteps": torch.where(faint, steps - 1 - before_last, timesteps),
+            "signal": torch.where(faint, amplitude.square(), 1.0),
         }

@@ -26,7 +26,7 @@ _LISTENING = ("to_q", "to_k", "to_v", "to_out.0")
 class ClipObjective(nn.Module):
     """Denoising loss of a UNet over clips whose prompt is read already.
 
-    Some clips are blind: noise alone. The last timestep's noise leaves a fifteenth of the signal, in sixteen frames
+    Some clips are faint, down to noise alone. The last timestep's noise leaves a fifteenth of the signal, in sixteen frames
     together enough to see which way something moves, so that nothing would be learned from the words for it; but a
     sampler begins with noise alone, where only the words say (Lin et al., "Common diffusion noise schedules and sample
     steps are flawed", 2023).
@@ -42,9 +42,12 @@ class ClipObjective(nn.Module):
         self.register_buffer("alphas_cumprod", scheduler.alphas_cumprod.float(), persistent=False)
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """``latents`` and ``noise`` [B, C, F, H, W], ``timesteps`` [B], ``states`` [B, L, D], ``blind`` [B] of bool."""
+        """``latents`` and ``noise`` [B, C, F, H, W], ``timesteps`` [B], ``states`` [B, L, D], ``signal`` [B] in [0, 1].
+
+        The latter is the share of the timestep's signal-to-noise ratio that a clip is seen with.
+        """
         latents, noise, timesteps = batch["latents"], batch["noise"], batch["timesteps"]
-        level = torch.where(batch["blind"], 0.0, self.alphas_cumprod[timesteps])
+        level = self.alphas_cumprod[timesteps] * batch["signal"]
         predicted = self.unet(diffuse(latents, noise, level), timesteps, batch["states"], return_dict=False)[
             0
         ]

@@ -39,8 +39,8 @@ class TrainSettings:
     warmup: int = 100
     ema_decay: float = 0.995
     caption_dropout: float = 0.1
-    blind: float = 0.3
-    """the share of clips that are noise alone: half of them at the last timestep, half in the last tenth of them"""
+    faint: float = 0.3
+    """the share of clips that are fainter than the last tenth of the timesteps leaves them, down to nothing"""
     steps: int | None = None
 
 

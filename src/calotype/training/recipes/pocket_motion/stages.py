@@ -61,7 +61,7 @@ def example_batch(settings: MotionSettings, base: Base) -> dict[str, torch.Tenso
         "states": base.read(base.ids([""] * batch)),
         "noise": torch.zeros_like(latents),
         "timesteps": torch.zeros(batch, dtype=torch.int64, device=device),
-        "blind": torch.zeros(batch, dtype=torch.bool, device=device),
+        "signal": torch.ones(batch, device=device),
     }
 
 
@@ -73,9 +73,9 @@ def train_motion(
     ``maker`` is the process that makes clips, if one does so at the same time.
     """
     chosen, device = settings.train, run.device
-    if chosen.blind > 0 and base.scheduler.config.prediction_type == "epsilon":
+    if chosen.faint > 0 and base.scheduler.config.prediction_type == "epsilon":
         raise InputError(
-            "A checkpoint that predicts noise learns nothing where there is only noise: set train.blind=0, or take one "
+            "A checkpoint that predicts noise learns nothing where there is only noise: set train.faint=0, or take one "
             "that predicts v."
         )
     unet = build_unet(settings, base, init)
