@@ -27,9 +27,9 @@ class ClipObjective(nn.Module):
     """Denoising loss of a UNet over clips whose prompt is read already.
 
     Some clips are faint, down to noise alone. The last timestep's noise leaves a fifteenth of the signal, in sixteen
-    frames together enough to see which way something moves, so that little would be learned from the words for it; but
-    a sampler begins with noise alone, where only the words say (Lin et al., "Common diffusion noise schedules and sample
-    steps are flawed", 2023).
+    frames together enough to see which way something moves, so that little would be learned from the words for it.
+    But a sampler begins with noise alone, where only the words say (Lin et al., "Common diffusion noise schedules and
+    sample steps are flawed", 2023).
     """
 
     unet: Any
