@@ -22,6 +22,7 @@ from benchmarks._pocket_family.judges import (
 from benchmarks._pocket_family.table import Measure, mean, share
 from benchmarks._pocket_family.world import World, as_pictures, as_tensor, fresh, sentences
 from calotype.annotators import canny
+from calotype.diffusion import codec
 from calotype.pocket.captions import with_article
 from calotype.pocket.classifier import Reading, load_classifier, read_pictures
 from calotype.pocket.judging import Verdict, judge, shares
@@ -307,10 +308,8 @@ def tiny_vae(bench: Bench) -> list[Measure]:
 
     @torch.no_grad()
     def encoded(vae: Any) -> torch.Tensor:
-        parts = [
-            vae.encode((2 * part - 1).to(vae.device, vae.dtype)) for part in pictures.split(options.batch)
-        ]
-        return torch.cat([p.latents if "latents" in p else p.latent_dist.mode() for p in parts])
+        parts = [(2 * part - 1).to(vae.device, vae.dtype) for part in pictures.split(options.batch)]
+        return torch.cat([codec.mode(vae, part) for part in parts])
 
     latents = encoded(whole)
     tiny = psnr(decoded(pipe.vae, latents), pictures)

@@ -17,8 +17,12 @@ from calotype.core.errors import CalotypeError, InputError, ModelFilesError
 from calotype.pipelines.bundled import BUNDLED, LORA_FILE, locate
 from calotype.pipelines.load import load_moving
 from calotype.training.__main__ import main
+from calotype.training.recipes.chunks import ChunkFolder
+from calotype.training.recipes.pocket.settings import changed
 from calotype.training.recipes.pocket_motion import stages, train_pocket_motion
 from calotype.training.recipes.pocket_motion.base import load_base
+from calotype.training.recipes.pocket_motion.clips import ClipBatches, ClipSet
+from calotype.training.recipes.pocket_motion.networks import ClipObjective
 from calotype.training.recipes.pocket_motion.networks import build_unet as build_moving_unet
 from calotype.training.recipes.pocket_motion.settings import PRESETS, preset
 from tests.tiny_pocket import tiny_pocket
@@ -98,6 +102,47 @@ def test_a_new_adapter_changes_nothing(base: Path) -> None:
         ours = unet(x, 500, context).sample
         alone = torch.stack([parts.unet(frame, 500, context).sample for frame in x.unbind(2)], dim=2)
     torch.testing.assert_close(ours, alone, atol=1e-5, rtol=1e-5)
+
+
+class Sees(torch.nn.Module):
+    """Keeps what it is given."""
+
+    def forward(self, sample: torch.Tensor, timestep: Any, states: Any, return_dict: bool) -> Any:
+        self.sample = sample
+        return (torch.zeros_like(sample),)
+
+
+def test_of_faint_clips_less_is_seen(trained: tuple[Path, Path], base: Path) -> None:
+    parts = load_base(base, torch.device("cpu"))
+    clips = ClipSet(ChunkFolder(trained[1] / "clips", "clips"), parts.device)
+    clips.look()
+    faint, clear = (
+        ClipBatches(clips, parts, changed(preset("tiny"), [f"train.faint={share}", "train.batch=16"]))(0)
+        for share in (1.0, 0.0)
+    )
+    assert (faint["timesteps"] >= 900).all()
+    assert (faint["signal"] < 1).all() and faint["signal"].std() > 0.1
+    assert (clear["signal"] == 1).all() and (clear["timesteps"] < 900).any()
+    unet = Sees()
+    objective = ClipObjective(unet, parts.scheduler)
+    objective({**clear, "signal": torch.zeros(16)})
+    torch.testing.assert_close(unet.sample, clear["noise"])
+    objective(clear)
+    assert not torch.allclose(unet.sample, clear["noise"], atol=1e-2)
+
+
+def test_low_rank_updates_that_an_adapter_lacks_are_new(
+    trained: tuple[Path, Path], base: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(trained[0] / "pocket-motion", tmp_path / "adapter")
+    (tmp_path / "adapter" / LORA_FILE).unlink()
+    parts = load_base(base, torch.device("cpu"))
+    unet = build_moving_unet(preset("tiny"), parts, tmp_path / "adapter")
+    ups = [p for n, p in unet.named_parameters() if n.endswith(".up")]
+    assert ups and all(p.requires_grad and not p.any() for p in ups)
+    stored = load_file(tmp_path / "adapter" / WEIGHTS)
+    own = unet.state_dict()
+    assert all(torch.equal(own[name], value.float()) for name, value in stored.items())
 
 
 def test_an_adapter_is_gone_on_from(trained: tuple[Path, Path], base: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,15 @@ def train(recipe: str, out: Path, options: Mapping[str, Any]) -> None:
         names = " and no ".join(f"--{name.replace('_', '-')}" for name in unknown)
         raise InputError(f"The recipe {recipe} has no {names}.")
     function(out, **given)
+
+
+def check_stages(asked: Sequence[str], known: Sequence[str]) -> None:
+    """Raises ``InputError`` if no stage is asked for, or one that a recipe does not have."""
+    unknown = [stage for stage in asked if stage not in known]
+    if unknown or not asked:
+        raise InputError(
+            f"There is no stage {', '.join(unknown) or '(none named)'}; there are {', '.join(known)}."
+        )
 
 
 def _function(recipe: str) -> Callable[..., None]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from calotype.core.errors import InputError
+from calotype.training.recipes import check_stages
 
 STAGES = ("vae", "tokenizer", "text", "latents", "unet", "export")
 
@@ -51,11 +52,7 @@ def train_pocket(
         InputError: an unknown stage, preset or setting, a stage whose predecessor has not run, or a preset without
             numbers of steps and no ``max_minutes``.
     """
-    unknown = [stage for stage in stages if stage not in STAGES]
-    if unknown or not stages:
-        raise InputError(
-            f"There is no stage {', '.join(unknown) or '(none named)'}; there are {', '.join(STAGES)}."
-        )
+    check_stages(stages, STAGES)
 
     from calotype.training.recipes.pocket import data, export
     from calotype.training.recipes.pocket import stages as stage_functions

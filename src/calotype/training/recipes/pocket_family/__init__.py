@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from calotype.core.errors import InputError
+from calotype.training.recipes import check_stages
 
 STAGES = ("views", "train", "export")
 BASE = Path(__file__).parents[3] / "pocket" / "weights"
@@ -53,11 +54,7 @@ def train_pocket_family(
         InputError: an unknown stage, member, preset or setting, no checkpoint in a folder, or a stage whose predecessor
             has not run.
     """
-    unknown = [stage for stage in stages if stage not in STAGES]
-    if unknown or not stages:
-        raise InputError(
-            f"There is no stage {', '.join(unknown) or '(none named)'}; there are {', '.join(STAGES)}."
-        )
+    check_stages(stages, STAGES)
 
     from calotype.training.recipes.pocket.data import caption_workers
     from calotype.training.recipes.pocket.run import Run, pick_device
@@ -90,6 +87,8 @@ def train_pocket_family(
         weights=stage_functions.STAGE_WEIGHTS,
         reserve=stage_functions.RESERVE,
     )
+    if theirs is not None:
+        run.check_length("train", theirs.train.steps)
     run.work.mkdir(parents=True, exist_ok=True)
     run.out.mkdir(parents=True, exist_ok=True)
     parts = load_base(folder, where) if {"views", "train"} & set(stages) else None

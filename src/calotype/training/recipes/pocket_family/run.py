@@ -61,8 +61,6 @@ def train_member(member: Member, settings: MemberSettings, run: Run, base: Base,
     Views that another process is making are waited for, as long as there is time.
     """
     chosen, device = settings.train, run.device
-    if chosen.steps is None and run.max_minutes is None:
-        raise InputError("This preset has no number of steps: say how long to train with --max-minutes.")
     torch.manual_seed(settings.seed)
     objective: Any = member.objective(settings, base)
     if init is not None:

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from calotype.core.errors import InputError
+from calotype.training.recipes import check_stages
 
 STAGES = ("clips", "motion", "export")
 BASE = Path(__file__).parents[3] / "pocket" / "weights"
@@ -46,11 +46,7 @@ def train_pocket_motion(
         InputError: an unknown stage, preset or setting, no checkpoint or adapter in a folder, or a stage whose
             predecessor has not run.
     """
-    unknown = [stage for stage in stages if stage not in STAGES]
-    if unknown or not stages:
-        raise InputError(
-            f"There is no stage {', '.join(unknown) or '(none named)'}; there are {', '.join(STAGES)}."
-        )
+    check_stages(stages, STAGES)
 
     from calotype.training.recipes.pocket.run import Run, pick_device
     from calotype.training.recipes.pocket.settings import changed
