@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from calotype.core.errors import InputError
-from calotype.pocket.placement import camera_axes, heights
+from calotype.pocket.placement import camera_axes, heights, project
 from calotype.pocket.scene import SceneBatch, sample_scenes
 from calotype.pocket.sdf import form_table
 from calotype.pocket.vocabulary import COLORS, HELD_OUT, SHAPES, SIZE_RADIUS, SIZES
@@ -91,6 +91,15 @@ class MovingScenes:
         index = torch.arange(len(self), device=self.motion.device).repeat_interleave(count)
         time = torch.linspace(0, 1, count, device=self.motion.device).repeat(len(self))
         return self[index].at(time)
+
+    def ways(self, count: int = FRAMES) -> Tensor:
+        """Where the main object is seen in :meth:`frames`, [B, count, 3]: right and up, of the picture's half width,
+        and the logarithm of its distance."""
+        scenes = self.frames(count)
+        place = scenes.position[:, 0].clone()
+        place[:, 1] += heights(scenes.shape, scenes.scale)[:, 0] / 2
+        x, y, distance = project(place, scenes.eye, scenes.target, scenes.fov)
+        return torch.stack((x, y, distance.log()), dim=-1).unflatten(0, (len(self), count))
 
     def records(self) -> list[MotionRecord]:
         """The motions in plain Python."""

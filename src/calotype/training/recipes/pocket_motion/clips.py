@@ -55,7 +55,7 @@ def make_clips(
 ) -> None:
     """Write chunks of clips to ``folder`` until all are made or ``seconds`` are over, then an empty file ``done``.
 
-    A chunk is (float16 latents [N, C, F, H, W], int16 token ids [N, K, L]). Validation's is made after the first.
+    A chunk is (float16 latents [N, C, F, H, W], int16 token ids [N, K, L], the main object's ways [N, F, 3]). Validation's is made after the first.
     """
     chosen, device, began = settings.clips, base.device, time.monotonic()
     clear(folder)
@@ -82,7 +82,7 @@ def make_clips(
         )
         path = folder / (VALIDATION if number < 0 else chunk_name(number))
         with replacing(path) as temporary:
-            torch.save((latents.cpu(), ids), temporary)
+            torch.save((latents.cpu(), ids, moving.ways(chosen.frames).half().cpu()), temporary)
         made += count if number >= 0 else 0
         now = time.monotonic()
         if now - said > 15:
@@ -121,11 +121,25 @@ class ClipSet:
 
     source: ChunkFolder
     device: torch.device
-    latents: torch.Tensor | None = None
-    ids: torch.Tensor | None = None
+    parts: tuple[torch.Tensor, ...] = ()
 
     def __len__(self) -> int:
-        return 0 if self.latents is None else len(self.latents)
+        return len(self.parts[0]) if self.parts else 0
+
+    @property
+    def latents(self) -> torch.Tensor:
+        """float16 [N, C, F, H, W]"""
+        return self.parts[0]
+
+    @property
+    def ids(self) -> torch.Tensor:
+        """int16 [N, K, L]"""
+        return self.parts[1]
+
+    @property
+    def ways(self) -> torch.Tensor:
+        """float16 [N, F, 3], of the main object: see ``MovingScenes.ways``"""
+        return self.parts[2]
 
     def look(self) -> None:
         """Take in the chunks that have been written since."""
@@ -135,11 +149,11 @@ class ClipSet:
         """Add the clips of these files."""
         if not paths:
             return
-        known = [] if self.latents is None or self.ids is None else [(self.latents, self.ids)]
-        found = (torch.load(path, weights_only=True) for path in paths)
-        parts = [*known, *((a.to(self.device), b.to(self.device)) for a, b in found)]
-        self.latents = torch.cat([latents for latents, _ in parts])
-        self.ids = torch.cat([ids for _, ids in parts])
+        found = [
+            tuple(part.to(self.device) for part in torch.load(path, weights_only=True)) for path in paths
+        ]
+        known = [self.parts] if self.parts else []
+        self.parts = tuple(torch.cat(parts) for parts in zip(*known, *found, strict=True))
 
 
 @dataclass(frozen=True)
@@ -159,7 +173,6 @@ class ClipBatches:
         if number % self.look_every == 0:
             self.data.look()
         chosen, device = self.settings.train, self.base.device
-        assert self.data.latents is not None and self.data.ids is not None
         generator = torch.Generator(device).manual_seed(self.settings.seed + number)
         options: dict[str, Any] = {"generator": generator, "device": device}
         index = torch.randint(len(self.data), (chosen.batch,), **options)
@@ -178,4 +191,5 @@ class ClipBatches:
             "noise": torch.randn(latents.shape, **options),
             "timesteps": torch.where(faint, steps - 1 - before_last, timesteps),
             "signal": torch.where(faint, amplitude.square(), 1.0),
+            "ways": self.data.ways[index].float(),
         }

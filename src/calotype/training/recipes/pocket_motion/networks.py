@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,36 @@ from calotype.training.recipes.pocket_motion.settings import MotionSettings
 MODULES = "motion_modules."
 UPDATES = "motion"
 """The name of the low-rank adapter."""
-_LISTENING = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+class Following(nn.Module):
+    """Reads the way of the main object, from its middle, in the mean features behind each motion module.
+
+    Which way something goes is a product of the word for it and the number of the frame, and where it is then a
+    product of that and its place: nothing of the second is learned before the first, and nothing asks for the first
+    but the second. This asks. It is not a part of the adapter.
+    """
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        modules = [part for name, part in unet.named_modules() if re.search(r"motion_modules\.\d+$", name)]
+        self.heads = nn.ModuleList(nn.Linear(part.norm.num_channels, 3) for part in modules)  # type: ignore[union-attr,arg-type]
+        self._seen: list[torch.Tensor] = []
+        for part in modules:
+            part.register_forward_hook(self._see)
+
+    def _see(self, module: nn.Module, args: Any, output: torch.Tensor) -> None:
+        self._seen.append(output)
+
+    def forward(self, ways: torch.Tensor) -> torch.Tensor:
+        """Mean squared error for ``ways`` [B, F, 3] of the call that the UNet has just answered."""
+        seen, self._seen = self._seen, []
+        asked = ways - ways.mean(1, keepdim=True)
+        read = [
+            head(h.mean((2, 3))).unflatten(0, ways.shape[:2])
+            for head, h in zip(self.heads, seen, strict=True)
+        ]
+        return torch.stack([(each.float() - asked).square().mean() for each in read]).mean()
 
 
 class ClipObjective(nn.Module):
@@ -35,23 +65,30 @@ class ClipObjective(nn.Module):
     unet: Any
     alphas_cumprod: torch.Tensor
 
-    def __init__(self, unet: nn.Module, scheduler: Any) -> None:
+    def __init__(self, unet: nn.Module, scheduler: Any, following: float = 0.0) -> None:
         super().__init__()
         self.unet = unet
+        self.weight = following
+        self.following = Following(unet) if following > 0 else None
         self.prediction = scheduler.config.prediction_type
         self.register_buffer("alphas_cumprod", scheduler.alphas_cumprod.float(), persistent=False)
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """``latents`` and ``noise`` [B, C, F, H, W], ``timesteps`` [B], ``states`` [B, L, D], ``signal`` [B] in [0, 1].
+        """``latents`` and ``noise`` [B, C, F, H, W], ``timesteps`` [B], ``states`` [B, L, D], ``signal`` [B] in [0, 1],
+        ``ways`` [B, F, 3].
 
-        The latter is the share of the timestep's signal-to-noise ratio that a clip is seen with.
+        ``signal`` is the share of the timestep's signal-to-noise ratio that a clip is seen with.
         """
         latents, noise, timesteps = batch["latents"], batch["noise"], batch["timesteps"]
         level = self.alphas_cumprod[timesteps] * batch["signal"]
         predicted = self.unet(diffuse(latents, noise, level), timesteps, batch["states"], return_dict=False)[
             0
         ]
-        return {"loss": denoising_loss(predicted, prediction_target(latents, noise, level, self.prediction))}
+        denoising = denoising_loss(predicted, prediction_target(latents, noise, level, self.prediction))
+        if self.following is None:
+            return {"loss": denoising}
+        followed = self.following(batch["ways"])
+        return {"loss": denoising + self.weight * followed, "denoising": denoising, "following": followed}
 
 
 def build_adapter(settings: MotionSettings, base: Base) -> Any:
@@ -100,10 +137,9 @@ def build_unet(settings: MotionSettings, base: Base, init: Path | None) -> Any:
     paths = [
         name
         for name, part in unet.named_modules()
-        if isinstance(part, nn.Linear)
-        and ".transformer_blocks." in name
+        if isinstance(part, nn.Linear | nn.Conv2d)
         and MODULES not in name
-        and name.endswith(_LISTENING)
+        and name.endswith(settings.adapter.updates)
     ]
     add_trainable(unet, UPDATES, paths, settings.adapter.rank)
     return unet

@@ -16,6 +16,8 @@ class AdapterSettings:
     depth: tuple[int, ...] | int = 1
     positions: int = 32
     rank: int = 16
+    updates: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    """endings of the base's layers that are updated"""
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,10 @@ class TrainSettings:
     warmup: int = 100
     ema_decay: float = 0.995
     caption_dropout: float = 0.1
-    faint: float = 0.3
+    faint: float = 0.5
     """the share of clips that are fainter than the last tenth of the timesteps leaves them, down to nothing"""
+    following: float = 0.2
+    """the weight of reading the main object's way behind each motion module"""
     steps: int | None = None
 
 
@@ -89,3 +93,12 @@ PROMPTS = (
     "a pink capsule jumping on tiles",
 )
 """Prompts of the sample sheets."""
+
+HEARD = tuple(
+    f"a {color} {name} moving to the {{}} on {floor}"
+    for color, name, floor in (
+        ("red", "ball", "grass"), ("blue", "cube", "wood"), ("green", "cone", "snow"), ("yellow", "star", "sand"),
+        ("white", "cylinder", "tiles"), ("purple", "torus", "grass"), ("orange", "pyramid", "sand"), ("pink", "cube", "snow"),
+    )
+)  # fmt: skip
+"""Prompts for one side or the other."""

@@ -28,7 +28,7 @@ from calotype.training.recipes.pocket_motion.networks import (
     build_unet,
     write_adapter,
 )
-from calotype.training.recipes.pocket_motion.settings import PRESETS, PROMPTS, MotionSettings
+from calotype.training.recipes.pocket_motion.settings import HEARD, PRESETS, PROMPTS, MotionSettings
 from calotype.training.sheets import write_sheet
 from calotype.training.text_to_image import sample_latents
 
@@ -62,6 +62,7 @@ def example_batch(settings: MotionSettings, base: Base) -> dict[str, torch.Tenso
         "noise": torch.zeros_like(latents),
         "timesteps": torch.zeros(batch, dtype=torch.int64, device=device),
         "signal": torch.ones(batch, device=device),
+        "ways": torch.zeros(batch, settings.clips.frames, 3, device=device),
     }
 
 
@@ -79,7 +80,7 @@ def train_motion(
             "that predicts v."
         )
     unet = build_unet(settings, base, init)
-    objective = ClipObjective(unet, base.scheduler).to(device)
+    objective = ClipObjective(unet, base.scheduler, chosen.following).to(device)
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
         unet.to(memory_format=torch.channels_last)
@@ -111,7 +112,9 @@ def train_motion(
             ),
             folder=run.work / "motion-training",
             samples_per_batch=chosen.batch,
-            inspect=_Inspection(settings, run, base, objective, ClipBatches(validation, base, settings)),
+            inspect=_Inspection(
+                settings, run, base, objective, ClipBatches(validation, base, settings), clips
+            ),
             say=run.say,
         )
     with outcome.ema.applied():
@@ -129,16 +132,23 @@ class _Inspection:
     """Validation loss on held-out motions and a sheet of the fixed prompts, at the averaged weights, which it saves."""
 
     def __init__(
-        self, settings: MotionSettings, run: Run, base: Base, objective: ClipObjective, batches: ClipBatches
+        self,
+        settings: MotionSettings,
+        run: Run,
+        base: Base,
+        objective: ClipObjective,
+        batches: ClipBatches,
+        clips: ClipSet,
     ) -> None:
         self._settings, self._run, self._base = settings, run, base
-        self._objective, self._batches = objective, batches
+        self._objective, self._batches, self._clips = objective, batches, clips
 
     def __call__(self, position: Position) -> Mapping[str, float]:
         base, device = self._base, self._run.device
         write_adapter(self._objective.unet, self._settings, base, self._run.out / NAME)
         with precision(device, torch.bfloat16 if device.type == "cuda" else None):
-            losses = [self._objective(self._batches(number))["loss"] for number in range(4)]
+            losses = [self._objective(self._batches(number)) for number in range(4)]
+            heard = self._heard()
             channels, *sides = base.latent_shape
             latents = sample_latents(
                 self._objective.unet,
@@ -152,7 +162,28 @@ class _Inspection:
                 generator=torch.Generator().manual_seed(self._settings.seed),
             )
         write_strips(self._run.out / "motion.png", latents, base)
-        return {"validation_loss": torch.stack(losses).mean().item()}
+        means = {f"validation_{name}": sum(loss[name].item() for loss in losses) / 4 for name in losses[0]}
+        return {**means, "heard": heard}
+
+    def _heard(self) -> float:
+        """How much of what tells clips to the right from clips to the left the words alone say: 0 nothing, 1 all."""
+        base, clips = self._base, self._clips
+        gone = (clips.ways[:, -1] - clips.ways[:, 0]).float()
+        across = (gone[:, 1].abs() < 0.2) & (gone[:, 2].abs() < 0.1)
+        means = [
+            clips.latents[across & (side * gone[:, 0] > 0.4)].mean(0, dtype=torch.float32) for side in (1, -1)
+        ]
+        told = []
+        for side in ("right", "left"):
+            texts = [text.format(side) for text in HEARD]
+            noise = torch.randn(
+                (len(texts), *clips.latents.shape[1:]), generator=torch.Generator().manual_seed(1)
+            ).to(base.device)
+            last = torch.full((len(texts),), len(self._objective.alphas_cumprod) - 1, device=base.device)
+            answer = self._objective.unet(noise, last, base.read(base.ids(texts)), return_dict=False)[0]
+            told.append(-answer.float().mean(0))  # where there is only noise, v is the negative of the clip
+        difference = means[0] - means[1]
+        return float(((told[0] - told[1]) * difference).sum() / difference.square().sum())
 
 
 def write_strips(path: Path, latents: torch.Tensor, base: Base) -> None:
