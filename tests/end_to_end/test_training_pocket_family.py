@@ -21,6 +21,7 @@ from calotype.diffusion.tasks.depth import normalized
 from calotype.pocket.labels import PALETTE, SEGMENTS, painted
 from calotype.training.__main__ import main
 from calotype.training.loop import TrainingError
+from calotype.training.recipes.base import Base, load_base
 from calotype.training.recipes.chunks import DONE, VALIDATION, ChunkFolder, chunk_name, clear
 from calotype.training.recipes.pocket.networks import build_unet
 from calotype.training.recipes.pocket.settings import preset
@@ -33,7 +34,6 @@ from calotype.training.recipes.pocket_family.members.controlnets import controln
 from calotype.training.recipes.pocket_family.members.depth import depth_beside
 from calotype.training.recipes.pocket_family.members.upscale import in_upscalers_unit
 from calotype.training.recipes.pocket_family.views import FIELDS, ViewSet
-from calotype.training.recipes.pocket_motion.base import Base, load_base
 from tests.tiny import randomise
 from tests.tiny_pocket import tiny_pocket
 
