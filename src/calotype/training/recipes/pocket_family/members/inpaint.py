@@ -47,7 +47,7 @@ class InpaintSettings:
 
     seed: int = 30_001
     train: TrainSettings = field(default_factory=TrainSettings)
-    unet: ShapeSettings = field(default_factory=ShapeSettings)
+    unet: ShapeSettings = field(default_factory=lambda: ShapeSettings(channels=(64, 64, 96)))
     from_base: bool = False
     masks: MaskShares = field(default_factory=MaskShares)
     swapped: float = 0.5
