@@ -119,15 +119,18 @@ def refined(bench: Bench) -> list[Measure]:
         after, before = (100 * right / max(1, total) for right, total in (each[what] for each in counts))
         measures.append(
             Measure(
-                REFINER, f"{NAMES[what]}: lost to {NAME} alone", before - after, "points",
-                f"{after:.1f} % and {before:.1f} %", 3.0, at_most=True,
+                REFINER,
+                f"{NAMES[what]}: lost to {NAME} alone",
+                before - after,
+                "points",
+                f"{after:.1f} % and {before:.1f} %",
+                3.0,
+                at_most=True,
             )  # fmt: skip
         )
     rendered = features(bench.classifier, fresh(options.renders, options.seed + 5, options.device).pictures)
     far = [frechet(features(bench.classifier, as_tensor(images)), rendered) for images in (best, alone)]
-    measures.append(
-        Measure(REFINER, "Fréchet distance to renders", far[0], "", f"{NAME} alone {far[1]:.3f}")
-    )
+    measures.append(Measure(REFINER, "Fréchet distance to renders", far[0], "", f"{NAME} alone {far[1]:.3f}"))
     rougher = (noise_of(as_tensor(worst)) > noise_of(as_tensor(best))).tolist()
     measures.append(share(REFINER, "a low score: grainier or blurred more than a high one", rougher, 85.0))
     away = [float(v) for v in (as_tensor(best) - as_tensor(alone)).square().mean((1, 2, 3)).sqrt()]

@@ -157,8 +157,8 @@ class Upscale(Member):
 
     name = "pocket-upscale"
     summary = (
-        "A UNet for `StableDiffusionUpscalePipeline` with the pocket model's text encoder, and an autoencoder of its own "
-        "in the unit of latents that this pipeline insists on: it reads latents and a picture a quarter as large, "
+        "A UNet for `StableDiffusionUpscalePipeline` with the pocket model's text encoder, and an autoencoder of its "
+        "own in the unit of latents that this pipeline insists on: it reads latents and a picture a quarter as large, "
         "seven channels, and is told how noisy that picture is."
     )
     fields = ("pictures", "latents", "ids")

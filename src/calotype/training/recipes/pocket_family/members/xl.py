@@ -1,4 +1,4 @@
-"""``pocket-xl`` and ``pocket-xl-refiner``: SDXL's shape, two text encoders and UNets that are told size, crop and score.
+"""``pocket-xl`` and ``pocket-xl-refiner``, SDXL's shape: two text encoders, UNets that are told size, crop and score.
 
 Both UNets and the second text encoder, which they share, are trained together.
 """
@@ -57,8 +57,8 @@ class XLSettings:
     """``number_width`` is how wide each number of size and crop is embedded, ``crops`` how the pictures of a batch are
     shared out to whole ones, crops and small originals; ``dropped`` is how often the text is left out.
 
-    The refiner learns from ``refiner_share`` of each batch, at the levels of noise below ``refiner_levels``. ``reading``
-    weighs how well the second encoder tells what the first one reads.
+    The refiner learns from ``refiner_share`` of each batch, at the levels of noise below ``refiner_levels``.
+    ``reading`` weighs how well the second encoder tells what the first one reads.
     """
 
     seed: int = 30_031
@@ -132,7 +132,10 @@ class XLObjective(nn.Module):
 
     @torch.compiler.disable
     def read(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The states before the last layer of both encoders [B, L, D], as the pipelines take them, and the pooled text."""
+        """The states before the last layer of both encoders [B, L, D], as the pipelines take them, and the pooled text.
+
+        Left out of compilation: transformers collects the states in ways that are not compiled.
+        """
         with torch.no_grad():
             known = self.text_encoder(input_ids=ids, output_hidden_states=True).hidden_states[-2]
         read = self.text_encoder_2(input_ids=ids, output_hidden_states=True)
@@ -145,8 +148,9 @@ class XLObjective(nn.Module):
         return latents * self.vae.config.scaling_factor
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """``pictures`` [B, 3, P, P] in [-1, 1], ``time_ids`` [B, 6], ``noise`` and ``timesteps``; what the refiner is to
-        draw: ``worse`` [b, 3, P, P], ``scores`` [b, 5], ``worse_noise`` and ``worse_timesteps``; ``dropped`` bool [B]."""
+        """``pictures`` [B, 3, P, P] in [-1, 1], ``time_ids`` [B, 6], ``noise`` and ``timesteps``, and ``dropped`` bool
+        [B]; what the refiner is to draw: ``worse`` [b, 3, P, P], ``scores`` [b, 5], ``worse_noise`` and
+        ``worse_timesteps``."""
         known, told, pooled = self.read(batch["input_ids"])
         # an empty text is zeros, as `force_zeros_for_empty_prompt` has it
         kept = (~batch["dropped"]).float()
@@ -191,8 +195,8 @@ class XL(Member):
         "A UNet and a second text encoder for `StableDiffusionXLPipeline` with the pocket model's text encoder and "
         "autoencoder. It is told the size of the original (128 is a whole picture; above, one that was enlarged before "
         "it was cropped; below, a small one that was blown up), the corner of the crop, and the size of the result. "
-        "Beside it `pocket-xl-refiner`, a UNet for `StableDiffusionXLImg2ImgPipeline` that reads the second text encoder "
-        "alone, is told a score from 2.5 (blurred and grainy) to 6 (clean), and knows the last fifth of the noise."
+        "Beside it `pocket-xl-refiner`, a UNet for `StableDiffusionXLImg2ImgPipeline` that reads the second text "
+        "encoder alone, is told a score from 2.5 (blurred and grainy) to 6 (clean), and knows the last fifth of the noise."
     )
     fields = ("pictures", "latents", "ids")
 
