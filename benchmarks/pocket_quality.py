@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks._pocket_family import tasks
+from benchmarks._pocket_family import tasks, xl
 from benchmarks._pocket_family.drawing import Options, draw
 from benchmarks._pocket_family.table import Measure, lines
 from benchmarks._pocket_family.tasks import Bench
@@ -62,6 +62,8 @@ TASKS: dict[str, tuple[Callable[[Bench], list[Measure]], ...]] = {
     "pocket-unconditional": (unconditional,),
     "pocket-tiny-vae": (tasks.tiny_vae,),
     "pocket-upscale": (tasks.upscale,),
+    "pocket-xl": (xl.text_to_image, xl.micro_conditions),
+    "pocket-xl-refiner": (xl.refined,),
 }
 """Member -> what is measured of it."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,28 @@ def _tiny_vae(folder: Path) -> None:
     randomise(model).half().save_pretrained(folder / "vae")
 
 
+def _xl(folder: Path) -> None:
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    second = CLIPTextConfig(
+        vocab_size=1025, hidden_size=16, intermediate_size=16, projection_dim=16, num_hidden_layers=2,
+        num_attention_heads=2, bos_token_id=1023, eos_token_id=1024, pad_token_id=1024,
+    )  # fmt: skip
+    encoder = randomise(CLIPTextModelWithProjection(second)).half()
+    encoder.save_pretrained(folder / "text_encoder_2")
+    shutil.copytree(WEIGHTS / "tokenizer", folder / "tokenizer_2")
+    _unet(folder, 4, cross_attention_dim=160 + 16, **_numbers(6))
+
+
+def _numbers(count: int) -> dict[str, Any]:
+    """Entries of a UNet that is told so many numbers beside the pooled text."""
+    return {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 8 * count + 16,
+    }
+
+
 MAKERS: dict[str, Callable[[Path], None]] = {
     "pocket-inpaint": lambda folder: _unet(folder, 9),
     "pocket-depth": lambda folder: _unet(folder, 5),
@@ -111,6 +134,8 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "pocket-unconditional": _unconditional,
     "pocket-upscale": _upscale,
     "pocket-tiny-vae": _tiny_vae,
+    "pocket-xl": _xl,
+    "pocket-xl-refiner": lambda folder: _unet(folder, 4, cross_attention_dim=16, **_numbers(5)),
 }
 
 

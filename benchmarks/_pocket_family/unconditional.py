@@ -20,10 +20,10 @@ STEPS = 50
 def training_scenes(count: int) -> SceneBatch:
     """Scenes that the member learned from: those of the first chunk of views, which its seed gives again."""
     from calotype.pipelines.bundled import BUNDLED
+    from calotype.training.recipes.base import load_base
     from calotype.training.recipes.pocket.pictures import chunk_scenes
     from calotype.training.recipes.pocket_family.settings import PRESETS
     from calotype.training.recipes.pocket_family.views import pocket_settings
-    from calotype.training.recipes.pocket_motion.base import load_base
 
     settings = PRESETS["full"]
     pocket = pocket_settings(settings, load_base(BUNDLED["pocket"], torch.device("cpu")))

@@ -51,6 +51,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "pocket-upscale": {"image": picture(32)},
     "pocket-tiny-vae": {"image": picture(), "strength": 0.9},
     "pocket-unconditional": {},
+    "pocket-xl-refiner": {"image": picture(), "strength": 1.0},
 } | {f"pocket-controlnet-{kind}": {"control": picture()} for kind in ("canny", "depth", "segmentation")}
 
 

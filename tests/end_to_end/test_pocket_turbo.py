@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 import calotype
 from calotype.adapters import model as adapters
 from calotype.core.errors import InputError
+from calotype.training.recipes.base import Base, load_base
 from calotype.training.recipes.pocket_family import BASE
 from calotype.training.recipes.pocket_family.member import member_of
 from calotype.training.recipes.pocket_family.members.turbo import FILE, UPDATES, TurboSettings
 from calotype.training.recipes.pocket_family.settings import TrainSettings
 from calotype.training.recipes.pocket_family.views import ViewSet
-from calotype.training.recipes.pocket_motion.base import Base, load_base
 from tests.tiny_pocket import tiny_pocket
 
 TURBO = member_of("pocket-turbo")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -21,11 +22,13 @@ from calotype.diffusion.tasks.depth import normalized
 from calotype.pocket.labels import PALETTE, SEGMENTS, painted
 from calotype.training.__main__ import main
 from calotype.training.loop import TrainingError
+from calotype.training.recipes.base import Base, load_base
 from calotype.training.recipes.chunks import DONE, VALIDATION, ChunkFolder, chunk_name, clear
 from calotype.training.recipes.pocket.networks import build_unet
 from calotype.training.recipes.pocket.settings import preset
 from calotype.training.recipes.pocket_family import train_pocket_family
 from calotype.training.recipes.pocket_family.conditions import canny_lines
+from calotype.training.recipes.pocket_family.degraded import cropped, spoilt
 from calotype.training.recipes.pocket_family.denoising import Draw, words
 from calotype.training.recipes.pocket_family.masks import MaskShares, draw_masks
 from calotype.training.recipes.pocket_family.member import member_of
@@ -33,7 +36,6 @@ from calotype.training.recipes.pocket_family.members.controlnets import controln
 from calotype.training.recipes.pocket_family.members.depth import depth_beside
 from calotype.training.recipes.pocket_family.members.upscale import in_upscalers_unit
 from calotype.training.recipes.pocket_family.views import FIELDS, ViewSet
-from calotype.training.recipes.pocket_motion.base import Base, load_base
 from tests.tiny import randomise
 from tests.tiny_pocket import tiny_pocket
 
@@ -45,6 +47,7 @@ OWN = {
     "pocket-controlnet-canny": ["controlnet"],
     "pocket-controlnet-depth": ["controlnet"],
     "pocket-controlnet-segmentation": ["controlnet"],
+    "pocket-xl": ["text_encoder_2", "tokenizer_2", "unet"],
 }
 """Member -> the parts that are its own."""
 CPU = torch.device("cpu")
@@ -202,6 +205,53 @@ def test_batches_are_functions_of_their_number(work: Path, parts: Base) -> None:
         assert not torch.equal(first["noise"], other["noise"])
 
 
+def test_what_is_inpainted_may_not_be_what_stood_there(work: Path, parts: Base) -> None:
+    """All of both objects is in the hole, and around it is the scene that was."""
+    member = member_of("pocket-inpaint")
+    views = ViewSet(work / "views", CPU, member.fields)
+    views.look()
+    settings: Any = replace(member.settings("tiny"), swapped=1.0)  # type: ignore[type-var]
+    settings = replace(settings, train=replace(settings.train, batch=8, caption_dropout=0.0))
+    batch = member.batches(views, parts, settings)(1)
+    names = words(parts, batch["input_ids"])
+    index = [(views.swapped_ids.long() == row).all(1).nonzero()[0].item() for row in batch["input_ids"]]
+    assert all(name.startswith(("a ", "an ")) for name in names)
+    for mine, mask, i in zip(batch["pictures"], batch["mask"], index, strict=True):
+        hole = mask[0] > 0
+        shown = ((mine + 1) * 127.5).round().byte()
+        assert torch.equal(shown[:, ~hole], views.pictures[i][:, ~hole])
+        assert torch.equal(shown[:, hole], views.swapped[i][:, hole])
+        assert ((views.instances[i] == 2) | (views.swapped_first[i] > 0))[~hole].sum() <= 2
+    changed = (views.swapped != views.pictures).flatten(1).any(1)
+    assert changed.float().mean() > 0.5
+
+
+def test_crops_are_what_their_numbers_say() -> None:
+    side, count = 32, 200
+    line = torch.linspace(-1, 1, side).expand(side, side)
+    pictures = torch.stack((line, line.T, line * 0)).expand(count, -1, -1, -1)
+    draw = Draw(torch.arange(count), {"generator": torch.Generator().manual_seed(0), "device": CPU})
+    seen, numbers = cropped(pictures, draw, (0.3, 0.4, 0.3))
+    assert seen.shape == pictures.shape and numbers.shape == (count, 6)
+    original, top, left = numbers[:, 0], numbers[:, 2], numbers[:, 3]
+    assert (numbers[:, 4:] == side).all() and (numbers[:, 1] == original).all()
+    whole, large, small = original == side, original > side, original < side
+    assert torch.equal(seen[whole], pictures[whole]) and min(whole.sum(), large.sum(), small.sum()) > 30
+    assert (
+        not torch.equal(seen[small], pictures[small])
+        and (top[~large] == 0).all()
+        and (left[~large] == 0).all()
+    )
+    # the ramps tell where the crop's middle was
+    middle = torch.stack((left, top), dim=1)[large] + side / 2
+    found = (seen[large][:, :2].mean((2, 3)) * (side - 1) / side + 1) / 2 * original[large, None]
+    torch.testing.assert_close(found, middle, atol=1.0, rtol=0)
+    clean, score = spoilt(pictures, draw)
+    assert score.min() < 3 and score.max() == 6 and torch.equal(clean[score == 6], pictures[score == 6])
+    error = (clean - pictures).abs().mean((1, 2, 3))
+    assert error[score < 4].mean() > 3 * error[score > 5].mean()
+
+
 def test_masks_about_objects_hide_them(work: Path) -> None:
     views = ViewSet(work / "views", CPU)
     views.look()
@@ -254,7 +304,7 @@ def test_an_autoencoder_in_the_upscalers_unit_is_the_same(parts: Base) -> None:
     )
 
 
-def test_the_reference_draws_the_same(out: Path, base: Path) -> None:
+def test_the_reference_draws_the_same(out: Path, base: Path, tmp_path: Path) -> None:
     import diffusers
 
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
@@ -275,6 +325,10 @@ def test_the_reference_draws_the_same(out: Path, base: Path) -> None:
             }
             pipe = library.StableDiffusionUpscalePipeline.from_pretrained(base, **parts, **none)
             given = {"image": picture.resize((8, 8))}
+        elif name == "pocket-xl":
+            load_xl = library.StableDiffusionXLPipeline.from_pretrained
+            pipe = load_xl(calotype_xl)
+            given = {"original_size": (48, 48), "crops_coords_top_left": (0, 16)}
         else:
             net = library.ControlNetModel.from_pretrained(folder / "controlnet")
             pipe = library.StableDiffusionControlNetPipeline.from_pretrained(base, controlnet=net, **none)
@@ -291,7 +345,20 @@ def test_the_reference_draws_the_same(out: Path, base: Path) -> None:
         ).images
         return np.asarray(images)
 
-    for name in ("pocket-inpaint", "pocket-upscale", "pocket-controlnet-canny"):
+    calotype_xl = tmp_path / "xl"
+    own, shared = out / "pocket-xl", base
+    shutil.copytree(shared, calotype_xl)
+    shutil.copytree(own, calotype_xl, dirs_exist_ok=True)
+    index = json.loads((shared / "model_index.json").read_text(encoding="utf-8"))
+    index |= {
+        "_class_name": "StableDiffusionXLPipeline",
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+        "tokenizer_2": ["transformers", "CLIPTokenizer"],
+    }
+    for name in ("safety_checker", "feature_extractor", "image_encoder", "requires_safety_checker"):
+        index.pop(name, None)
+    (calotype_xl / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    for name in ("pocket-inpaint", "pocket-upscale", "pocket-controlnet-canny", "pocket-xl"):
         expected = drawn(diffusers, name)
         assert expected.shape == (1, 32, 32, 3) and expected.std() > 0.01
         np.testing.assert_allclose(drawn(calotype, name), expected, atol=1e-4, rtol=0)

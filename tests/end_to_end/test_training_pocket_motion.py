@@ -17,10 +17,10 @@ from calotype.core.errors import CalotypeError, InputError, ModelFilesError
 from calotype.pipelines.bundled import BUNDLED, LORA_FILE, locate
 from calotype.pipelines.load import load_moving
 from calotype.training.__main__ import main
+from calotype.training.recipes.base import load_base
 from calotype.training.recipes.chunks import ChunkFolder
 from calotype.training.recipes.pocket.settings import changed
 from calotype.training.recipes.pocket_motion import stages, train_pocket_motion
-from calotype.training.recipes.pocket_motion.base import load_base
 from calotype.training.recipes.pocket_motion.clips import ClipBatches, ClipSet
 from calotype.training.recipes.pocket_motion.networks import ClipObjective
 from calotype.training.recipes.pocket_motion.networks import build_unet as build_moving_unet

@@ -14,12 +14,12 @@ from PIL import Image
 import calotype
 from calotype.core.errors import InputError
 from calotype.pocket.renderer import SKY_DEPTH
+from calotype.training.recipes.base import load_base
 from calotype.training.recipes.pocket_family import BASE, train_pocket_family
 from calotype.training.recipes.pocket_family.member import member_of
 from calotype.training.recipes.pocket_family.members.depth_estimator import UNIT, correlation, inverse_depth
 from calotype.training.recipes.pocket_family.settings import member_settings
 from calotype.training.recipes.pocket_family.views import ViewSet
-from calotype.training.recipes.pocket_motion.base import load_base
 from tests.tiny_pocket import tiny_pocket
 
 DEPTH, VAE, DRAWS = "pocket-depth-estimator", "pocket-tiny-vae", "pocket-unconditional"

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from calotype.pocket.segmenter import FILE, load_segmenter, segment_pictures
+from calotype.training.recipes.base import load_base
 from calotype.training.recipes.pocket_family import train_pocket_family
 from calotype.training.recipes.pocket_family.member import member_of
 from calotype.training.recipes.pocket_family.views import ViewSet
-from calotype.training.recipes.pocket_motion.base import load_base
 from tests.tiny_pocket import tiny_pocket
 
 

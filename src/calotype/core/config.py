@@ -88,6 +88,8 @@ class ConfigFile:
 
     config_name: ClassVar[str]
     ignore_for_config: ClassVar[tuple[str, ...]] = ()
+    derived_in_config: ClassVar[tuple[str, ...]] = ()
+    """Entries that every instance registers itself, by its arguments; files have them, and they are not read."""
 
     @property
     def config(self) -> Config:
@@ -251,6 +253,7 @@ class ConfigMixin(ConfigFile):
             if key not in arguments
             and not key.startswith("_")
             and key not in understood_elsewhere
+            and key not in cls.derived_in_config
             and key != "quantization_config"
         }
         if unknown:
@@ -261,7 +264,11 @@ class ConfigMixin(ConfigFile):
                 cls.config_name,
             )
         unused = {**unknown, **{k: v for k, v in kwargs.items() if k not in arguments}}
-        hidden = {key: value for key, value in stated.items() if key not in arguments}
+        hidden = {
+            key: value
+            for key, value in stated.items()
+            if key not in arguments and key not in cls.derived_in_config
+        }
         return arguments, unused, hidden
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -112,6 +113,7 @@ class AutoencoderTiny(ModelMixin, AutoencoderMixin):
     """
 
     _supports_gradient_checkpointing = True
+    derived_in_config: ClassVar[tuple[str, ...]] = ("block_out_channels",)
 
     def __init__(
         self,

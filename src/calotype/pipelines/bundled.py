@@ -29,7 +29,8 @@ class Member:
     """A pipeline of the family: its public class and what its folder must hold.
 
     ``borrowed`` are components in the folder of another member, by its name; ``scheduler`` is the name of one that
-    takes the settings of the checkpoint's. ``usual`` are defaults of its calls.
+    takes the settings of the checkpoint's. ``usual`` are defaults of its calls, ``given`` arguments that it is made
+    with: None for a component of the checkpoint that it does not have.
     """
 
     pipeline: str
@@ -38,9 +39,11 @@ class Member:
     low_rank: bool = False
     scheduler: str | None = None
     usual: Mapping[str, Any] = field(default_factory=dict)
+    given: Mapping[str, Any] = field(default_factory=dict)
 
 
 _ESTIMATOR = "pocket-depth-estimator"
+_XL = "pocket-xl"
 _STEERED = Member("StableDiffusionControlNetPipeline", ("controlnet",))
 MEMBERS: dict[str, Member] = {
     "pocket-inpaint": Member("StableDiffusionInpaintPipeline"),
@@ -65,6 +68,12 @@ MEMBERS: dict[str, Member] = {
         usual={"num_inference_steps": 20, "guidance_scale": 1.0},
     ),
     "pocket-tiny-vae": Member("StableDiffusionPipeline", ("vae",)),
+    "pocket-xl": Member("StableDiffusionXLPipeline", ("unet", "text_encoder_2", "tokenizer_2")),
+    "pocket-xl-refiner": Member(
+        "StableDiffusionXLImg2ImgPipeline",
+        borrowed={"text_encoder_2": _XL, "tokenizer_2": _XL},
+        given={"text_encoder": None, "tokenizer": None, "requires_aesthetics_score": True},
+    ),
 }
 """Name -> what the member is."""
 
@@ -74,7 +83,8 @@ BUNDLED |= {name: FOLDER / name for name in (*MEMBERS, _ESTIMATOR)}
 """Name -> its folder, which an installation may lack."""
 
 _MADE_BY = {"pocket-motion": "calotype train pocket-motion --out DIR"} | {
-    name: f"calotype train pocket-family --member {name} --out DIR" for name in (*MEMBERS, _ESTIMATOR)
+    name: f"calotype train pocket-family --member {_XL if name.startswith(_XL) else name} --out DIR"
+    for name in (*MEMBERS, _ESTIMATOR)
 }
 """Name -> the command that makes it."""
 
@@ -147,9 +157,14 @@ def all_parts(place: str | os.PathLike[str]) -> dict[str, Part]:
     """The components of the member in a folder by name, those of the checkpoint included."""
     own, shared = own_parts(place), BUNDLED[BASE]
     entries = read_json(shared / INDEX)
-    taken = [name for name in init_parameters(pipeline_class(place)) if name not in own]
+    member = MEMBERS[Path(place).name]
+    taken = [
+        name
+        for name in init_parameters(pipeline_class(place))
+        if name not in own and name not in member.given
+    ]
     found = {name: Part(shared / name, *entries[name]) for name in taken if (shared / name).is_dir()}
-    scheduler = _scheduler(MEMBERS[Path(place).name])
+    scheduler = _scheduler(member)
     if scheduler is not None:
         found["scheduler"] = Part(shared / "scheduler", "diffusers", type(scheduler).__name__)
     return dict(sorted((found | own).items()))
@@ -168,7 +183,9 @@ def load_own_parts(
     place: str | os.PathLike[str], loading: Loading, given: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The components of :func:`own_parts` that are not among the ``given`` ones, loaded."""
-    loaded: dict[str, Any] = {}
+    loaded: dict[str, Any] = {
+        name: value for name, value in MEMBERS[Path(place).name].given.items() if name not in given
+    }
     for name, part in own_parts(place).items():
         if name not in given:
             entry = {name: (part.library, part.class_name)}
@@ -199,6 +216,8 @@ def _config(name: str) -> str:
     """The file with the configuration of a component of this name."""
     if name.endswith("scheduler"):
         return "scheduler_config.json"
+    if name.startswith("tokenizer"):
+        return "tokenizer_config.json"
     return "preprocessor_config.json" if name == "feature_extractor" else "config.json"
 
 
@@ -209,5 +228,7 @@ def _named_in(config: Path) -> tuple[str, str]:
     entries = read_json(config)
     if "_class_name" in entries:
         return "diffusers", str(entries["_class_name"])
-    kinds = entries.get("architectures") or [entries.get("image_processor_type")]
+    kinds = entries.get("architectures") or [
+        entries.get("image_processor_type") or entries.get("tokenizer_class")
+    ]
     return "transformers", str(kinds[0])

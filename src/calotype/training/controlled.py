@@ -45,17 +45,22 @@ class Controlled(nn.Module):
 
 
 @torch.no_grad()
-def controlnet_of(unet: Any, widths: tuple[int, ...]) -> Any:
+def controlnet_of(unet: Any, widths: tuple[int, ...], attention: bool = True) -> Any:
     """A ``ControlNetModel`` that begins as the encoder of ``unet``, also where that embeds time more narrowly.
 
     A ControlNet's configuration cannot say how wide its embedding of time is: that is four times its first width. What
-    is wider than in ``unet`` is random, and nothing reads it yet.
+    is wider than in ``unet`` is random, and nothing reads it yet. Without ``attention`` it is the encoder's
+    convolutions alone, about half of the weights.
     """
     from calotype import ControlNetModel
 
     known = inspect.signature(ControlNetModel).parameters
+    entries = {name: value for name, value in unet.config.items() if name in known}
+    if not attention:
+        entries["down_block_types"] = ("DownBlock2D",) * len(unet.config.down_block_types)
+        entries["mid_block_type"] = "UNetMidBlock2D"
     controlnet = ControlNetModel(
-        **{name: value for name, value in unet.config.items() if name in known},
+        **entries,
         conditioning_embedding_out_channels=widths,
     )
     weights = unet.state_dict()

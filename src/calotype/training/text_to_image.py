@@ -81,7 +81,7 @@ class TextToImageObjective(nn.Module):
 
 
 @dataclass(frozen=True)
-class _Told(Conditions):
+class Told(Conditions):
     """The text encoder's states (2·batch, tokens, channels), those of the empty prompt first."""
 
     states: torch.Tensor
@@ -115,7 +115,7 @@ def sample_latents(
     def predict(index: int, x: torch.Tensor, timestep: torch.Tensor, state: State) -> torch.Tensor:
         return unet(x, timestep, state.conditions.tensors()["states"], return_dict=False)[0].float()
 
-    start = State(latents, _Told(states), ClassifierFree(guidance))
+    start = State(latents, Told(states), ClassifierFree(guidance))
     draws = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
     return denoise(
         start, scheduler.timesteps, scheduler=scheduler, predict=predict, step_arguments=draws

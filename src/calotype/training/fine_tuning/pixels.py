@@ -131,7 +131,7 @@ def train_vae(*, say: Say = print, **options: Any) -> Path:
 
 def _begin(settings: PixelSettings) -> tuple[list[Example], torch.device]:
     """Check the output, the pictures and the device. Nothing is written."""
-    from calotype.training.recipes.pocket.run import pick_device
+    from calotype.training.recipes.base import pick_device
 
     examples = same_for_all(settings.train_data_dir, [])
     check_output(settings)

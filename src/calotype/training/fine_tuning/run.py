@@ -83,7 +83,7 @@ def check_output(settings: LearningSettings) -> None:
 
 def begin(settings: Settings, examples: Sequence[Example], load: Load | None = None) -> Base:
     """Check the output, the pictures and the model, and read the latter. Nothing is written."""
-    from calotype.training.recipes.pocket.run import pick_device
+    from calotype.training.recipes.base import pick_device
 
     check_output(settings)
     device = pick_device(settings.device)

@@ -54,9 +54,10 @@ def train_pocket(
     """
     check_stages(stages, STAGES)
 
+    from calotype.training.recipes.base import pick_device
     from calotype.training.recipes.pocket import data, export
     from calotype.training.recipes.pocket import stages as stage_functions
-    from calotype.training.recipes.pocket.run import Run, pick_device
+    from calotype.training.recipes.pocket.run import Run
     from calotype.training.recipes.pocket.settings import changed
     from calotype.training.recipes.pocket.settings import preset as preset_of
 

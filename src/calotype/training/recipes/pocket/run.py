@@ -63,16 +63,3 @@ class Run:
     def say(self, text: str) -> None:
         """A line of progress, with the run's clock, shown at once."""
         print(f"[{time.monotonic() - self.started:7.1f} s] {text}", flush=True)
-
-
-def pick_device(name: str) -> torch.device:
-    """``auto`` is the GPU if there is one. Raises ``InputError`` for a device that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"There is no device {name!r}; use auto, cpu or cuda.") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("PyTorch sees no CUDA device here; use --device cpu or auto.")
-    return device

@@ -56,8 +56,9 @@ def train_pocket_family(
     """
     check_stages(stages, STAGES)
 
+    from calotype.training.recipes.base import check_base, load_base, pick_device
     from calotype.training.recipes.pocket.data import caption_workers
-    from calotype.training.recipes.pocket.run import Run, pick_device
+    from calotype.training.recipes.pocket.run import Run
     from calotype.training.recipes.pocket_family import run as stage_functions
     from calotype.training.recipes.pocket_family.member import member_of
     from calotype.training.recipes.pocket_family.settings import (
@@ -65,7 +66,6 @@ def train_pocket_family(
         member_settings,
         split_changes,
     )
-    from calotype.training.recipes.pocket_motion.base import check_base, load_base
 
     settings = family_settings(preset, changes, seed)
     chosen = None if tuple(stages) == ("views",) else member_of(member)

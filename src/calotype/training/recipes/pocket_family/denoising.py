@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from calotype.training.objectives import stratified_timesteps
+from calotype.training.recipes.base import Base
 from calotype.training.recipes.pocket.networks import unet_of
 from calotype.training.recipes.pocket_family.settings import MemberSettings, SampleSettings, ShapeSettings
 from calotype.training.recipes.pocket_family.views import ViewSet
-from calotype.training.recipes.pocket_motion.base import Base
 from calotype.training.text_to_image import TextToImageObjective, sample_latents
 
 LOOK_EVERY = 20

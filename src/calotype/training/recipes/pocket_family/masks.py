@@ -9,7 +9,7 @@ import torch
 from calotype.training.recipes.pocket_family.denoising import Draw
 
 OBJECTS = 3
-_FIRST = 2
+FIRST_OBJECT = 2
 """The number of object 0 among the instances."""
 _LEAST = 1 / 500
 """An object of fewer of a picture's pixels is not masked by itself."""
@@ -19,8 +19,8 @@ _LEAST = 1 / 500
 class MaskShares:
     """How many masks are of which kind; what is left over is about one object."""
 
-    boxes: float = 0.15
-    blobs: float = 0.15
+    boxes: float = 0.12
+    blobs: float = 0.12
     everything: float = 0.08
     round: float = 0.25
     """of the masks about an object, those that are ellipses"""
@@ -42,7 +42,7 @@ class Masks:
 
 def draw_masks(instances: torch.Tensor, draw: Draw, shares: MaskShares) -> Masks:
     """Masks for pictures whose pixels show ``instances`` (uint8 [B, P, P])."""
-    shown = torch.stack([instances == _FIRST + k for k in range(OBJECTS)], dim=1)
+    shown = torch.stack([instances == FIRST_OBJECT + k for k in range(OBJECTS)], dim=1)
     area = shown.flatten(2).sum(2)
     visible = area >= _LEAST * instances[0].numel()
     # one of the visible objects, each alike
@@ -61,6 +61,11 @@ def draw_masks(instances: torch.Tensor, draw: Draw, shares: MaskShares) -> Masks
     by_chance = (kind[:, 0, 0] < blobs) | (kind[:, 0, 0] > 1 - shares.everything)
     slot = torch.where(by_chance, other, about)
     return Masks(mask[:, None].float(), slot, hides.gather(1, slot[:, None])[:, 0])
+
+
+def draw_hole(shown: torch.Tensor, draw: Draw, shares: MaskShares) -> torch.Tensor:
+    """Masks [B, 1, P, P] about all that is shown in bool [B, P, P]."""
+    return _around(shown, draw, shares)[:, None].float()
 
 
 def _grid(like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

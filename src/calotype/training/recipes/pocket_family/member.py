@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from abc import ABC, abstractmethod
 from importlib import import_module
 from pathlib import Path
@@ -13,9 +14,9 @@ from torch import nn
 
 from calotype.core.errors import InputError
 from calotype.training.loop import Batches
+from calotype.training.recipes.base import Base
 from calotype.training.recipes.pocket_family.settings import MemberSettings
 from calotype.training.recipes.pocket_family.views import ViewSet
-from calotype.training.recipes.pocket_motion.base import Base
 
 MEMBERS = {
     "pocket-depth-estimator": "depth_estimator:DEPTH_ESTIMATOR",
@@ -26,6 +27,7 @@ MEMBERS = {
     "pocket-turbo": "turbo:TURBO",
     "pocket-depth": "depth:DEPTH",
     "pocket-upscale": "upscale:UPSCALE",
+    "pocket-xl": "xl:POCKET_XL",
     "pocket-controlnet-canny": "controlnets:CANNY",
     "pocket-controlnet-depth": "controlnets:DEPTH",
     "pocket-controlnet-segmentation": "controlnets:SEGMENTATION",
@@ -44,6 +46,8 @@ class Member(ABC):
     """A few sentences for its model card."""
     fields: tuple[str, ...]
     """What it needs of :data:`views.FIELDS`."""
+    also: tuple[str, ...] = ()
+    """Names of others that are trained with it, whose folders stand beside its own."""
 
     @abstractmethod
     def settings(self, preset: str) -> MemberSettings:
@@ -89,14 +93,19 @@ def write_half(model: Any, folder: Path) -> None:
 
 
 @torch.no_grad()
-def read_into(model: Any, folder: Path) -> None:
-    """Fill a model with the weights of a folder. ``InputError`` where there are none, or of other sizes."""
+def read_into(model: Any, folder: Path, leave: str | None = None) -> None:
+    """Fill a model with the weights of a folder. ``InputError`` where there are none, or of other sizes.
+
+    Those that the model does not have are left out where their name matches ``leave``.
+    """
     if not (folder / "config.json").is_file():
         raise InputError(
             f"There is no {type(model).__name__} in {folder}: name a folder with its config.json."
         )
     stored = type(model).from_pretrained(folder, torch_dtype=torch.float32).state_dict()
     mine = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    if leave is not None:
+        stored = {name: v for name, v in stored.items() if name in mine or not re.search(leave, name)}
     if mine != {name: tuple(value.shape) for name, value in stored.items()}:
         raise InputError(f"The {type(model).__name__} in {folder} is not of this preset's sizes.")
     model.load_state_dict(stored)

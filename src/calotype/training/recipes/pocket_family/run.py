@@ -20,13 +20,13 @@ from calotype.training.checkpoint import Position
 from calotype.training.gradients import precision
 from calotype.training.loop import Batches, LoopSettings, compile_ahead, fit
 from calotype.training.pace import Pace
+from calotype.training.recipes.base import Base
 from calotype.training.recipes.chunks import chunk_name
 from calotype.training.recipes.pocket.networks import attention_of
 from calotype.training.recipes.pocket.run import Run
 from calotype.training.recipes.pocket_family.member import Member
 from calotype.training.recipes.pocket_family.settings import FamilySettings, MemberSettings
 from calotype.training.recipes.pocket_family.views import ViewSet, make_views
-from calotype.training.recipes.pocket_motion.base import Base
 from calotype.training.sheets import write_sheet
 
 STAGE_WEIGHTS = {"views": 4.0, "train": 8.0, "export": 0.01}
@@ -92,7 +92,7 @@ def train_member(member: Member, settings: MemberSettings, run: Run, base: Base,
                 autocast=autocast,
                 compile=compiles,
                 checkpoint_every=None,
-                inspect_every=90.0,
+                inspect_every=150.0,
             ),
             folder=inspection.folder,
             samples_per_batch=chosen.batch,
@@ -163,15 +163,18 @@ def facts_of(run: Run, member: Member) -> Path:
 
 def export(member: Member, run: Run) -> None:
     """Stage ``export``: the model card of ``out/NAME``. ``InputError`` if the member was not trained."""
-    folder, path = run.out / member.name, facts_of(run, member)
-    if not path.exists() or not folder.is_dir():
-        raise InputError(f"There is no {member.name} in {run.out}: run the stage train first.")
-    write_text(folder / "README.md", model_card(member, json.loads(path.read_text(encoding="utf-8"))))
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    run.say(f"{folder}: {size / 1e6:.2f} MB")
+    path = facts_of(run, member)
+    for name in (member.name, *member.also):
+        folder = run.out / name
+        if not path.exists() or not folder.is_dir():
+            raise InputError(f"There is no {name} in {run.out}: run the stage train first.")
+        card = model_card(member, json.loads(path.read_text(encoding="utf-8")), name)
+        write_text(folder / "README.md", card)
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        run.say(f"{folder}: {size / 1e6:.2f} MB")
 
 
-def model_card(member: Member, facts: Mapping[str, Any]) -> str:
+def model_card(member: Member, facts: Mapping[str, Any], name: str) -> str:
     """README.md with how the member was made, in the Hub's model card format."""
     settings = facts["settings"]
     chosen = settings["train"]
@@ -184,7 +187,7 @@ library_name: diffusers
 tags: [pocket, calotype]
 ---
 
-# {member.name}
+# {name}
 
 {member.summary}
 

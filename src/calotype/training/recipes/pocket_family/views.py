@@ -10,6 +10,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,12 @@ import torch
 from calotype.core.files import replacing, write_text
 from calotype.training.gradients import precision
 from calotype.training.loop import TrainingError
+from calotype.training.recipes.base import Base
 from calotype.training.recipes.chunks import DONE, VALIDATION, ChunkFolder, chunk_name, clear
 from calotype.training.recipes.pocket.data import caption_executor, chunk_ids, chunks_of, encoder_of
 from calotype.training.recipes.pocket.pictures import chunk_scenes, scene_renderer, wait_for
 from calotype.training.recipes.pocket.settings import DataSettings, PocketSettings, TextSettings
 from calotype.training.recipes.pocket_family.settings import FamilySettings
-from calotype.training.recipes.pocket_motion.base import Base
 
 FIELDS = {
     "pictures": torch.uint8,  # [N, 3, P, P]
@@ -33,12 +34,17 @@ FIELDS = {
     "instances": torch.uint8,  # [N, P, P]: 0 sky, 1 floor, 2 + k the object k
     "ids": torch.int16,  # [N, K, L]: captions of the scene
     "object_ids": torch.int16,  # [N, 3, L]: a short caption of each object alone, the empty one where there is none
+    "swapped": torch.uint8,  # [N, 3, P, P]: the scene with another object in the place of its first
+    "swapped_first": torch.uint8,  # [N, P, P]: 1 where that one is shown
+    "swapped_ids": torch.int16,  # [N, L]: a short caption of that one
 }
 """What a chunk has, by name."""
 PLAN = "plan.json"
 """Beside the chunks: how many views there will be."""
 _PART = 256
 """Pictures encoded at a time."""
+_SWAP_SEEDS = 2_000_003
+"""Seeds of other objects of different purposes are multiples of this apart."""
 _FLOOR_NAMED = 0.3
 """Share of the captions of an object alone that say what it stands on."""
 
@@ -55,23 +61,43 @@ def pocket_settings(settings: FamilySettings, base: Base) -> PocketSettings:
     )
 
 
+def swap_scenes(settings: PocketSettings, purpose: str, chunk: int, scenes: Any) -> Any:
+    """The scenes of a chunk with another object, of a pair of their split, where the first stands; its size stays.
+
+    One that carries another keeps its shape. The new picture within a hole about that place and the old one around it
+    are what editing asks for: the shadow outside says nothing of what is inside.
+    """
+    from calotype.pocket.scene import pairs_of
+
+    generator = torch.Generator().manual_seed(settings.seed + _SWAP_SEEDS * (1 + len(purpose)) + chunk)
+    pairs = pairs_of("heldout" if purpose == "validation" else "train")[0]
+    other = pairs[torch.randint(len(pairs), (len(scenes),), generator=generator)]
+    shape, color = scenes.shape.clone(), scenes.color.clone()
+    carries = ((scenes.support == 0) & scenes.present).any(1)
+    shape[:, 0] = torch.where(carries, shape[:, 0], other[:, 0])
+    color[:, 0] = torch.where(carries, color[:, 0], other[:, 1])
+    return replace(scenes, shape=shape, color=color)
+
+
 def object_captions(settings: PocketSettings, purpose: str, chunk: int, count: int) -> list[list[str]]:
     """For each scene of a chunk three captions, one of each object alone, empty where there is none."""
-    from calotype.pocket.captions import COLOR_WORDS, FLOOR_PHRASES, NOUNS, describe, with_article
     from calotype.pocket.vocabulary import MAX_OBJECTS
 
     rng = random.Random(f"{settings.seed} objects {purpose} {chunk}")
-
-    def caption(thing: Any, floor: str) -> str:
-        plain = f"{rng.choice(COLOR_WORDS[thing.color])} {rng.choice(NOUNS[thing.shape])}"
-        text = with_article(plain if rng.random() < 0.6 else describe(thing, rng, rng.random()))
-        return f"{text} {rng.choice(FLOOR_PHRASES[floor])}" if rng.random() < _FLOOR_NAMED else text
-
     rows = []
     for record in chunk_scenes(settings, purpose, chunk, count).records():
-        row = [caption(thing, record.floor) for thing in record.objects]
+        row = [_named(thing, record.floor, rng) for thing in record.objects]
         rows.append(row + [""] * (MAX_OBJECTS - len(row)))
     return rows
+
+
+def _named(thing: Any, floor: str, rng: random.Random) -> str:
+    """A short caption of one object."""
+    from calotype.pocket.captions import COLOR_WORDS, FLOOR_PHRASES, NOUNS, describe, with_article
+
+    plain = f"{rng.choice(COLOR_WORDS[thing.color])} {rng.choice(NOUNS[thing.shape])}"
+    text = with_article(plain if rng.random() < 0.6 else describe(thing, rng, rng.random()))
+    return f"{text} {rng.choice(FLOOR_PHRASES[floor])}" if rng.random() < _FLOOR_NAMED else text
 
 
 def chunk_words(
@@ -82,15 +108,20 @@ def chunk_words(
     encoder, length = encoder_of(tokenizer), settings.text.length
     rows = object_captions(settings, purpose, chunk, count)
     alone = torch.tensor([[encoder.encode(text, length) for text in row] for row in rows], dtype=torch.int16)
-    return {"ids": ids, "object_ids": alone}
+    rng = random.Random(f"{settings.seed} swapped {purpose} {chunk}")
+    swapped = swap_scenes(settings, purpose, chunk, chunk_scenes(settings, purpose, chunk, count)).records()
+    named = [encoder.encode(_named(record.objects[0], record.floor, rng), length) for record in swapped]
+    return {"ids": ids, "object_ids": alone, "swapped_ids": torch.tensor(named, dtype=torch.int16)}
 
 
 @torch.no_grad()
-def chunk_pictures(render: Callable[[Any], Any], scenes: Any, base: Base) -> dict[str, torch.Tensor]:
+def chunk_pictures(
+    render: Callable[[Any], Any], scenes: Any, swapped: Any, base: Base
+) -> dict[str, torch.Tensor]:
     """All fields of a chunk but its captions, on the device."""
     from calotype.pocket.labels import instances_of, segments_of
 
-    rendering = render(scenes)
+    rendering, other = render(scenes), render(swapped)
     instances = instances_of(rendering)
     latents = []
     for part in rendering.rgb.split(_PART):
@@ -102,6 +133,8 @@ def chunk_pictures(render: Callable[[Any], Any], scenes: Any, base: Base) -> dic
         "depth": rendering.depth[:, 0].half(),
         "labels": segments_of(instances, scenes),
         "instances": instances,
+        "swapped": (other.rgb * 255).round().byte(),
+        "swapped_first": (other.object_id[:, 0] == 1).byte(),
     }
 
 
@@ -133,7 +166,8 @@ def make_views(
         scenes = chunk_scenes(pocket, *order[0])
         for position, each in enumerate(order):
             purpose, number, count = each
-            fields = chunk_pictures(render, scenes, base)
+            swapped = swap_scenes(pocket, purpose, number, scenes)
+            fields = chunk_pictures(render, scenes, swapped, base)
             if position + 1 < len(order):  # drawn while the device is busy
                 scenes = chunk_scenes(pocket, *order[position + 1])
             words = ahead[position] if workers else executor.submit(chunk_words, pocket, tokenizer, *each)
@@ -195,6 +229,9 @@ class ViewSet:
             "instances": (pixels, pixels),
             "ids": (2, length),
             "object_ids": (3, length),
+            "swapped": (3, pixels, pixels),
+            "swapped_first": (pixels, pixels),
+            "swapped_ids": (length,),
         }
         generator = torch.Generator().manual_seed(0)
         return cls.of(

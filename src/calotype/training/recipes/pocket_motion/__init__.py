@@ -48,10 +48,10 @@ def train_pocket_motion(
     """
     check_stages(stages, STAGES)
 
-    from calotype.training.recipes.pocket.run import Run, pick_device
+    from calotype.training.recipes.base import check_base, load_base, pick_device
+    from calotype.training.recipes.pocket.run import Run
     from calotype.training.recipes.pocket.settings import changed
     from calotype.training.recipes.pocket_motion import stages as stage_functions
-    from calotype.training.recipes.pocket_motion.base import check_base, load_base
     from calotype.training.recipes.pocket_motion.clips import start_clips
     from calotype.training.recipes.pocket_motion.settings import preset as preset_of
 

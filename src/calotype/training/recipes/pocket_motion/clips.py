@@ -18,11 +18,11 @@ import torch
 from calotype.core.files import replacing
 from calotype.training.gradients import precision
 from calotype.training.objectives import stratified_timesteps
+from calotype.training.recipes.base import Base, load_base
 from calotype.training.recipes.chunks import DONE, VALIDATION, ChunkFolder, chunk_name, clear
 from calotype.training.recipes.pocket.networks import autocast_type
 from calotype.training.recipes.pocket.pictures import picture_renderer
 from calotype.training.recipes.pocket.settings import PocketSettings
-from calotype.training.recipes.pocket_motion.base import Base, load_base
 from calotype.training.recipes.pocket_motion.settings import MotionSettings
 
 _CHUNK_SEEDS = 1_000_003

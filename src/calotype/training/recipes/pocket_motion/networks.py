@@ -15,7 +15,7 @@ from calotype.core.errors import InputError
 from calotype.pipelines.bundled import LORA_FILE
 from calotype.training.low_rank import add_trainable, make_trainable
 from calotype.training.objectives import denoising_loss, diffuse, prediction_target
-from calotype.training.recipes.pocket_motion.base import Base
+from calotype.training.recipes.base import Base
 from calotype.training.recipes.pocket_motion.settings import MotionSettings
 
 MODULES = "motion_modules."

@@ -18,10 +18,10 @@ from calotype.training.checkpoint import Position
 from calotype.training.gradients import precision
 from calotype.training.loop import LoopSettings, compile_ahead, fit
 from calotype.training.pace import Pace
+from calotype.training.recipes.base import Base
 from calotype.training.recipes.chunks import VALIDATION, ChunkFolder, chunk_name
 from calotype.training.recipes.pocket.networks import attention_of
 from calotype.training.recipes.pocket.run import Run
-from calotype.training.recipes.pocket_motion.base import Base
 from calotype.training.recipes.pocket_motion.clips import ClipBatches, ClipSet, make_clips
 from calotype.training.recipes.pocket_motion.networks import (
     ClipObjective,

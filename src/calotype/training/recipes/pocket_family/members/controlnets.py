@@ -11,6 +11,7 @@ import torch
 from calotype.pocket.labels import painted
 from calotype.training.controlled import Controlled, controlnet_of
 from calotype.training.loop import Batches
+from calotype.training.recipes.base import Base
 from calotype.training.recipes.pocket_family.conditions import canny_lines, relative_disparity
 from calotype.training.recipes.pocket_family.denoising import (
     DenoisingBatches,
@@ -28,7 +29,6 @@ from calotype.training.recipes.pocket_family.settings import (
     TrainSettings,
 )
 from calotype.training.recipes.pocket_family.views import ViewSet
-from calotype.training.recipes.pocket_motion.base import Base
 
 _TRAIN = TrainSettings(batch=128, learning_rate=5e-4, warmup=50, ema_decay=0.998, caption_dropout=0.4)
 """Captions are often left out, so that the control is listened to."""
@@ -37,11 +37,13 @@ _TRAIN = TrainSettings(batch=128, learning_rate=5e-4, warmup=50, ema_decay=0.998
 @dataclass(frozen=True)
 class ControlNetSettings:
     """``embedding`` are the widths of the convolutions that read the picture, the first and the last; the factor
-    between the sizes of picture and latents says how many there are."""
+    between the sizes of picture and latents says how many there are. Without ``attention`` it is convolutions alone:
+    what a picture shows where needs no more."""
 
     seed: int
     train: TrainSettings = _TRAIN
     embedding: tuple[int, int] = (16, 64)
+    attention: bool = False
     sample: SampleSettings = field(default_factory=SampleSettings)
 
 
@@ -67,7 +69,7 @@ class PocketControlNet(Member):
         return ControlNetSettings(self._seed)
 
     def objective(self, settings: ControlNetSettings, base: Base) -> MemberObjective:
-        controlnet = controlnet_of(base.unet, embedding_widths(base, settings.embedding))
+        controlnet = controlnet_of(base.unet, embedding_widths(base, settings.embedding), settings.attention)
         return MemberObjective(Controlled(base.unet, controlnet), base, settings).to(base.device)
 
     def batches(self, views: ViewSet, base: Base, settings: ControlNetSettings) -> Batches:
@@ -80,7 +82,9 @@ class PocketControlNet(Member):
         write_half(objective.unet.controlnet, folder / "controlnet")
 
     def restore(self, objective: MemberObjective, folder: Path) -> None:
-        read_into(objective.unet.controlnet, folder / "controlnet")
+        read_into(
+            objective.unet.controlnet, folder / "controlnet", leave=r"\.attentions\.|^mid_block\.resnets\.1\."
+        )
 
     def sheet(self, objective: MemberObjective, base: Base, views: ViewSet) -> Sheet:
         """The control, the rendered picture, what is drawn for its caption, and for that of the next row's."""

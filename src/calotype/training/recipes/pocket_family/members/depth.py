@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from calotype.training.loop import Batches
+from calotype.training.recipes.base import Base
 from calotype.training.recipes.pocket_family.conditions import relative_disparity
 from calotype.training.recipes.pocket_family.denoising import (
     DenoisingBatches,
@@ -28,7 +29,6 @@ from calotype.training.recipes.pocket_family.settings import (
     TrainSettings,
 )
 from calotype.training.recipes.pocket_family.views import ViewSet
-from calotype.training.recipes.pocket_motion.base import Base
 
 
 @dataclass(frozen=True)

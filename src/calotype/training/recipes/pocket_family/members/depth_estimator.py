@@ -15,13 +15,13 @@ from calotype.core.errors import InputError
 from calotype.core.files import write_text
 from calotype.pocket.renderer import SKY_DEPTH
 from calotype.training.loop import Batches
+from calotype.training.recipes.base import Base
 from calotype.training.recipes.pocket.data import to_unit
 from calotype.training.recipes.pocket.networks import save_transformer
 from calotype.training.recipes.pocket_family.denoising import draw_views, in_rows
 from calotype.training.recipes.pocket_family.member import Member, Sheet
 from calotype.training.recipes.pocket_family.settings import TINY_TRAIN, TrainSettings
 from calotype.training.recipes.pocket_family.views import ViewSet
-from calotype.training.recipes.pocket_motion.base import Base
 from calotype.training.vae import gradient_loss
 
 UNIT = 4.0

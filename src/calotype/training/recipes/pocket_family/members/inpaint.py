@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from calotype.training.loop import Batches
+from calotype.training.recipes.base import Base
 from calotype.training.recipes.pocket.data import to_unit
 from calotype.training.recipes.pocket_family.denoising import (
     DenoisingBatches,
@@ -20,7 +21,12 @@ from calotype.training.recipes.pocket_family.denoising import (
     in_rows,
     unet_beside,
 )
-from calotype.training.recipes.pocket_family.masks import MaskShares, draw_masks
+from calotype.training.recipes.pocket_family.masks import (
+    FIRST_OBJECT,
+    MaskShares,
+    draw_hole,
+    draw_masks,
+)
 from calotype.training.recipes.pocket_family.member import Member, Sheet, read_into, write_half
 from calotype.training.recipes.pocket_family.settings import (
     TINY_SAMPLE,
@@ -31,20 +37,21 @@ from calotype.training.recipes.pocket_family.settings import (
     TrainSettings,
 )
 from calotype.training.recipes.pocket_family.views import ViewSet
-from calotype.training.recipes.pocket_motion.base import Base
 
 
 @dataclass(frozen=True)
 class InpaintSettings:
-    """``object_captions`` is how often an object in the hole is named alone; ``outside`` is the share of the loss that
-    what stays has; with ``from_base`` the UNet is the base's, which ``unet`` does not shape."""
+    """``swapped`` is how often what is to be drawn in the hole is not what stood there, so that its shadow outside
+    tells nothing of it; ``object_captions`` how often else an object in the hole is named alone; ``outside`` the share
+    of the loss that what stays has; with ``from_base`` the UNet is the base's, which ``unet`` does not shape."""
 
     seed: int = 30_001
     train: TrainSettings = field(default_factory=TrainSettings)
-    unet: ShapeSettings = field(default_factory=ShapeSettings)
+    unet: ShapeSettings = field(default_factory=lambda: ShapeSettings(channels=(64, 64, 96)))
     from_base: bool = False
     masks: MaskShares = field(default_factory=MaskShares)
-    object_captions: float = 0.6
+    swapped: float = 0.5
+    object_captions: float = 0.8
     outside: float = 0.2
     sample: SampleSettings = field(default_factory=SampleSettings)
 
@@ -73,13 +80,19 @@ class InpaintObjective(nn.Module):
         return torch.cat([small, latents], dim=1)
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """``pictures`` [B, 3, P, P] in [-1, 1] and ``mask`` [B, 1, P, P], else as of the denoising loss."""
+        """``pictures`` [B, 3, P, P] in [-1, 1], which are to be drawn, and ``mask`` [B, 1, P, P], else as of the
+        denoising loss."""
         beside = self.beside(batch["pictures"], batch["mask"])
+        with torch.no_grad():
+            factor = self.vae.config.scaling_factor
+            latents = self.vae.encode(batch["pictures"]).latent_dist.mean.float() * factor
         inside, outside = beside[:, :1], self.settings.outside
         # a small hole counts as much as a large one, down to a tenth of the picture
         share = inside.mean((1, 2, 3), keepdim=True).clamp_min(0.1)
         emphasis = outside + (1 - outside) * inside / share
-        loss: dict[str, torch.Tensor] = self.denoising({**batch, "beside": beside, "emphasis": emphasis})
+        loss: dict[str, torch.Tensor] = self.denoising(
+            {**batch, "latents": latents, "beside": beside, "emphasis": emphasis}
+        )
         return loss
 
 
@@ -91,7 +104,9 @@ class Inpaint(Member):
         "A UNet for `StableDiffusionInpaintPipeline` with the other parts of the pocket model: it reads latents, the "
         "mask and the latents of the masked picture, nine channels, and puts what the prompt names into the hole."
     )
-    fields = ("pictures", "latents", "instances", "ids", "object_ids")
+    fields = (
+        "pictures", "latents", "instances", "ids", "object_ids", "swapped", "swapped_first", "swapped_ids",
+    )  # fmt: skip
 
     def settings(self, preset: str) -> InpaintSettings:
         if preset == "tiny":
@@ -103,13 +118,22 @@ class Inpaint(Member):
 
     def batches(self, views: ViewSet, base: Base, settings: InpaintSettings) -> Batches:
         def beside(draw: Draw, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            masks = draw_masks(views.instances[draw.index], draw, settings.masks)
+            instances = views.instances[draw.index]
+            masks = draw_masks(instances, draw, settings.masks)
             alone = masks.hidden & draw.chance(settings.object_captions)
             named = views.object_ids[draw.index, masks.slot].long()
+            ids = torch.where(alone[:, None], named, batch["input_ids"])
+            mask, pictures = masks.mask, to_unit(views.pictures[draw.index])
+            # one object instead of another: all of both is in the hole
+            first = views.swapped_first[draw.index] > 0
+            hole = draw_hole(first | (instances == FIRST_OBJECT), draw, settings.masks)
+            edited = torch.where(hole > 0, to_unit(views.swapped[draw.index]), pictures)
+            swaps = draw.chance(settings.swapped) & first.any(-1).any(-1)
+            four = swaps[:, None, None, None]
             return {
-                "pictures": to_unit(views.pictures[draw.index]),
-                "mask": masks.mask,
-                "input_ids": torch.where(alone[:, None], named, batch["input_ids"]),
+                "pictures": torch.where(four, edited, pictures),
+                "mask": torch.where(four, hole, mask),
+                "input_ids": torch.where(swaps[:, None], views.swapped_ids[draw.index].long(), ids),
             }
 
         return DenoisingBatches(views, base, settings, beside)

@@ -15,11 +15,11 @@ from calotype.core.errors import InputError
 from calotype.pocket.labels import painted
 from calotype.pocket.segmenter import FILE, Segmenter, load_segmenter, save_segmenter
 from calotype.training.loop import Batches
+from calotype.training.recipes.base import Base
 from calotype.training.recipes.pocket_family.denoising import Draw, draw_views, in_rows
 from calotype.training.recipes.pocket_family.member import Member, Sheet
 from calotype.training.recipes.pocket_family.settings import TINY_TRAIN, TrainSettings
 from calotype.training.recipes.pocket_family.views import ViewSet
-from calotype.training.recipes.pocket_motion.base import Base
 
 _FULL = TrainSettings(learning_rate=2e-3, ema_decay=0.998)
 

@@ -13,12 +13,12 @@ from torch import nn
 
 from calotype.core.errors import InputError
 from calotype.training.loop import Batches
+from calotype.training.recipes.base import Base
 from calotype.training.recipes.pocket.data import to_unit
 from calotype.training.recipes.pocket_family.denoising import draw_views, in_rows
 from calotype.training.recipes.pocket_family.member import Member, Sheet, read_into, write_half
 from calotype.training.recipes.pocket_family.settings import TINY_TRAIN, TrainSettings
 from calotype.training.recipes.pocket_family.views import ViewSet
-from calotype.training.recipes.pocket_motion.base import Base
 from calotype.training.vae import gradient_loss
 
 

@@ -15,12 +15,12 @@ from calotype.core.errors import InputError
 from calotype.training.consistency import ConsistencyObjective, Distillation, frozen_twin
 from calotype.training.loop import Batches
 from calotype.training.low_rank import add_trainable
+from calotype.training.recipes.base import Base
 from calotype.training.recipes.pocket.settings import PROMPTS
 from calotype.training.recipes.pocket_family.denoising import DenoisingBatches, Draw, in_rows
 from calotype.training.recipes.pocket_family.member import Member, Sheet
 from calotype.training.recipes.pocket_family.settings import TINY_TRAIN, TrainSettings
 from calotype.training.recipes.pocket_family.views import ViewSet
-from calotype.training.recipes.pocket_motion.base import Base
 from calotype.training.text_to_image import sample_latents
 
 UPDATES = "turbo"

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from calotype.core.errors import InputError
 from calotype.training.loop import Batches
 from calotype.training.objectives import stratified_timesteps
+from calotype.training.recipes.base import Base
 from calotype.training.recipes.pocket.data import to_unit
 from calotype.training.recipes.pocket_family.denoising import draw_views
 from calotype.training.recipes.pocket_family.member import Member, Sheet, read_into
 from calotype.training.recipes.pocket_family.settings import TINY_TRAIN, TrainSettings
 from calotype.training.recipes.pocket_family.views import ViewSet
-from calotype.training.recipes.pocket_motion.base import Base
 from calotype.training.unconditional import UnconditionalObjective
 
 _STEPS = 50
@@ -29,7 +29,7 @@ _STEPS = 50
 class PixelShape:
     """A UNet over pixels; ``attention`` says in which stages pixels attend to one another."""
 
-    channels: tuple[int, ...] = (32, 64, 96)
+    channels: tuple[int, ...] = (32, 64, 64)
     attention: tuple[bool, ...] = (False, False, True)
     layers: int = 1
     head_width: int = 32
@@ -41,7 +41,7 @@ class UnconditionalSettings:
     """``shrink`` is how many pixels of a view, across, one of its pictures is the mean of."""
 
     seed: int = 30_012
-    train: TrainSettings = field(default_factory=lambda: TrainSettings(batch=192, warmup=200))
+    train: TrainSettings = field(default_factory=lambda: TrainSettings(batch=256, warmup=200))
     unet: PixelShape = field(default_factory=PixelShape)
     shrink: int = 2
 

@@ -1,4 +1,4 @@
-"""The checkpoint whose pictures are made to move: its parts, read from its folder and left as they are."""
+"""What recipes begin with: the device, and a checkpoint whose parts are read from its folder and left as they are."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ class Base:
     text_encoder: Any
     scheduler: Any
     encoder: Encoder
+    tokenizer: Path
+    """the folder of the tokenizer"""
     device: torch.device
 
     @property
@@ -83,4 +85,18 @@ def load_base(folder: Path, device: torch.device) -> Base:
     for part in parts.values():
         part.to(device).eval().requires_grad_(False)
     scheduler = DPMSolverMultistepScheduler.from_pretrained(folder / "scheduler")
-    return Base(**parts, scheduler=scheduler, encoder=Encoder(folder / "tokenizer"), device=device)
+    words = folder / "tokenizer"
+    return Base(**parts, scheduler=scheduler, encoder=Encoder(words), tokenizer=words, device=device)
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` is the GPU if there is one. Raises ``InputError`` for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"There is no device {name!r}; use auto, cpu or cuda.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("PyTorch sees no CUDA device here; use --device cpu or auto.")
+    return device
