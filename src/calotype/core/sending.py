@@ -57,7 +57,7 @@ class InFile:
 
     def read(self, into: torch.Tensor, start: int) -> None:
         """``ModelFilesError`` if the file has become shorter."""
-        left, place = memoryview(into.numpy()), self.begin + start
+        left, place = into.numpy().data, self.begin + start
         while left:
             count = os.preadv(self.descriptor, [left], place)
             if count == 0:
