@@ -229,7 +229,8 @@ def measure_cuda(folder: Path, repeats: int, dtypes: list[str], output: Path | N
         f"{'library':<10} {'dtype':<9} {'way':<40} {'time':>8} {'CPU':>8} {'host peak':>10} {'host after':>10} "
         f"{'device peak':>11}"
     )
-    rows, sums = [], {}
+    rows: list[dict[str, Any]] = []
+    sums: dict[str, set[float]] = {}
     for dtype in dtypes:
         for library, way in [("diffusers", w) for w in ("to", "device_map")] + [
             ("calotype", w) for w in WAYS
