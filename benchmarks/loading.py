@@ -3,11 +3,15 @@
     python benchmarks/loading.py            # a U-Net of about 2 GB, made once in a temporary folder
     python benchmarks/loading.py --sdxl     # a whole pipeline of the size of Stable Diffusion XL, 6.9 GB in float16
     python benchmarks/loading.py --small    # a few megabytes, to see that it runs
+    python benchmarks/loading.py --device cuda    # the whole pipeline, onto a GPU, in the ways that users write it
 
 Memory is the highest resident size beyond that after the imports, divided by the size of the files: when loading has
 returned, and when every page of the weights has been read once. Files are in the page cache for both, and mapped pages
 count as resident. The CPU time is that of loading and reading together. The exit status is 1 if calotype takes more
 than the file and 15 %.
+
+Onto a GPU the time is that until everything is there; its context, and a buffer of pinned memory, are made before the
+clock starts. Memory is that of the host beyond what it was then, and that of the device.
 """
 
 from __future__ import annotations
@@ -59,6 +63,61 @@ used = time.perf_counter() - start
 work = time.process_time() - work
 print(json.dumps({"loaded": loaded, "used": used, "work": work, "loading": so_far, "peak": status("VmHWM") - before}))
 """
+
+MEASURE_CUDA = """
+import importlib, json, sys, time
+from pathlib import Path
+import torch
+
+library, folder, dtype, way = sys.argv[1:]
+package = importlib.import_module(library)
+import accelerate, safetensors.torch, transformers
+transformers.CLIPTextModel, transformers.CLIPTextModelWithProjection, transformers.CLIPTokenizer
+for name in ("UNet2DConditionModel", "AutoencoderKL", "EulerDiscreteScheduler", "DiffusionPipeline"):
+    getattr(package, name)
+cls = package.StableDiffusionXLPipeline
+dtype = getattr(torch, dtype)
+torch.empty(2**20, dtype=torch.uint8, pin_memory=True).to("cuda").to(torch.float16).to(torch.bfloat16)
+torch.cuda.synchronize()
+torch.cuda.empty_cache()
+torch.cuda.reset_peak_memory_stats()
+
+def status(key):
+    text = Path("/proc/self/status").read_text()
+    return int(text.split(key + ":")[1].split()[0]) * 1024
+
+try:
+    Path("/proc/self/clear_refs").write_text("5")
+except OSError:
+    pass  # the peak of the imports then counts too; it is below that of loading
+before, held = status("VmRSS"), torch.cuda.memory_allocated()
+start, work = time.perf_counter(), time.process_time()
+if way == "to":
+    pipe = cls.from_pretrained(folder, torch_dtype=dtype).to("cuda")
+elif way == "device_map":
+    pipe = cls.from_pretrained(folder, torch_dtype=dtype, device_map="cuda")
+else:
+    pipe = package.load(folder, torch_dtype=dtype, device="cuda")
+torch.cuda.synchronize()
+seconds = time.perf_counter() - start
+work = time.process_time() - work
+models = [m for m in pipe.components.values() if hasattr(m, "parameters")]
+tensors = [t for m in models for t in m.state_dict().values()]
+assert {t.device.type for t in tensors} == {"cuda"}, "not all is on the GPU"
+assert {t.dtype for t in tensors if t.is_floating_point()} == {dtype}, "not all is converted"
+total = sum(int(t.flatten().view(torch.int16)[::97].sum(dtype=torch.int64)) for t in tensors if t.itemsize == 2)
+print(json.dumps({
+    "seconds": seconds, "work": work, "host": status("VmHWM") - before, "left": status("VmRSS") - before,
+    "device": torch.cuda.max_memory_allocated() - held, "reserved": torch.cuda.max_memory_reserved(),
+    "weights": sum(t.nbytes for t in tensors), "sum": total,
+}))
+"""
+
+WAYS = {
+    "to": 'from_pretrained(…).to("cuda")',
+    "device_map": 'from_pretrained(…, device_map="cuda")',
+    "load": 'calotype.load(…, device="cuda")',
+}
 
 
 def make_checkpoint(folder: Path, config: dict[str, object]) -> Path:
@@ -149,13 +208,48 @@ def make_sdxl(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
 
 
-def measure(library: str, folder: Path, dtype: str, kind: str) -> dict[str, float]:
+def measure(library: str, folder: Path, dtype: str, how: str, program: str = MEASURE) -> dict[str, float]:
     """One load in a process of its own."""
-    command = [sys.executable, "-c", MEASURE, library, str(folder), dtype, kind]
+    command = [sys.executable, "-c", program, library, str(folder), dtype, how]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"A measured process failed:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure_cuda(folder: Path, repeats: int, dtypes: list[str], output: Path | None) -> int:
+    """All ways onto a GPU; gives 1 if two of them do not bring the same weights there."""
+    size = sum(path.stat().st_size for path in folder.rglob("*.safetensors")) or make_sdxl(folder)
+    for path in folder.rglob("*.safetensors"):
+        with path.open("rb") as file:
+            while file.read(2**24):  # into the page cache
+                pass
+    print(f"checkpoint: {size / 1e9:.2f} GB, float16; best of {repeats}")
+    print(
+        f"{'library':<10} {'dtype':<9} {'way':<40} {'time':>8} {'CPU':>8} {'host peak':>10} {'host after':>10} "
+        f"{'device peak':>11}"
+    )
+    rows: list[dict[str, Any]] = []
+    sums: dict[str, set[float]] = {}
+    for dtype in dtypes:
+        for library, way in [("diffusers", w) for w in ("to", "device_map")] + [
+            ("calotype", w) for w in WAYS
+        ]:
+            runs = [measure(library, folder, dtype, way, MEASURE_CUDA) for _ in range(repeats)]
+            best = {key: min(run[key] for run in runs) for key in runs[0]}
+            rows.append({"library": library, "dtype": dtype, "way": way, "runs": runs})
+            sums.setdefault(dtype, set()).update(run["sum"] for run in runs)
+            print(
+                f"{library:<10} {dtype:<9} {WAYS[way]:<40} {best['seconds']:>6.2f} s {best['work']:>6.2f} s "
+                f"{best['host'] / 1e9:>7.2f} GB {best['left'] / 1e9:>7.2f} GB {best['device'] / 1e9:>8.2f} GB",
+                flush=True,
+            )
+            if output is not None:
+                output.write_text(json.dumps(rows, indent=1))
+    differing = [dtype for dtype, found in sums.items() if len(found) > 1]
+    for dtype in differing:
+        print(f"the weights on the GPU are not the same in {dtype}")
+    return int(bool(differing))
 
 
 def main() -> int:
@@ -168,6 +262,9 @@ def main() -> int:
         "--folder", type=Path, help="where the checkpoint is kept, in place of a temporary folder"
     )
     parser.add_argument("--repeats", type=int, default=3, help="loads of which the fastest counts")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtypes", nargs="+", default=["float16", "bfloat16"], help="of --device cuda")
+    parser.add_argument("--output", type=Path, help="all runs of --device cuda as JSON")
     arguments = parser.parse_args()
     if not Path("/proc/self/clear_refs").exists():
         parser.error("this benchmark reads the memory of processes from /proc, which only Linux has")
@@ -175,6 +272,8 @@ def main() -> int:
     failed = False
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
+        if arguments.device == "cuda":
+            return measure_cuda(folder, arguments.repeats, arguments.dtypes, arguments.output)
         kind, dtypes, stored = "UNet2DConditionModel", ("None", "float16"), "float32"
         if arguments.sdxl:
             kind, dtypes, stored = "DiffusionPipeline", ("float16", "bfloat16"), "float16"

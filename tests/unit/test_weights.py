@@ -78,6 +78,7 @@ def test_pickles_that_are_none(tmp_path: Path) -> None:
         (b"", "is empty"),
         (_LFS, "LFS"),
         (b"hello", "read safely"),
+        (b"J}", "read safely"),  # a number of four bytes, cut off
         (b"<html>", "web page"),
     ):
         path.write_bytes(content)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,7 +62,7 @@ def read_values(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
     except (
         pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError,
-        AssertionError, OSError, MemoryError, OverflowError, NotImplementedError,
+        AssertionError, OSError, MemoryError, OverflowError, NotImplementedError, struct.error,
     ) as error:  # fmt: skip
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelFilesError(

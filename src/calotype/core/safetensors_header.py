@@ -33,6 +33,8 @@ class TensorInfo(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
     nbytes: int
+    begin: int | None = None
+    """The byte of the file at which its data begins; ``None`` in a format that has no such place."""
 
 
 class _Malformed(ValueError):
@@ -77,7 +79,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         raise ModelFilesError(
             f"{path} is not a safetensors file: its header cannot be read ({error}); download it again."
         ) from error
-    return {name: info for name, (info, _, _) in places.items()}
+    return {name: info._replace(begin=8 + length + begin) for name, (info, begin, _) in places.items()}
 
 
 def _parse(header: bytes) -> dict[str, tuple[TensorInfo, int, int]]:

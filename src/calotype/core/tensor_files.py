@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,15 @@ from calotype.core.safetensors_header import TensorInfo, read_header
 if TYPE_CHECKING:
     import torch
 
-_WINDOW = 128 * 2**20  # bytes converted through one mapping before it is dropped
+    from calotype.core.sending import Source
+
+_WINDOW = 128 * 2**20  # bytes of tensors that share one mapping
+
+_SENT = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+"""Name of a dtype in a safetensors file -> PyTorch's, of those that :func:`send_tensors` takes."""
 
 
 def tensor_infos(path: Path) -> dict[str, TensorInfo]:
@@ -34,7 +42,8 @@ def read_tensors(
     """The named tensors of a file, each passed through ``convert(name, tensor)``.
 
     A tensor that ``convert`` returns unchanged stays a view of the mapped file, which costs no memory until it is
-    used. The pages behind those that it copies are let go every 128 MiB, so that the peak is what is kept.
+    used. There is one mapping for every 128 MiB of tensors, whose pages go when the last of them goes: so what is
+    copied, now or later, is in memory once and not twice.
     """
     if path.suffix == ".safetensors":
         yield from _read_safetensors(path, names, convert)
@@ -42,6 +51,39 @@ def read_tensors(
     state = read_pickle(path)
     for name in names:
         yield name, convert(name, state.pop(name))
+
+
+def can_be_sent(infos: Mapping[str, TensorInfo]) -> bool:
+    """Whether :func:`send_tensors` takes these: of a safetensors file, in types that PyTorch converts."""
+    return all(info.begin is not None and info.dtype in _SENT for info in infos.values())
+
+
+def send_tensors(
+    path: Path,
+    infos: Mapping[str, TensorInfo],
+    dtype_of: Callable[[str, torch.dtype], torch.dtype],
+    device: torch.device,
+) -> dict[str, torch.Tensor]:
+    """The tensors ``infos`` of a safetensors file on an accelerator, through a little of the host's memory.
+
+    ``dtype_of(name, stored)`` says what each is converted to there. Raises ``ModelFilesError`` if the file is cut off
+    meanwhile.
+    """
+    import torch
+
+    from calotype.core.sending import InFile, send
+
+    sent: dict[str, torch.Tensor] = {}
+    with path.open("rb") as file:
+
+        def jobs() -> Iterator[tuple[torch.Tensor, Source]]:
+            for name, info in infos.items():
+                stored = getattr(torch, _SENT[info.dtype])
+                sent[name] = torch.empty(info.shape, dtype=dtype_of(name, stored), device=device)
+                yield sent[name], InFile(path, file.fileno(), info.begin or 0, stored)
+
+        send(jobs(), device)
+    return sent
 
 
 def _read_safetensors(
@@ -56,7 +98,7 @@ def _read_safetensors(
                 handle, spent = safe_open(os.fspath(path), framework="pt"), 0
             stored = handle.get_tensor(name)
             result = convert(name, stored)
-            spent += 0 if result is stored else stored.nbytes
+            spent += stored.nbytes
             del stored
             yield name, result
     except SafetensorError as error:

@@ -1,6 +1,7 @@
 """Weights into modules, strictly: every tensor of the model comes from its files, and every key is accounted for.
 
-A module is made on the meta device, where it costs nothing, and filled by assignment from mapped files.
+A module is made on the meta device, where it costs nothing, and filled by assignment from mapped files; what goes to
+an accelerator is read in pieces instead.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from torch.overrides import TorchFunctionMode
 from calotype.core.errors import ModelFilesError, WeightsError
 from calotype.core.hub import HubOptions, Location, find_file, try_find_file
 from calotype.core.safetensors_header import TensorInfo
-from calotype.core.tensor_files import human_size, read_tensors, tensor_infos
+from calotype.core.sending import can_send
+from calotype.core.tensor_files import can_be_sent, human_size, read_tensors, send_tensors, tensor_infos
 
 WEIGHTS_STEM = "diffusion_pytorch_model"
 
@@ -283,25 +285,43 @@ def fill(
     wanted = {key for key in found if key in expected and key not in misshapen}
     target = torch.device(device) if device is not None else torch.device("cpu")
 
+    def dtype_of(key: str, stored: torch.dtype) -> torch.dtype:
+        if not stored.is_floating_point:
+            return stored
+        if keep_in_fp32 and dtype is not None and any(part in names[key].split(".") for part in keep_in_fp32):
+            return torch.float32
+        return dtype or expected[names[key]].dtype
+
     def convert(key: str, stored: torch.Tensor) -> torch.Tensor:
-        if pointwise:
-            stored = stored.view(found[key].shape)
-        if not stored.is_floating_point():
-            return stored.to(target)
-        if keep_in_fp32 and dtype is not None and any(part in key.split(".") for part in keep_in_fp32):
-            return stored.to(target, torch.float32)
-        return stored.to(target, dtype or expected[key].dtype)
+        return stored.view(found[names[key]].shape).to(target, dtype_of(key, stored.dtype))
 
     places = _places(module)
     for path, contents in infos.items():
-        present = [key for key in contents if names[key] in wanted]
-        for key, tensor in read_tensors(path, present, lambda key, stored: convert(names[key], stored)):
+        present = {
+            key: info._replace(shape=found[names[key]].shape)
+            for key, info in contents.items()
+            if names[key] in wanted
+        }
+        for key, tensor in _loaded(path, present, convert, dtype_of, target):
             old = expected[names[key]]
             new = _like(old, tensor)
             for table, name in places.pop(id(old), ()):  # none: it came under another of its names
                 table[name] = new
     _refuse_meta(module)
     return report
+
+
+def _loaded(
+    path: Path,
+    infos: Mapping[str, TensorInfo],
+    convert: Callable[[str, torch.Tensor], torch.Tensor],
+    dtype_of: Callable[[str, torch.dtype], torch.dtype],
+    target: torch.device,
+) -> Iterable[tuple[str, torch.Tensor]]:
+    """The tensors by the way that suits where they go."""
+    if can_send(target) and can_be_sent(infos):
+        return send_tensors(path, infos, dtype_of, target).items()
+    return read_tensors(path, infos, convert)
 
 
 def _as_linear(info: TensorInfo, expected: torch.Tensor | None) -> TensorInfo:

@@ -23,6 +23,7 @@ from calotype.core import hub
 from calotype.core.config import read_json
 from calotype.core.errors import InputError, ModelFilesError, UnknownClassError
 from calotype.core.files import check_links
+from calotype.core.sending import move
 from calotype.core.tensor_files import tensor_infos
 from calotype.core.weights import find_weights, no_values_on_meta
 from calotype.models.model_group import ModelGroup
@@ -234,7 +235,7 @@ def load_transformers_model(
             f"files are incomplete or of another model."
         )
     if loading.device is not None:
-        model.to(loading.device)
+        move(model, loading.device)
     return model.eval()
 
 
