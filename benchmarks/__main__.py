@@ -15,6 +15,7 @@ import benchmarks
 
 ON_REQUEST = {
     "pocket_quality": "draws 200 pictures with the bundled checkpoint",
+    "calls_gpu": "needs a GPU with some 20 GB",
     "video_gpu": "needs a GPU with some 40 GB",
 }
 """Benchmarks that run only when they are named, and why."""

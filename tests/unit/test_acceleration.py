@@ -286,6 +286,76 @@ def test_a_runner_does_not_keep_its_model(pretend: None, monkeypatch: pytest.Mon
     assert [one() for one in gone] == [None, None]
 
 
+def clip(name: str = "CLIPTextModel", **options: Any) -> Any:
+    import transformers
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+    config = transformers.CLIPTextConfig(
+        vocab_size=50, max_position_embeddings=16, eos_token_id=49, bos_token_id=48, pad_token_id=49,
+        projection_dim=24, **sizes, **options,
+    )  # fmt: skip
+    return randomise(getattr(transformers, name)(config))
+
+
+def ids(rows: int = 1) -> Tensor:
+    found = torch.randint(48, (rows, 16))
+    found[:, 9:] = 49
+    return found
+
+
+def read_alike(fast: Any, plain: Any, hidden: bool = True) -> None:
+    tokens = ids()
+    found = fast(tokens, attention_mask=None, output_hidden_states=hidden)
+    right = plain(tokens, attention_mask=None, output_hidden_states=hidden)
+    assert type(found) is type(right)
+    assert list(found) == list(right)
+    assert len(found.hidden_states or ()) == (4 if hidden else 0)
+    torch.testing.assert_close(found.to_tuple(), right.to_tuple(), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["CLIPTextModel", "CLIPTextModelWithProjection"])
+def test_text_encoders_are_captured_and_give_what_they_gave(pretend: None, name: str) -> None:
+    model, plain = clip(name), clip(name)
+    for hidden in (True, False):
+        for _ in range(4):  # another call of a pipeline each, with another prompt
+            read_alike(Accelerated(model, Options()), plain, hidden)
+    runner = runner_of(model, Options())
+    assert runner.why is None
+    assert runner.captures["__call__"].count == 2
+
+
+@torch.no_grad()
+def test_what_changes_a_text_encoder_makes_its_captures_invalid(pretend: None) -> None:
+    model, plain = clip(), clip()
+
+    def learn_a_word(one: Any) -> None:
+        torch.manual_seed(5)
+        one.resize_token_embeddings(60, mean_resizing=False)
+
+    def attend_otherwise(one: Any) -> None:
+        one.set_attn_implementation("eager")
+
+    def weigh(one: Any) -> None:
+        one.embeddings.position_embedding.weight = torch.nn.Parameter(
+            one.embeddings.position_embedding.weight * 2
+        )
+
+    for change in (learn_a_word, attend_otherwise, weigh):
+        for _ in range(3):
+            read_alike(Accelerated(model, Options()), plain)
+        assert captures(Accelerated(model, Options())).kept, change
+        change(model), change(plain)
+        fast = Accelerated(model, Options())
+        read_alike(fast, plain)
+        assert not captures(fast).kept, change
+        assert fast._runner.why is None, change
+    model.encoder.layers[0].mlp.forward = lambda x: x
+    fast = Accelerated(model, Options())
+    fast(ids())
+    assert "code that is not" in fast._runner.why
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return stable_diffusion_folder(tmp_path_factory.mktemp("sd"), calotype)
@@ -310,7 +380,7 @@ def test_pipelines_on_the_device_are_accelerated_unless_switched_off(
         for seed in range(3):
             torch.testing.assert_close(picture(pipe, seed), right[seed], rtol=1e-4, atol=1e-4)
     lines = pipe.acceleration.report().splitlines()
-    assert [line.split()[0] for line in lines] == ["vae", "unet"]
+    assert [line.split()[0] for line in lines] == ["vae", "text_encoder", "unet"]
     assert all("graphs" in line and "1 of at most" in line for line in lines)
     runner = runner_of(pipe.unet, Options())
     assert runner.captures["__call__"].count == 1

@@ -266,6 +266,75 @@ def test_memory_stays_flat() -> None:
     assert torch.cuda.memory_reserved() == before
 
 
+def text_encoder(name: str, dtype: torch.dtype) -> Any:
+    import transformers
+
+    config = transformers.CLIPTextConfig(
+        vocab_size=600, hidden_size=256, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
+        max_position_embeddings=77, projection_dim=128, eos_token_id=599, bos_token_id=598, pad_token_id=599,
+    )  # fmt: skip
+    return randomise(getattr(transformers, name)(config)).to("cuda", dtype)
+
+
+def prompt_ids() -> Tensor:
+    found = torch.randint(598, (1, 77), device="cuda")
+    found[:, int(torch.randint(5, 70, ())) :] = 599
+    return found
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["CLIPTextModel", "CLIPTextModelWithProjection"])
+def test_text_encoders_read_new_prompts_from_one_graph(name: str, dtype: torch.dtype) -> None:
+    plain, model = text_encoder(name, dtype), text_encoder(name, dtype)
+
+    def alike() -> None:
+        tokens = prompt_ids()
+        found = Accelerated(model, Options())(tokens, output_hidden_states=True)
+        right = plain(tokens, output_hidden_states=True)
+        assert type(found) is type(right)
+        pairs = zip((*found.hidden_states, found[0]), (*right.hidden_states, right[0]), strict=True)
+        assert all(error(one, other) < BOUND[dtype] for one, other in pairs)
+
+    for _ in range(6):
+        alike()
+    runner = runner_of(model, Options())
+    assert runner.why is None
+    assert runner.captures["__call__"].count == 1
+    assert not runner.captures["__call__"].failed
+    for one in (model, plain):
+        torch.manual_seed(3)
+        one.resize_token_embeddings(640, mean_resizing=False)  # as learned words do
+    for _ in range(3):
+        alike()
+    assert runner.captures["__call__"].count == 1  # of captures since
+
+
+def test_a_lora_of_the_text_encoder_is_heard(tmp_path: Path) -> None:
+    folder = stable_diffusion_folder(tmp_path / "sd", calotype)
+    fast, plain = (calotype.StableDiffusionPipeline.from_pretrained(folder).to("cuda") for _ in range(2))
+    plain.acceleration = None
+    before = [pictures(fast, "a cat", 1, (16, 16), 1, 1.0) for _ in range(3)][-1]
+    for pipe in (fast, plain):
+        pipe.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(3)
+        tensors = {}
+        for key, layer in pipe.text_encoder.named_modules():
+            if key.endswith(("q_proj", "v_proj")):
+                key = key if key.startswith("text_model.") else f"text_model.{key}"
+                down = torch.randn(2, layer.in_features, generator=generator) * 0.3
+                up = torch.randn(layer.out_features, 2, generator=generator) * 0.3
+                tensors[f"text_encoder.{key}.lora_A.weight"] = down
+                tensors[f"text_encoder.{key}.lora_B.weight"] = up
+        pipe.load_lora_weights(tensors)
+    for strength in (1.0, 0.5, 1.0, 0.5, 1.0):
+        call = "a cat", 1, (16, 16), 1, strength
+        found = pictures(fast, *call)
+        assert float((found - pictures(plain, *call)).abs().mean()) < 2e-3
+    assert float((found - before).abs().mean()) > 1e-3
+    assert runner_of(fast.text_encoder, Options()).why is None
+
+
 def pictures(pipe: Any, prompt: str, seed: int, size: tuple[int, int], count: int, strength: float) -> Tensor:
     found: Tensor = pipe(
         prompt, height=size[0], width=size[1], num_images_per_prompt=count, num_inference_steps=4,

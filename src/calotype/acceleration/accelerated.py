@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from calotype.acceleration.captured import Captures, Prepared, put_back
+from calotype.acceleration.concerned import settle
 from calotype.acceleration.devices import CudaGraphs, Device
 from calotype.acceleration.options import Options
 from calotype.acceleration.stand_ins import Kernels, Prompt, StandIns, kernels_for
@@ -38,15 +39,25 @@ class Accelerated:
         self.__dict__["_orig_mod"] = model
         self.__dict__["_runner"] = runner_of(model, options)
         self.__dict__["_methods"] = methods
+        self.__dict__["_begun"] = False
+        """Whether the model has been looked at since the call began or a user's code ran in it.
+
+        That is done when it is first called: for all but the first model while the device is busy with another.
+        """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._runner(self._orig_mod, "__call__", args, kwargs)
+        return self._run("__call__", args, kwargs)
+
+    def _run(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not self.__dict__["_begun"]:
+            self.__dict__["_begun"] = True
+            self._runner.begin(self._orig_mod)
+        return self._runner(self._orig_mod, method, args, kwargs)
 
     def __getattr__(self, name: str) -> Any:
         model = self.__dict__["_orig_mod"]
         if name in self.__dict__["_methods"]:
-            runner = self.__dict__["_runner"]
-            return lambda *args, **kwargs: runner(model, name, args, kwargs)
+            return lambda *args, **kwargs: self._run(name, args, kwargs)
         return getattr(model, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -103,6 +114,7 @@ class Runner:
             self.device = self.kernels = self.weights = self.structure = None
         else:
             self.device = device_of(place)
+            settle(model)
             with torch.inference_mode(False), torch.no_grad():
                 if self.options.kernels:
                     self.kernels = kernels_for(place)
@@ -138,9 +150,15 @@ class Runner:
                 if self.weights is not weights:  # another thread has found that the model has changed
                     return ordinary()
                 captures = self._captures_of(method, device)
-                stamp = (self.epoch, weights.versions() if self.options.prompts else ())
+                epoch = self.epoch
                 with device.current():
-                    return captures(ordinary, self._preparing(function), stamp, tensors, form)
+                    return captures(
+                        ordinary,
+                        self._preparing(function),
+                        lambda: (epoch, weights.versions()),
+                        tensors,
+                        form,
+                    )
         except torch.OutOfMemoryError:
             raise
         except Exception as error:

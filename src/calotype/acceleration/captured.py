@@ -51,8 +51,9 @@ class Capture:
     """What else the work before was done for, as a caller names it."""
     uses: int = 0
 
-    def run(self, tensors: list[Tensor], stamp: object) -> Any:
-        """The result for these tensors, in memory of its own."""
+    def run(self, tensors: list[Tensor], now: Callable[[], object]) -> Any:
+        """The result for these tensors, in memory of its own; ``now`` is the stamp of what else counts."""
+        stamp = None if self.before is None else now()
         anew = self.before is None or stamp != self.stamp
         for i, (buffer, tensor) in enumerate(zip(self.buffers, tensors, strict=True)):
             if i in self.prompts and self.before is not None:
@@ -115,7 +116,7 @@ class Captures:
         self,
         ordinary: Callable[[], Any],
         prepare: Prepare,
-        stamp: object,
+        stamp: Callable[[], object],
         tensors: list[Tensor],
         form: Hashable,
     ) -> Any:

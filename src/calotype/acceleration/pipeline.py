@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from calotype.acceleration.concerned import methods_of
 from calotype.acceleration.options import Options
 
 Bound = TypeVar("Bound")
@@ -35,12 +35,11 @@ class Acceleration:
             if methods is not None and is_on_device(model):
                 from calotype.acceleration.accelerated import Accelerated
 
-                found[one.name] = faster = Accelerated(model, self.options, methods)
-                faster._runner.begin(model)
+                found[one.name] = Accelerated(model, self.options, methods)
         return replace(family, **found) if found else family  # type: ignore[type-var]
 
     def report(self) -> str:
-        """A line for each model that is called in each step or decodes: what is in use, or why nothing is."""
+        """A line for each model that is called in each step, decodes or reads: what is in use, or why nothing is."""
         lines = []
         for name, model in self._components().items():
             if methods_of(type(getattr(model, "_orig_mod", model))) is None:
@@ -60,9 +59,9 @@ class Acceleration:
 def look_again(family: Any) -> None:
     """After a user's code has run in a call: the family's models may not be what they were."""
     for one in fields(family):
-        model = getattr(family, one.name)
-        if "_runner" in getattr(model, "__dict__", {}):
-            model._runner.begin(model._orig_mod)
+        table = getattr(getattr(family, one.name), "__dict__", {})
+        if "_runner" in table:
+            table["_begun"] = False
 
 
 def give_back(models: Iterable[Any]) -> None:
@@ -71,18 +70,6 @@ def give_back(models: Iterable[Any]) -> None:
     for model in models:
         if known is not None and isinstance(model, nn.Module) and not is_on_device(model):
             known.forget(model)
-
-
-def methods_of(kind: type) -> tuple[str, ...] | None:
-    """The methods by which models of a class do most of a call's work, beside being called; None if none do.
-
-    These are the models that read a time, which are called in each step, and autoencoders, which decode.
-    """
-    if not issubclass(kind, nn.Module) or not kind.__module__.startswith("calotype.models."):
-        return None
-    if hasattr(kind, "decode"):
-        return ("decode",)
-    return () if "timestep" in inspect.signature(kind.forward).parameters else None
 
 
 def place_of(model: nn.Module) -> torch.device:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
+from itertools import chain
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from calotype.acceleration.concerned import is_encoder, is_known, is_record, settings_of
 from calotype.adapters.layer import Adapted
 from calotype.adapters.model import is_strength_hook
 from calotype.nn.attention import Attention, AttnAddedKVProcessor, AttnProcessor
 
 _PROCESSORS = (AttnProcessor, AttnAddedKVProcessor)
 """The attention procedures that compute the same each time, which a user's own need not."""
+_TYPE = attrgetter("dtype")
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-_LIBRARIES = ("calotype.", "torch.nn.modules.")
-"""Where the classes are defined that are known to compute the same each time."""
 
 
 class Weights:
@@ -25,14 +27,15 @@ class Weights:
 
     def __init__(self, model: nn.Module) -> None:
         self.tensors: list[Tensor] = list(_tensors(model))
-        self.addresses = [tensor.data_ptr() for tensor in self.tensors]
-        self.types = [tensor.dtype for tensor in self.tensors]
+        self.addresses = list(map(Tensor.data_ptr, self.tensors))
+        self.types = list(map(_TYPE, self.tensors))
 
     def stand(self) -> bool:
         """Whether all are where they were and of the type that they were; their values may have changed."""
-        return [tensor.data_ptr() for tensor in self.tensors] == self.addresses and [
-            tensor.dtype for tensor in self.tensors
-        ] == self.types
+        return (
+            list(map(Tensor.data_ptr, self.tensors)) == self.addresses
+            and list(map(_TYPE, self.tensors)) == self.types
+        )
 
     def versions(self) -> tuple[int, ...]:
         """How often each has been changed in place, as far as PyTorch counts that."""
@@ -48,19 +51,33 @@ class Structure:
 
     def __init__(self, model: nn.Module) -> None:
         self.root = weakref.ref(model)
-        self.below = [module for module in everything(model) if module is not model]
-        self.attributes = [(module.__dict__, tuple(module.__dict__.values())) for module in self.below]
-        self.own = tuple(model.__dict__.values())
+        self.tables = [module.__dict__ for module in everything(model)]
         self.empty: list[Any] = []
-        self.filled: list[tuple[Any, tuple[Any, ...], tuple[Any, ...]]] = []
-        for module in (model, *self.below):
-            own = module.__dict__
+        self.tables_below: list[dict[Any, Any]] = []
+        self.others: list[Any] = []
+        for own in list(self.tables):
             for name, value in own.items():
                 if name in _TABLES or (isinstance(value, dict | list | set) and name not in _NO_CONCERN):
-                    if value:
-                        self.filled.append((value, *contents(value)))
-                    else:
+                    if not value:
                         self.empty.append(value)
+                    elif isinstance(value, dict):
+                        self.tables_below.append(value)
+                    else:
+                        self.others.append(value)
+        self.tables_below += settings_of(model.modules())
+        self.values, self.keys = self._values(), self._keys()
+        self.contents = [tuple(one) for one in self.others]
+
+    def _values(self) -> list[Any]:
+        found: list[Any] = []
+        for table in self.tables:
+            found += table.values()
+        for table in self.tables_below:
+            found += table.values()
+        return found
+
+    def _keys(self) -> list[Any]:
+        return [*map(len, self.tables), *chain.from_iterable(self.tables_below)]
 
     def stands(self, model: nn.Module) -> bool:
         """Whether the model is what it was."""
@@ -68,17 +85,12 @@ class Structure:
             return False
         try:
             return (
-                tuple(model.__dict__.values()) == self.own
-                and all(tuple(now.values()) == then for now, then in self.attributes)
-                and all(contents(now) == (keys, values) for now, keys, values in self.filled)
+                self._values() == self.values
+                and self._keys() == self.keys
+                and all(tuple(now) == then for now, then in zip(self.others, self.contents, strict=True))
             )
         except (RuntimeError, TypeError, ValueError):  # two tensors or arrays that are not the same one
             return False
-
-
-def contents(container: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Keys and values of a dictionary; the entries of another container."""
-    return tuple(container), tuple(container.values()) if isinstance(container, dict) else ()
 
 
 _TABLES = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
@@ -97,18 +109,18 @@ def obstacle(model: nn.Module, kind: str = "cuda") -> str | None:
     """Why this model is left to compute by itself, if it is; ``kind`` is the device that its weights have to be on."""
     if hasattr(model, "_orig_mod") or not isinstance(model, nn.Module):
         return "it is compiled already"
-    if not type(model).__module__.startswith("calotype.models."):
+    if not (type(model).__module__.startswith("calotype.models.") or is_encoder(type(model))):
         return f"its class {type(model).__name__} is not of this library"
     for module in model.modules():
         own = module.__dict__
         if own.get("_compiled_call_impl") is not None:
             return f"{_name(model, module)} is compiled already"
-        if "forward" in own or not type(module).__module__.startswith(_LIBRARIES):
+        if not is_known(module, model):
             return f"{_name(model, module)} computes by code that is not of this library"
         if own["training"] and not _has_no_modes(module):
             return "it is in training mode"
         for hooks in (own["_forward_hooks"], own["_forward_pre_hooks"]):
-            if not all(is_strength_hook(hook) for hook in hooks.values()):
+            if not all(is_strength_hook(hook) or is_record(hook) for hook in hooks.values()):
                 return f"hooks are on {_name(model, module)}, as offloading puts them there"
         if own.get("freeu") is not None:
             return "FreeU is on"

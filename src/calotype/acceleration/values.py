@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 import torch
@@ -55,7 +55,8 @@ def taken_apart(value: Any) -> tuple[list[Tensor], Hashable]:
             tensors.append(part)
             return Place(len(tensors) - 1, part)
         if isinstance(part, Mapping):
-            return Entries(dict, tuple(part), tuple(form(entry) for entry in part.values()))
+            kind = type(part) if is_dataclass(part) else dict
+            return Entries(kind, tuple(part), tuple(form(entry) for entry in part.values()))
         if isinstance(part, list | tuple):
             return Entries(type(part), (), tuple(form(entry) for entry in part))
         hash(part)
@@ -72,6 +73,8 @@ def put_together(form: Hashable, tensors: list[Tensor]) -> Any:
         parts = [put_together(part, tensors) for part in form.parts]
         if form.kind is dict:
             return dict(zip(form.keys, parts, strict=True))
+        if is_dataclass(form.kind):  # an output that is a mapping too, which leaves out what is None
+            return form.kind(**dict(zip(form.keys, parts, strict=True)))  # type: ignore[arg-type]
         return form.kind(*parts) if hasattr(form.kind, "_fields") else form.kind(parts)
     return form[1] if isinstance(form, tuple) else form
 

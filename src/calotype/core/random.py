@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from calotype.core.errors import InputError
+from calotype.core.transfer import sent
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
@@ -96,7 +97,7 @@ def randn_tensor(
                 f"The generator lives on {where} but the noise is wanted on {target}: make the generator "
                 f"there or on the CPU."
             )
-        return torch.randn(size, generator=source, device=where, dtype=dtype, layout=layout).to(target)
+        return sent(torch.randn(size, generator=source, device=where, dtype=dtype, layout=layout), target)
 
     if generators is not None:
         if len(generators) != shape[0]:

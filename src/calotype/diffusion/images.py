@@ -57,9 +57,25 @@ def numpy_to_pil(images: np.ndarray) -> list[Image.Image]:
             f"channels, not {tuple(images.shape)}."
         )
     if not np.isfinite(batch).all():
-        raise InputError("The pictures hold NaN or infinite values, so there is nothing to show.")
+        raise InputError(_NOTHING_TO_SHOW)
     pixels = (batch.clip(0, 1) * 255).round().astype("uint8")
     return [Image.fromarray(p[..., 0] if p.shape[-1] == 1 else p) for p in pixels]
+
+
+_NOTHING_TO_SHOW = "The pictures hold NaN or infinite values, so there is nothing to show."
+
+
+def _shown(images: torch.Tensor) -> list[Image.Image]:
+    """Tensors (batch, channels, height, width) in [0, 1] to pictures, rounded where they are: a quarter to copy."""
+    from PIL import Image
+
+    if images.shape[1] not in (1, 3, 4):
+        return numpy_to_pil(to_numpy(images))  # which says what is wrong
+    if not torch.isfinite(images).all():
+        raise InputError(_NOTHING_TO_SHOW)
+    pixels = (images.float().clamp(0, 1) * 255).round().to(torch.uint8)
+    arrays = pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return [Image.fromarray(p[..., 0] if p.shape[-1] == 1 else p) for p in arrays]
 
 
 def pt_to_pil(images: torch.Tensor) -> list[Image.Image]:
@@ -87,5 +103,4 @@ def present(images: torch.Tensor, output_type: str) -> Any:
         return stacked([present(clip, output_type) for clip in images], output_type)
     if output_type == "pt":
         return images
-    arrays = to_numpy(images)
-    return arrays if output_type == "np" else numpy_to_pil(arrays)
+    return to_numpy(images) if output_type == "np" else _shown(images)

@@ -11,6 +11,7 @@ import torch
 
 from calotype.core.errors import InputError
 from calotype.core.tokenizing import TOKENIZING, written_out
+from calotype.core.transfer import sent
 from calotype.diffusion.inputs import Prompt
 from calotype.diffusion.limits import limits
 from calotype.families.prompts.chunks import spans
@@ -187,8 +188,9 @@ def _states(
 ) -> States:
     """Texts as ``read`` sees them: cut at ``length``, or all of them as they are ``laid`` out."""
     if laid is None:
-        tokens = tokenize(tokenizer, texts, length).to(encoder.device)
-        return read(tokens.input_ids, tokens.attention_mask if masks_padding else None)
+        tokens, place = tokenize(tokenizer, texts, length), encoder.device
+        mask = sent(tokens.attention_mask, place) if masks_padding else None
+        return read(sent(tokens.input_ids, place), mask)
     parse = SYNTAXES[laid.syntax]
     return encoded(
         read,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 
 from calotype.core.errors import InputError
+from calotype.core.transfer import sent
 from calotype.diffusion import codec
 from calotype.diffusion.conditions import Conditions, repeated
 from calotype.diffusion.family import component, option
@@ -121,7 +122,7 @@ class StableDiffusionXL(LatentFamily):
         return XLConditions(
             prompt_embeds=_stacked(branches, text.prompt_embeds, text.negative_prompt_embeds),
             add_text_embeds=_stacked(branches, text.pooled_prompt_embeds, text.negative_pooled_prompt_embeds),
-            add_time_ids=repeated(rows.to(call.device), call.pictures),
+            add_time_ids=repeated(sent(rows, call.device), call.pictures),
             timestep_cond=embedded_scale(self.unet, call),
             cross_attention_kwargs=image_prompt.attention_arguments(self, call),
         )

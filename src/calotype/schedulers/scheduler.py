@@ -21,6 +21,7 @@ from torch import Tensor
 
 from calotype.core.config import ConfigMixin
 from calotype.core.errors import InputError
+from calotype.core.transfer import sent
 from calotype.schedulers.stepping import Plan, Run
 
 SIGNAL_NOISE_FAMILY = tuple(
@@ -101,7 +102,7 @@ class SchedulerMixin(ConfigMixin):
     ) -> None:
         """Begin a run over ``timesteps``, which are on the host, and ``sigmas``; ``levels`` are fields of its plan."""
         host = torch.from_numpy(np.array(timesteps)) if isinstance(timesteps, np.ndarray) else timesteps
-        self._start(Plan(host.to(device), sigmas, count, tuple(host.tolist()), **levels))
+        self._start(Plan(sent(host, device), sigmas, count, tuple(host.tolist()), **levels))
 
     def _start(self, plan: Plan) -> None:
         """Make ``plan`` the schedule and begin a run of it in this thread."""
