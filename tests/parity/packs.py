@@ -25,7 +25,9 @@ HIDING = frozenset(
 COUNTS = frozenset(
     "prompt num_images_per_prompt num_videos_per_prompt generator latents prompt_embeds image_embeds video".split()
 )
-SHAPES = frozenset("image mask_image control control_image hint height width latents video num_frames".split())
+SHAPES = frozenset(
+    "image mask_image control control_image hint height width latents video num_frames".split()
+)
 TEXTS = frozenset("prompt prompt_embeds image_embeds negative_prompt_embeds negative_image_embeds".split())
 
 
