@@ -1,9 +1,9 @@
 """Several cases of a table in one call.
 
-A table of calls names what differs from the plain call in each case. Cases that say nothing of the same argument, and of
-which none hides what another one does, hold in one call as well as in several: a picture that is right with both is
+A table of calls names what differs from the plain call in each case. Cases that say nothing of the same argument, and
+of which none hides what another one does, hold in one call as well as in several: a picture that is right with both is
 right with each, since two errors would have to cancel to the last digit. So every value of every argument is still
-called with, and many pairs of them that no call had before, with a third of the calls.
+called with, and many pairs of them that no call had before, in fewer calls.
 """
 
 from __future__ import annotations
