@@ -77,7 +77,7 @@ def depth_parts(folder: Path) -> dict[str, Any]:
 def upscaling_parts(folder: Path) -> dict[str, Any]:
     unet = {"in_channels": 7, "num_class_embeds": 1000}
     parts = stable_diffusion_parts(diffusers, folder, unet=unet)
-    vae = {**VAE, "block_out_channels": (8, 16, 16), "scaling_factor": 0.08333}
+    vae = {**VAE, "block_out_channels": (16, 32, 32), "scaling_factor": 0.08333}
     vae |= {key: value[:3] for key, value in VAE.items() if key.endswith("block_types")}
     low = {k: v for k, v in SCHEDULER.items() if k in ("beta_start", "beta_end", "beta_schedule")}
     return {
