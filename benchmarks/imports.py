@@ -1,6 +1,6 @@
-"""How long importing takes: fresh processes, taken in turn, medians.
+"""How long importing takes: fresh processes, taken in turn, and the medians of several rounds.
 
-    python -m benchmarks.imports [--rounds 7]
+    python -m benchmarks.imports [--rounds 5]
 
 The time is that of the import statement alone, after the interpreter has started; files are in the page cache.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks._side_by_side import Row, in_turn, machine, median, print_table
+from benchmarks._side_by_side import Row, machine, median, print_table, run_python
 
 LINES = {
     "import {}": "import {}",
@@ -28,23 +28,29 @@ print(json.dumps(time.perf_counter() - start))
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time the import of calotype and of the reference.")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=1)
     rounds = parser.parse_args().rounds
     lines = [line.format(library) for line in LINES.values() for library in ("diffusers", "calotype")]
-    arguments = {line: [line] for line in ["import torch", *lines]}
-    in_turn(MEASURE, arguments, rounds=1)  # compiles bytecode and warms the page cache
-    seconds = {line: median(values) for line, values in in_turn(MEASURE, arguments, rounds).items()}
+    heaviest = LINES["from {} import StableDiffusionPipeline"]
+    for library in ("diffusers", "calotype"):  # compiles bytecode and warms the page cache
+        run_python(MEASURE, heaviest.format(library))
+    taken: dict[str, list[float]] = {line: [] for line in ["import torch", *lines]}
+    for nth in range(rounds):
+        for line, values in taken.items():
+            values.append(run_python(MEASURE, line))
+            print(f"{nth + 1} of {rounds}: {line}: {values[-1]:.3f} s", flush=True)
+    seconds = {line: median(values) for line, values in taken.items()}
     rows = [
         Row(what.format("…"), seconds[line.format("diffusers")], seconds[line.format("calotype")])
         for what, line in LINES.items()
     ]
     torch_alone = seconds["import torch"]
-    above = seconds[LINES["from {} import StableDiffusionPipeline"].format("calotype")] - torch_alone
+    above = seconds[heaviest.format("calotype")] - torch_alone
     print_table(
         "imports",
         rows,
         [
-            f"median of {rounds} fresh processes; {machine(1)}",
+            f"{rounds} fresh process(es) a line, their median; {machine(1)}",
             f"import torch alone: {torch_alone:.3f} s; calotype's StableDiffusionPipeline adds {above:.3f} s",
         ],
     )

@@ -273,19 +273,37 @@ def configurations(name: str) -> list[dict[str, Any]]:
 
 
 def cases(name: str) -> Iterator[tuple[dict[str, Any], dict[str, Any], int]]:
-    """Configuration, arguments of ``step`` and number of steps: the single options with every number of steps, the
-    combinations and the further arguments of ``step`` with some, of which one is beyond the lower orders that a short
-    run ends with."""
+    """Configuration, arguments of ``step`` and number of steps.
+
+    The defaults are run with every number of steps. A value of an option is run with a few and with many, and the
+    options of a class go through the numbers in turn; a combination is run once, in turn with few steps and with more
+    than the lower orders that a short run ends with. An option enters a run through the levels, which are made from it
+    and the number of steps alike for all numbers, through the coefficients of a step, or through the order near the
+    ends, where a run of few steps is nothing but ends: so what is wrong with a value shows at one of a class's small
+    numbers or at any of its large ones, and what is wrong with a number of steps shows with many values. Options that
+    place the timesteps are also run with an uneven number.
+    """
     required = len(more.REQUIRED.get(name, {}))
     has_orders = any(option.endswith("_order") for option in OPTIONS[name])
-    for config in configurations(name):
+    few, many = STEPS[:3], (10, 25) if name in SLOW else STEPS[3:]
+    for place, config in enumerate(configurations(name)):
         uneven = len(config) == required or not {"timestep_spacing", "steps_offset"}.isdisjoint(config)
-        some = (2, 5, 25) if name in SLOW else (2, 10, 25) if has_orders and not uneven else (2, 10)
-        for call in calls(name):
-            plain = not call and len(config) <= required + 1
-            for steps in STEPS if plain else some:
+        longer = 25 if has_orders and place % 4 == 1 else 10
+        for nth, call in enumerate(calls(name)):
+            turn = place + nth
+            if not call and len(config) == required:
+                some: tuple[int, ...] = STEPS
+            elif not call and len(config) == required + 1:
+                some = (few[turn % len(few)], many[turn % len(many)])
+            elif len(config) == required:
+                some = (2, 10)
+            elif config in ALWAYS.get(name, []):
+                some = (2, longer) if turn % 2 else (longer,)
+            else:
+                some = (longer if turn % 3 else 2,)
+            for steps in some:
                 yield config, call, steps
-            if uneven and (plain or name not in SLOW):
+            if uneven and not call and len(config) <= required + 1:
                 yield config, call, UNEVEN
 
 

@@ -13,6 +13,7 @@ import torch
 
 import calotype
 from calotype.core.errors import InputError
+from tests.parity.packs import packed
 from tests.parity.pipeline_runs import Case, compare, quiet, seeded
 from tests.parity.test_image_pipelines import photo
 from tests.tiny import randomise, stable_diffusion_folder, stable_diffusion_xl_folder
@@ -89,10 +90,10 @@ CALLS: dict[str, Case] = {
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("case", CALLS)
+@pytest.mark.parametrize("case", packed(CALLS))
 @pytest.mark.parametrize("name", NAMES)
 def test_one_adapter(folders: dict[str, Path], name: str, case: str) -> None:
-    compare(*pair(name, folders), lambda: {**SETTLED, "image": photo(seed=3), **CALLS[case]()})
+    compare(*pair(name, folders), lambda: {**SETTLED, "image": photo(seed=3), **packed(CALLS)[case]()})
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -15,6 +15,7 @@ import torch
 import calotype
 from calotype.core.errors import InputError
 from tests.parity.deviations import deviation
+from tests.parity.packs import packed
 from tests.parity.pipeline_runs import Case, compare, quiet, seeded
 from tests.parity.test_image_pipelines import mask, photo
 from tests.tiny import randomise, stable_diffusion_folder, stable_diffusion_xl_folder
@@ -109,10 +110,10 @@ CALLS: dict[str, Case] = {
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("case", CALLS)
+@pytest.mark.parametrize("case", packed(CALLS))
 @pytest.mark.parametrize("name", NAMES)
 def test_one_network(folders: dict[str, Path], name: str, case: str) -> None:
-    compare(*pair(name, folders), arguments(name, CALLS[case]))
+    compare(*pair(name, folders), arguments(name, packed(CALLS)[case]))
 
 
 SEVERAL: dict[str, Case] = {
@@ -128,10 +129,10 @@ SEVERAL: dict[str, Case] = {
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("case", SEVERAL)
+@pytest.mark.parametrize("case", packed(SEVERAL))
 @pytest.mark.parametrize("name", NAMES)
 def test_two_networks(folders: dict[str, Path], name: str, case: str) -> None:
-    compare(*pair(name, folders, nets=2), arguments(name, SEVERAL[case], nets=2))
+    compare(*pair(name, folders, nets=2), arguments(name, packed(SEVERAL)[case], nets=2))
 
 
 ENDING = {

@@ -15,6 +15,7 @@ from PIL import Image
 
 import calotype
 from calotype.core.errors import InputError
+from tests.parity.packs import packed
 from tests.parity.pipeline_runs import Case, compare, loaded, quiet, seeded
 from tests.tiny import SCHEDULER, VAE, randomise, stable_diffusion_parts
 
@@ -291,7 +292,7 @@ WITHOUT = {
 
 def cases(name: str) -> dict[str, Case]:
     made = {**COMMON, **REPLACED.get(name, {}), **OWN[name]}
-    return {case: make for case, make in made.items() if case not in WITHOUT.get(name, ())}
+    return packed({case: make for case, make in made.items() if case not in WITHOUT.get(name, ())})
 
 
 def call(name: str, make: Case) -> Case:

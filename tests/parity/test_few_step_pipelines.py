@@ -14,6 +14,7 @@ from PIL import Image
 
 import calotype
 from calotype.core.errors import InputError, UnknownClassError
+from tests.parity.packs import packed
 from tests.parity.pipeline_runs import Case, compare, loaded, quiet, seeded
 from tests.tiny import SCHEDULER, stable_diffusion_parts
 
@@ -99,11 +100,12 @@ def call(name: str, make: Case) -> Case:
     return lambda: {**picture, "num_inference_steps": 4, **make()}
 
 
-@pytest.mark.parametrize(
-    ("name", "case"), [(name, case) for name, own in OWN.items() for case in {**CALLS, **own}]
-)
+PACKED = {name: packed({**CALLS, **own}) for name, own in OWN.items()}
+
+
+@pytest.mark.parametrize(("name", "case"), [(name, case) for name, own in PACKED.items() for case in own])
 def test_call(folder: Path, name: str, case: str) -> None:
-    compare(*pair(name, folder), call(name, {**CALLS, **OWN[name]}[case]))
+    compare(*pair(name, folder), call(name, PACKED[name][case]))
 
 
 @pytest.mark.parametrize("method", ["__init__", "__call__"])

@@ -15,6 +15,7 @@ from PIL import Image
 import calotype
 from calotype.core.errors import InputError
 from tests.parity.deviations import deviation
+from tests.parity.packs import packed
 from tests.parity.pipeline_runs import Case, compare, loaded, quiet, seeded
 from tests.tiny import stable_diffusion_folder
 
@@ -51,17 +52,17 @@ def mask(width: int = 64, height: int = 64) -> Image.Image:
 
 
 IMAGE_CALLS: dict[str, Case] = {
-    "plain": lambda: {"image": photo()},
+    "plain": dict,
     "size": lambda: {"image": photo(75, 50)},
-    "weak": lambda: {"image": photo(), "strength": 0.25},
-    "one step of many": lambda: {"image": photo(), "strength": 0.01, "num_inference_steps": 100},
-    "full": lambda: {"image": photo(), "strength": 1.0},
+    "weak": lambda: {"strength": 0.25},
+    "one step of many": lambda: {"strength": 0.01, "num_inference_steps": 100},
+    "full": lambda: {"strength": 1.0},
     "batch": lambda: {
         "prompt": ["a red ball", "a cube"],
         "image": [photo(), photo(seed=1)],
         "negative_prompt": ["night", "day"],
     },
-    "one picture for many": lambda: {"image": photo(), "num_images_per_prompt": 3},
+    "one picture for many": lambda: {"num_images_per_prompt": 3},
     "generators": lambda: {
         "image": photo(),
         "num_images_per_prompt": 2,
@@ -70,10 +71,10 @@ IMAGE_CALLS: dict[str, Case] = {
     "tensor": lambda: {"image": torch.rand(1, 3, 64, 64, generator=seeded(5))},
     "array": lambda: {"image": torch.rand(1, 48, 64, 3, generator=seeded(5)).numpy()},
     "latents as picture": lambda: {"image": torch.randn(1, 4, 8, 8, generator=seeded(5))},
-    "no guidance": lambda: {"image": photo(), "guidance_scale": 1.0},
-    "latent output": lambda: {"image": photo(), "output_type": "latent"},
-    "pil output": lambda: {"image": photo(), "output_type": "pil"},
-    "clip skip": lambda: {"image": photo(), "prompt": "a cone", "num_inference_steps": 7},
+    "no guidance": lambda: {"guidance_scale": 1.0},
+    "latent output": lambda: {"output_type": "latent"},
+    "pil output": lambda: {"output_type": "pil"},
+    "clip skip": lambda: {"prompt": "a cone", "num_inference_steps": 7},
 }
 
 MASK_CALLS: dict[str, Case] = {
@@ -116,10 +117,10 @@ SCHEDULERS = [
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("scheduler", SCHEDULERS, ids=str)
-@pytest.mark.parametrize("case", IMAGE_CALLS)
+@pytest.mark.parametrize("case", packed(IMAGE_CALLS))
 def test_image_to_image(folder: Path, case: str, scheduler: str | None) -> None:
-    steps = {"num_inference_steps": 4}
-    compare(*pair(CLASSES[0], folder, scheduler), lambda: {**steps, **IMAGE_CALLS[case]()})
+    usual = {"num_inference_steps": 4, "image": photo()}
+    compare(*pair(CLASSES[0], folder, scheduler), lambda: {**usual, **packed(IMAGE_CALLS)[case]()})
 
 
 def masked(make: Case) -> Case:
@@ -128,15 +129,15 @@ def masked(make: Case) -> Case:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("scheduler", SCHEDULERS, ids=str)
-@pytest.mark.parametrize("case", MASK_CALLS)
+@pytest.mark.parametrize("case", packed(MASK_CALLS))
 def test_inpainting_with_any_checkpoint(folder: Path, case: str, scheduler: str | None) -> None:
-    compare(*pair(CLASSES[1], folder, scheduler), masked(MASK_CALLS[case]))
+    compare(*pair(CLASSES[1], folder, scheduler), masked(packed(MASK_CALLS)[case]))
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("case", MASK_CALLS)
+@pytest.mark.parametrize("case", packed(MASK_CALLS))
 def test_inpainting_with_its_own_checkpoint(inpainting_folder: Path, case: str) -> None:
-    compare(*pair(CLASSES[1], inpainting_folder, "EulerDiscreteScheduler"), masked(MASK_CALLS[case]))
+    compare(*pair(CLASSES[1], inpainting_folder, "EulerDiscreteScheduler"), masked(packed(MASK_CALLS)[case]))
 
 
 def test_the_mask_can_be_changed_between_steps(inpainting_folder: Path) -> None:

@@ -15,6 +15,7 @@ import calotype
 from calotype.image_processor import IPAdapterMaskProcessor
 from tests.parity import ip_adapter_parts as parts
 from tests.parity.deviations import deviation
+from tests.parity.packs import packed
 from tests.parity.pipeline_runs import Case, compare, quiet, seeded
 from tests.parity.test_image_pipelines import mask, photo
 from tests.tiny import randomise, stable_diffusion_folder, stable_diffusion_xl_folder
@@ -185,10 +186,10 @@ def masks(pictures: int, height: int = 64, width: int = 64) -> torch.Tensor:
     return IPAdapterMaskProcessor().preprocess(given, height=height, width=width).transpose(0, 1)
 
 
-@pytest.mark.parametrize("case", CALLS)
+@pytest.mark.parametrize("case", packed(CALLS))
 @pytest.mark.parametrize("name", EVERY)
 def test_calls(pair: Pair, name: str, case: str) -> None:
-    compare(*pair(name, "plain"), arguments(name, CALLS[case]))
+    compare(*pair(name, "plain"), arguments(name, packed(CALLS)[case]))
 
 
 SCALES: dict[str, Any] = {

@@ -14,6 +14,7 @@ import calotype
 from calotype.core.errors import InputError
 from tests.parity.deviations import deviation
 from tests.parity.kandinsky_parts import EMBED, decoder_2_2, mask, noise, photo, shape, two
+from tests.parity.packs import packed
 from tests.parity.pipeline_runs import Case, compare, quiet, seeded
 
 TEXT = "KandinskyV22Pipeline"
@@ -170,13 +171,13 @@ CALLS: dict[str, dict[str, Case]] = {
         "tensor output": lambda: {"output_type": "pt"},
     },
 }
-CASES = [(name, case) for name, own in CALLS.items() for case in {**COMMON, **own}]
+PACKED = {name: packed({**COMMON, **own}) for name, own in CALLS.items()}
 
 
-@pytest.mark.parametrize(("name", "case"), CASES)
+@pytest.mark.parametrize(("name", "case"), [(name, case) for name, own in PACKED.items() for case in own])
 def test_call(loaded: dict[str, tuple[Any, Any]], name: str, case: str) -> None:
     EARLIER.clear()
-    compare(*pair(name, loaded), call(name, {**COMMON, **CALLS[name]}[case]))
+    compare(*pair(name, loaded), call(name, PACKED[name][case]))
     half = len(EARLIER) // 2
     assert half or case != "earlier callback"
     np.testing.assert_allclose(EARLIER[half:], EARLIER[:half], rtol=1e-4)

@@ -13,6 +13,7 @@ import calotype
 from calotype.core.errors import InputError
 from tests.parity.deviations import deviation
 from tests.parity.kandinsky_parts import EMBED, kandinsky_3, noise, photo, shape
+from tests.parity.packs import packed
 from tests.parity.pipeline_runs import Case, compare, quiet, seeded
 
 TEXT, IMAGE = "Kandinsky3Pipeline", "Kandinsky3Img2ImgPipeline"
@@ -97,7 +98,7 @@ CALLS: dict[str, dict[str, Case]] = {
 
 def cases(name: str) -> dict[str, Case]:
     shared = {case: make for case, make in COMMON.items() if name == TEXT or not case.startswith("batch")}
-    return {**shared, **CALLS[name]}
+    return packed({**shared, **CALLS[name]})
 
 
 @pytest.mark.parametrize(("name", "case"), [(name, case) for name in NAMES for case in cases(name)])

@@ -14,6 +14,7 @@ import calotype
 from calotype.core.errors import InputError, ModelFilesError
 from tests.parity.deviations import deviation
 from tests.parity.kandinsky_parts import EMBED, decoder_2_1, decoder_2_2, mask, noise, photo, prior, shape
+from tests.parity.packs import packed
 from tests.parity.pipeline_runs import Case, compare, quiet, seeded
 
 FIRST, FIRST_IMAGE = "KandinskyCombinedPipeline", "KandinskyImg2ImgCombinedPipeline"
@@ -105,13 +106,13 @@ CALLS: dict[str, dict[str, Case]] = {
     IMAGE: {"callbacks": CALLBACKS, "of several": lambda: {**BATCH(), "image": [photo(), photo(seed=1)]}},
     INPAINT: {"callbacks": CALLBACKS},
 }
-CASES = [(name, case) for name in NAMES for case in {**COMMON, **CALLS.get(name, {})}]
+PACKED = {name: packed({**COMMON, **CALLS.get(name, {})}) for name in NAMES}
 
 
-@pytest.mark.parametrize(("name", "case"), CASES)
+@pytest.mark.parametrize(("name", "case"), [(name, case) for name, own in PACKED.items() for case in own])
 def test_call(pairs: dict[str, tuple[Any, Any]], name: str, case: str) -> None:
     EARLIER.clear()
-    compare(*pairs[name], call(name, {**COMMON, **CALLS.get(name, {})}[case]))
+    compare(*pairs[name], call(name, PACKED[name][case]))
     half = len(EARLIER) // 2
     assert half or case != "earlier callback"
     np.testing.assert_allclose(EARLIER[half:], EARLIER[:half], rtol=1e-4)

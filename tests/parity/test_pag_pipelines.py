@@ -13,6 +13,7 @@ import torch
 import calotype
 from calotype.core.errors import InputError
 from tests.parity.deviations import deviation
+from tests.parity.packs import packed
 from tests.parity.pipeline_runs import Case, compare, quiet, seeded
 from tests.parity.test_image_pipelines import mask, photo
 from tests.tiny import randomise, stable_diffusion_folder, stable_diffusion_xl_folder
@@ -107,10 +108,10 @@ MORE: dict[str, Case] = {
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("case", MORE)
+@pytest.mark.parametrize("case", packed(MORE))
 @pytest.mark.parametrize("name", [SD[0], XL[0]])
 def test_more_calls(pairs: dict[str, tuple[Any, Any]], name: str, case: str) -> None:
-    compare(*pairs[name], MORE[case])
+    compare(*pairs[name], packed(MORE)[case])
 
 
 LAYERS = {

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import calotype
+from tests.parity.packs import packed
 from tests.parity.pipeline_runs import TOLERANCE, Case, compare, quiet, seeded
 from tests.tiny import UNET, randomise, stable_diffusion_folder
 
@@ -106,9 +107,9 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("case", CALLS)
+@pytest.mark.parametrize("case", packed(CALLS))
 def test_call(pair: tuple[Any, Any], case: str) -> None:
-    compare(*pair, CALLS[case])
+    compare(*pair, packed(CALLS)[case])
 
 
 @pytest.mark.parametrize("steps", [1, 4, 11])

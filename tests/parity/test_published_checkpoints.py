@@ -199,10 +199,22 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return make
 
 
+@cache
+def models(library: Any, name: str, folder: Path) -> dict[str, Any]:
+    """A checkpoint's networks and tokenizers, read once for all tasks."""
+    pipe = getattr(library, f"{PUBLISHED[name].prefix}Pipeline").from_pretrained(folder)
+    return {key: part for key, part in pipe.components.items() if part is not None and key != "scheduler"}
+
+
 def pair(made: Callable[[str], Path], name: str, task: str) -> tuple[Any, Any]:
-    published = PUBLISHED[name]
+    """The task's pipelines from the files, their schedulers anew each time."""
+    published, folder = PUBLISHED[name], made(name)
     pipes = [
-        quiet(getattr(library, f"{published.prefix}{task}Pipeline").from_pretrained(made(name)))
+        quiet(
+            getattr(library, f"{published.prefix}{task}Pipeline").from_pretrained(
+                folder, **models(library, name, folder)
+            )
+        )
         for library in (diffusers, calotype)
     ]
     assert [type(pipe.scheduler).__name__ for pipe in pipes] == [published.scheduler] * 2

