@@ -45,15 +45,18 @@ def shown_area(bench: Bench, images: Sequence[Any]) -> torch.Tensor:
 
 
 def micro_conditions(bench: Bench) -> list[Measure]:
-    """The same noise and prompts of one object at other sizes and crops: from left to right it moves, enlarged it grows,
-    blown up it is blurred."""
+    """The same noise and prompts of one object at other sizes and crops.
+
+    As the crop goes to the right the object goes to the left; of a larger original it is larger; of a small one that
+    was blown up the picture is softer.
+    """
     options, pipe = bench.options, bench.options.load(NAME)
     texts = [p.text for p in prompts(options.split, options.count, options.seed, pairs_share=0.0)]
     away = LARGE - SIDE
 
     def drawn(original: int, top: int, left: int) -> list[Any]:
-        sizes = {"original_size": (original, original), "crops_coords_top_left": (top, left)}
-        return draw(pipe, texts, options, **sizes)
+        size, corner = (original, original), (top, left)
+        return draw(pipe, texts, options, original_size=size, crops_coords_top_left=corner)
 
     whole, small = drawn(SIDE, 0, 0), drawn(SMALL, 0, 0)
     first, middle, last = (drawn(LARGE, away // 2, left) for left in (0, away // 2, away))
@@ -126,13 +129,13 @@ def refined(bench: Bench) -> list[Measure]:
                 f"{after:.1f} % and {before:.1f} %",
                 3.0,
                 at_most=True,
-            )  # fmt: skip
+            )
         )
     rendered = features(bench.classifier, fresh(options.renders, options.seed + 5, options.device).pictures)
     far = [frechet(features(bench.classifier, as_tensor(images)), rendered) for images in (best, alone)]
     measures.append(Measure(REFINER, "Fréchet distance to renders", far[0], "", f"{NAME} alone {far[1]:.3f}"))
     rougher = (noise_of(as_tensor(worst)) > noise_of(as_tensor(best))).tolist()
-    measures.append(share(REFINER, "a low score: grainier or blurred more than a high one", rougher, 85.0))
+    measures.append(share(REFINER, "a low score: grainier than a high one", rougher, 85.0))
     away = [float(v) for v in (as_tensor(best) - as_tensor(alone)).square().mean((1, 2, 3)).sqrt()]
     measures.append(mean(REFINER, f"root mean square of what it changes of {NAME}'s", away, ""))
     return measures

@@ -136,6 +136,28 @@ def _enlarged(bench: Bench) -> list[Cells]:
     return _rows([(blocks, "given, 32 pixels"), (images, asked), (bench.pictures, "as it was")])
 
 
+def _xl(bench: Bench) -> list[Cells]:
+    asked = [p.text for p in prompts("heldout", bench.options.count, bench.options.seed)]
+    pipe = bench.options.load("pocket-xl")
+    whole = draw(pipe, asked, bench.options)
+    left, right = (
+        draw(pipe, asked, bench.options, original_size=(192, 192), crops_coords_top_left=corner)
+        for corner in ((32, 64), (32, 0))
+    )
+    return _rows([(whole, asked), (left, "the crop 64 to the right"), (right, "the crop at the left")])
+
+
+def _refined(bench: Bench) -> list[Cells]:
+    asked = [p.text for p in prompts("heldout", bench.options.count, bench.options.seed)]
+    pipe, refiner = (bench.options.load(name) for name in ("pocket-xl", "pocket-xl-refiner"))
+    whole = draw(pipe, asked, bench.options)
+    generator = [torch.Generator().manual_seed(bench.options.seed + i) for i in range(len(asked))]
+    usual = {"num_inference_steps": bench.options.steps, "guidance_scale": bench.options.guidance}
+    latents = pipe(asked, generator=generator, denoising_end=0.8, output_type="latent", **usual).images
+    images = refiner(asked, image=latents, denoising_start=0.8, **usual).images
+    return _rows([(whole, asked), (images, "the last fifth by the refiner")])
+
+
 def _through_tiny(bench: Bench) -> list[Cells]:
     asked = [p.text for p in prompts("heldout", bench.options.count, bench.options.seed)]
     tiny = draw(bench.options.load("pocket-tiny-vae"), asked, bench.options)
@@ -186,6 +208,16 @@ SECTIONS = (
     Section(
         "pocket-unconditional", "Unconditional", "Pixels from noise alone.",
         'pipe = calotype.load("pocket-unconditional")\npipe(batch_size=4, num_inference_steps=50)', _from_nothing,
+    ),
+    Section(
+        "pocket-xl", "Size and crop", "SDXL's shape: a second text encoder, and a denoiser that is told size and crop.",
+        'pipe = calotype.load("pocket-xl")\n'
+        'pipe("a red ball on grass", original_size=(192, 192), crops_coords_top_left=(32, 64))', _xl,
+    ),
+    Section(
+        "pocket-xl-refiner", "Refiner", "Another model for the last fifth of the noise, which is told a score.",
+        'latents = calotype.load("pocket-xl")(prompt, denoising_end=0.8, output_type="latent").images\n'
+        'calotype.load("pocket-xl-refiner")(prompt, image=latents, denoising_start=0.8)', _refined,
     ),
     Section(
         "pocket-tiny-vae", "A tiny autoencoder", "The same latents, decoded by a fraction of the work.",

@@ -75,6 +75,31 @@ def test_every_member_works_by_its_name(name: str) -> None:
     assert images.shape[1:] == ((32, 32, 3) if name == "pocket-unconditional" else (128, 128, 3))
 
 
+def test_what_a_model_derives_is_not_taken_for_unknown(caplog: pytest.LogCaptureFixture) -> None:
+    tiny = calotype.AutoencoderTiny.from_pretrained(BUNDLED["pocket-tiny-vae"] / "vae")
+    assert tiny.config.block_out_channels == tiny.config.decoder_block_out_channels
+    assert "no effect" not in caplog.text
+
+
+def test_the_refiner_goes_on_where_the_first_model_ends() -> None:
+    """Each takes its part of the steps; the refiner reads the second text encoder alone."""
+    first, refiner = (calotype.load(name, device="cpu") for name in ("pocket-xl", "pocket-xl-refiner"))
+    assert refiner.text_encoder is None and refiner.tokenizer is None
+    assert refiner.config.requires_aesthetics_score
+    steps: list[int] = []
+
+    def count(pipe: Any, index: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        steps.append(int(timestep))
+        return values
+
+    usual: dict[str, Any] = {"num_inference_steps": 10, "callback_on_step_end": count}
+    latents = make(first, "pocket-xl", denoising_end=0.8, **{**usual, "output_type": "latent"})
+    begun = len(steps)
+    whole = make(refiner, "pocket-xl-refiner", image=latents, denoising_start=0.8, **usual)
+    assert begun == 8 and len(steps) == 10 and steps == sorted(steps, reverse=True)
+    assert whole.shape == (1, 128, 128, 3)
+
+
 @pytest.mark.parametrize("name", ["pocket-depth", "pocket-turbo"])
 def test_the_reference_makes_the_same_picture_from_what_is_saved(name: str, tmp_path: Path) -> None:
     ours = calotype.load(name, device="cpu")

@@ -196,7 +196,8 @@ class XL(Member):
         "autoencoder. It is told the size of the original (128 is a whole picture; above, one that was enlarged before "
         "it was cropped; below, a small one that was blown up), the corner of the crop, and the size of the result. "
         "Beside it `pocket-xl-refiner`, a UNet for `StableDiffusionXLImg2ImgPipeline` that reads the second text "
-        "encoder alone, is told a score from 2.5 (blurred and grainy) to 6 (clean), and knows the last fifth of the noise."
+        "encoder alone, is told a score from 2.5 (blurred and grainy) to 6 (clean), and knows the last fifth of the "
+        "noise."
     )
     fields = ("pictures", "latents", "ids")
 
