@@ -47,7 +47,7 @@ def test_the_family_weighs_little() -> None:
 
 ESTIMATOR = "pocket-depth-estimator"
 CASES: list[tuple[Callable[[Bench], list[Measure]], tuple[str, ...], Bars]] = [
-    (tasks.inpainting, ("pocket-inpaint",), {"asked colour": 50, "unmasked pixels": 100}),
+    (tasks.inpainting, ("pocket-inpaint",), {"asked object": 50, "asked colour": 75, "unmasked pixels": 100}),
     (tasks.estimator, (ESTIMATOR,), {"correlation": 0.9}),
     (tasks.depth_to_image, ("pocket-depth", ESTIMATOR), {"correlation": 0.8, "main object's colour": 50}),
     (tasks.controlnet_canny, ("pocket-controlnet-canny",), {"F1": 0.6}),

@@ -131,6 +131,30 @@ def test_of_faint_clips_less_is_seen(trained: tuple[Path, Path], base: Path) -> 
     assert not torch.allclose(unet.sample, clear["noise"], atol=1e-2)
 
 
+def test_motion_is_read_in_the_call_of_its_batch(trained: tuple[Path, Path], base: Path) -> None:
+    """Whatever the UNet was asked between two batches, as an inspection does."""
+    parts = load_base(base, torch.device("cpu"))
+    settings = preset("tiny")
+    clips = ClipSet(ChunkFolder(trained[1] / "clips", "clips"), parts.device)
+    clips.look()
+    batch = ClipBatches(clips, parts, settings)(0)
+    unet = build_moving_unet(settings, parts, None)
+    objective = ClipObjective(unet, parts.scheduler, following=0.5)
+    first = objective(batch)
+    with torch.no_grad():
+        unet(batch["latents"][:1], 3, batch["states"][:1])
+    again = objective(batch)
+    assert torch.equal(first["following"], again["following"])
+    torch.testing.assert_close(again["loss"], again["denoising"] + 0.5 * again["following"])
+    again["following"].backward()
+    inner = [
+        p.grad
+        for n, p in unet.named_parameters()
+        if ".motion_modules." in n and n.endswith("proj_out.weight")
+    ]
+    assert any(grad is not None and grad.any() for grad in inner)
+
+
 def test_low_rank_updates_that_an_adapter_lacks_are_new(
     trained: tuple[Path, Path], base: Path, tmp_path: Path
 ) -> None:

@@ -63,7 +63,9 @@ def weights(model: torch.nn.Module) -> int:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_picture_is_that_of_a_pipeline_on_cuda(folder: Path, mode: str) -> None:
-    expected = picture(load(folder).to("cuda"))
+    plain = load(folder).to("cuda")
+    plain.acceleration = None  # offloaded models are computed so; its convolutions round otherwise
+    expected = picture(plain)
     pipe = load(folder)
     getattr(pipe, mode)()
     assert pipe._execution_device.type == "cuda"

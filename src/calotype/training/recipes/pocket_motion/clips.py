@@ -55,7 +55,8 @@ def make_clips(
 ) -> None:
     """Write chunks of clips to ``folder`` until all are made or ``seconds`` are over, then an empty file ``done``.
 
-    A chunk is (float16 latents [N, C, F, H, W], int16 token ids [N, K, L], the main object's ways [N, F, 3]). Validation's is made after the first.
+    A chunk is (float16 latents [N, C, F, H, W], int16 token ids [N, K, L], ways of the main object [N, F, 3]).
+    Validation's is made after the first.
     """
     chosen, device, began = settings.clips, base.device, time.monotonic()
     clear(folder)

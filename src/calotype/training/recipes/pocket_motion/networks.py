@@ -34,10 +34,14 @@ class Following(nn.Module):
     def __init__(self, unet: nn.Module) -> None:
         super().__init__()
         modules = [part for name, part in unet.named_modules() if re.search(r"motion_modules\.\d+$", name)]
-        self.heads = nn.ModuleList(nn.Linear(part.norm.num_channels, 3) for part in modules)  # type: ignore[union-attr,arg-type]
+        self.heads = nn.ModuleList(nn.Linear(part.norm.num_channels, 3) for part in modules)
         self._seen: list[torch.Tensor] = []
         for part in modules:
             part.register_forward_hook(self._see)
+
+    def forget(self) -> None:
+        """Before a call that is to be read: the UNet may have been called by others since."""
+        self._seen = []
 
     def _see(self, module: nn.Module, args: Any, output: torch.Tensor) -> None:
         self._seen.append(output)
@@ -81,6 +85,8 @@ class ClipObjective(nn.Module):
         """
         latents, noise, timesteps = batch["latents"], batch["noise"], batch["timesteps"]
         level = self.alphas_cumprod[timesteps] * batch["signal"]
+        if self.following is not None:
+            self.following.forget()
         predicted = self.unet(diffuse(latents, noise, level), timesteps, batch["states"], return_dict=False)[
             0
         ]

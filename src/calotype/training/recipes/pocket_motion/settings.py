@@ -98,7 +98,8 @@ HEARD = tuple(
     f"a {color} {name} moving to the {{}} on {floor}"
     for color, name, floor in (
         ("red", "ball", "grass"), ("blue", "cube", "wood"), ("green", "cone", "snow"), ("yellow", "star", "sand"),
-        ("white", "cylinder", "tiles"), ("purple", "torus", "grass"), ("orange", "pyramid", "sand"), ("pink", "cube", "snow"),
+        ("white", "cylinder", "tiles"), ("purple", "torus", "grass"), ("orange", "pyramid", "sand"),
+        ("pink", "cube", "snow"),
     )
 )  # fmt: skip
 """Prompts for one side or the other."""
