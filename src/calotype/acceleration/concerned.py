@@ -69,9 +69,7 @@ def settle(model: nn.Module) -> None:
         return
     try:
         from transformers.utils.output_capturing import maybe_install_capturing_hooks
-    except (
-        ImportError
-    ):  # a version that does without, or does it in another way; then its second call is its first
+    except ImportError:  # another version's way: then its second call is the first that is as all others
         return
     for part in model.modules():
         if hasattr(type(part), "_can_record_outputs"):

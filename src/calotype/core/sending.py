@@ -98,9 +98,7 @@ def send(jobs: Iterable[tuple[torch.Tensor, Source]], device: torch.device, piec
     batches = _batches(jobs, piece)
     backend: Any = torch.get_device_module(device) if device.type != "cpu" else None
     stream = backend.current_stream(device) if backend else None
-    inference = (
-        torch.is_inference_mode_enabled()
-    )  # which holds for one thread, as do the others of PyTorch's modes
+    inference = torch.is_inference_mode_enabled()  # which holds for one thread alone
     lock, stop = threading.Lock(), threading.Event()
 
     def following() -> list[_Part] | None:
