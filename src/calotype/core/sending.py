@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -95,7 +96,11 @@ def send(jobs: Iterable[tuple[torch.Tensor, Source]], device: torch.device, piec
 
     All is there when this returns. What ``jobs`` yields is asked for as it is needed. Raises what reading raises.
     """
-    batches = _batches(jobs, piece)
+    some = _batches(jobs, piece)
+    first = next(some, None)
+    if first is None:
+        return
+    batches = chain([first], some)
     backend: Any = torch.get_device_module(device) if device.type != "cpu" else None
     stream = backend.current_stream(device) if backend else None
     inference = torch.is_inference_mode_enabled()  # which holds for one thread alone
