@@ -185,7 +185,7 @@ class ClipBatches:
         timesteps = stratified_timesteps(torch.rand((1,), **options), chosen.batch, steps)
         faint = torch.rand((chosen.batch,), **options) < chosen.faint
         before_last = (torch.rand((chosen.batch,), **options) * (steps / 10)).long()
-        amplitude = torch.rand((chosen.batch,), **options)
+        amplitude = (torch.rand((chosen.batch,), **options) * 2 - 1).clamp_min(0)  # half of them noise alone
         return {
             "latents": latents,
             "states": self.base.read(ids),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,10 +15,12 @@ from calotype.adapters import model as adapters
 from calotype.core.errors import InputError
 from calotype.pipelines.bundled import LORA_FILE
 from calotype.training.low_rank import add_trainable, make_trainable
-from calotype.training.objectives import denoising_loss, diffuse, prediction_target
+from calotype.training.objectives import denoising_loss, diffuse, like, prediction_target
 from calotype.training.recipes.base import Base
 from calotype.training.recipes.pocket_motion.settings import MotionSettings
 
+FIRST = 0.1
+"""How much, of its features, a motion module that was never trained adds to a frame."""
 MODULES = "motion_modules."
 UPDATES = "motion"
 """The name of the low-rank adapter."""
@@ -35,6 +38,10 @@ class Following(nn.Module):
         super().__init__()
         modules = [part for name, part in unet.named_modules() if re.search(r"motion_modules\.\d+$", name)]
         self.heads = nn.ModuleList(nn.Linear(part.norm.num_channels, 3) for part in modules)
+        for head in self.heads:
+            # ways are small: what random heads say would have to be unlearned first
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
         self._seen: list[torch.Tensor] = []
         for part in modules:
             part.register_forward_hook(self._see)
@@ -47,14 +54,15 @@ class Following(nn.Module):
         self._seen.append(output)
 
     def forward(self, ways: torch.Tensor) -> torch.Tensor:
-        """Mean squared error for ``ways`` [B, F, 3] of the call that the UNet has just answered."""
+        """Squared error for ``ways`` [B, F, 3] of the call that the UNet has just answered, 1 for saying nothing."""
         seen, self._seen = self._seen, []
         asked = ways - ways.mean(1, keepdim=True)
-        read = [
-            head(h.mean((2, 3))).unflatten(0, ways.shape[:2])
-            for head, h in zip(self.heads, seen, strict=True)
-        ]
-        return torch.stack([(each.float() - asked).square().mean() for each in read]).mean()
+        read = []
+        for head, features in zip(self.heads, seen, strict=True):
+            means = features.mean((2, 3)).float()
+            read.append(head(nn.functional.layer_norm(means, means.shape[-1:])).unflatten(0, ways.shape[:2]))
+        error = torch.stack([(each.float() - asked).square().mean() for each in read]).mean()
+        return error / asked.square().mean().clamp_min(1e-3)
 
 
 class ClipObjective(nn.Module):
@@ -63,25 +71,30 @@ class ClipObjective(nn.Module):
     Some clips are faint, down to noise alone. The last timestep's noise leaves a fifteenth of the signal, in sixteen
     frames together enough to see which way something moves, so that little would be learned from the words for it.
     But a sampler begins with noise alone, where only the words say (Lin et al., "Common diffusion noise schedules and
-    sample steps are flawed", 2023).
+    sample steps are flawed", 2023). Nearly all of a faint clip that cannot be known stays as it is from its first frame
+    to its last and would drown the rest, so that what changes counts by itself.
     """
 
     unet: Any
     alphas_cumprod: torch.Tensor
+    shares: torch.Tensor
 
-    def __init__(self, unet: nn.Module, scheduler: Any, following: float = 0.0) -> None:
+    def __init__(
+        self, unet: nn.Module, scheduler: Any, changing: float = 0.0, following: float = 0.0
+    ) -> None:
         super().__init__()
         self.unet = unet
-        self.weight = following
         self.following = Following(unet) if following > 0 else None
         self.prediction = scheduler.config.prediction_type
         self.register_buffer("alphas_cumprod", scheduler.alphas_cumprod.float(), persistent=False)
+        self.register_buffer("shares", torch.tensor([changing, following]), persistent=False)
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """``latents`` and ``noise`` [B, C, F, H, W], ``timesteps`` [B], ``states`` [B, L, D], ``signal`` [B] in [0, 1],
         ``ways`` [B, F, 3].
 
-        ``signal`` is the share of the timestep's signal-to-noise ratio that a clip is seen with.
+        ``signal`` is the share of the timestep's signal-to-noise ratio that a clip is seen with. ``changing`` is the
+        squared error in what differs from the mean of all frames, of the faint clips, 1 for a still.
         """
         latents, noise, timesteps = batch["latents"], batch["noise"], batch["timesteps"]
         level = self.alphas_cumprod[timesteps] * batch["signal"]
@@ -90,15 +103,22 @@ class ClipObjective(nn.Module):
         predicted = self.unet(diffuse(latents, noise, level), timesteps, batch["states"], return_dict=False)[
             0
         ]
-        denoising = denoising_loss(predicted, prediction_target(latents, noise, level, self.prediction))
-        if self.following is None:
-            return {"loss": denoising}
-        followed = self.following(batch["ways"])
-        return {"loss": denoising + self.weight * followed, "denoising": denoising, "following": followed}
+        target = prediction_target(latents, noise, level, self.prediction)
+        denoising = denoising_loss(predicted, target)
+        faint = like((batch["signal"] < 1).float(), latents)
+        moved = [each.float() - each.float().mean(2, keepdim=True) for each in (predicted - target, latents)]
+        missed, there = ((faint * each.square()).mean() for each in moved)
+        changing = missed / there.clamp_min(1e-3)
+        told = {"denoising": denoising, "changing": changing}
+        loss = denoising + self.shares[0] * changing
+        if self.following is not None:
+            told["following"] = self.following(batch["ways"])
+            loss = loss + self.shares[1] * told["following"]
+        return {"loss": loss, **told}
 
 
 def build_adapter(settings: MotionSettings, base: Base) -> Any:
-    """A ``MotionAdapter`` for the base that changes nothing yet."""
+    """A ``MotionAdapter`` for the base that changes next to nothing yet."""
     from calotype import MotionAdapter
 
     chosen, config = settings.adapter, base.unet.config
@@ -112,8 +132,11 @@ def build_adapter(settings: MotionSettings, base: Base) -> Any:
         motion_max_seq_length=chosen.positions,
     )
     for name, parameter in adapter.named_parameters():
-        if ".proj_out." in name:
+        if name.endswith(".proj_out.bias"):
             nn.init.zeros_(parameter)
+        elif name.endswith(".proj_out.weight"):
+            # not zeros: a product of three factors that all begin with nothing has no slope to go down
+            nn.init.normal_(parameter, std=FIRST / math.sqrt(parameter.shape[-1]))
     return adapter
 
 

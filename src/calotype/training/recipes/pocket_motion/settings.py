@@ -43,7 +43,9 @@ class TrainSettings:
     caption_dropout: float = 0.1
     faint: float = 0.5
     """the share of clips that are fainter than the last tenth of the timesteps leaves them, down to nothing"""
-    following: float = 0.2
+    changing: float = 0.5
+    """the weight of what changes in faint clips, beside the whole of all clips"""
+    following: float = 0.5
     """the weight of reading the main object's way behind each motion module"""
     steps: int | None = None
 

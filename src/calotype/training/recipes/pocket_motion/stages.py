@@ -80,7 +80,7 @@ def train_motion(
             "that predicts v."
         )
     unet = build_unet(settings, base, init)
-    objective = ClipObjective(unet, base.scheduler, chosen.following).to(device)
+    objective = ClipObjective(unet, base.scheduler, chosen.changing, chosen.following).to(device)
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
         unet.to(memory_format=torch.channels_last)
