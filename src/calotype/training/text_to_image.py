@@ -54,7 +54,8 @@ class TextToImageObjective(nn.Module):
         Further, where there are any: ``attention_mask`` [B, L] for the text encoder; ``text_embeds`` [B, P] and
         ``time_ids`` [B, 6], which the UNet is told beside the states, ``class_labels`` [B] and ``controlnet_cond``
         [B, 3, fH, fW]; ``beside`` [B, C', H, W], channels that the UNet reads after the noisy latents; ``weights`` [B]
-        of the samples and ``emphasis`` [B, 1, H, W], the weight of each place.
+        of the samples and ``emphasis`` [B, 1, H, W], the weight of each place; ``target`` [B, C, H, W], a teacher's
+        prediction that is to be matched in place of what the noise and the latents say.
         """
         latents, noise, timesteps = batch["latents"], batch["noise"], batch["timesteps"]
         level = self.alphas_cumprod[timesteps]
@@ -72,7 +73,9 @@ class TextToImageObjective(nn.Module):
         if "beside" in batch:
             noisy = torch.cat([noisy, batch["beside"]], dim=1)
         predicted = self.unet(noisy, timesteps, states, return_dict=False, **more)[0]
-        target = prediction_target(latents, noise, level, self.prediction)
+        target = batch.get("target")
+        if target is None:
+            target = prediction_target(latents, noise, level, self.prediction)
         weight = batch.get("weights")
         if self.min_snr_gamma is not None:
             by_level = min_snr_weight(level, self.min_snr_gamma, self.prediction)

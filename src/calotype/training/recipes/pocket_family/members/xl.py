@@ -1,6 +1,7 @@
 """``pocket-xl`` and ``pocket-xl-refiner``, SDXL's shape: two text encoders, UNets that are told size, crop and score.
 
-Both UNets and the second text encoder, which they share, are trained together.
+Both UNets and the second text encoder, which they share, are trained together. Of whole pictures the first UNet learns
+what the pocket model's would say, the mean of all that may be under the noise, where a picture is one draw of it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 from calotype.training.loop import Batches
+from calotype.training.objectives import diffuse, like, prediction_target
 from calotype.training.recipes.base import Base
 from calotype.training.recipes.pocket.data import to_unit
 from calotype.training.recipes.pocket.networks import save_transformer, unet_of
@@ -128,18 +130,37 @@ class XLObjective(nn.Module):
         self.first.text_encoder = self.second.text_encoder = None
         self.telling = nn.Linear(second, first)
         self.text_encoder = base.text_encoder
+        self.teacher = base.unet
         self.vae = base.vae
 
     @torch.compiler.disable
-    def read(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The states before the last layer of both encoders [B, L, D], as the pipelines take them, and the pooled text.
+    def read(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The states before the last layer of both encoders [B, L, D], as the pipelines take them, the pooled text, and
+        the first encoder's last states, which the teacher takes.
 
         Left out of compilation: transformers collects the states in ways that are not compiled.
         """
         with torch.no_grad():
-            known = self.text_encoder(input_ids=ids, output_hidden_states=True).hidden_states[-2]
+            known = self.text_encoder(input_ids=ids, output_hidden_states=True)
         read = self.text_encoder_2(input_ids=ids, output_hidden_states=True)
-        return known.float(), read.hidden_states[-2].float(), read.text_embeds.float()
+        return (
+            known.hidden_states[-2].float(),
+            read.hidden_states[-2].float(),
+            read.text_embeds.float(),
+            known.last_hidden_state.float(),
+        )
+
+    @torch.no_grad()
+    def target(
+        self, batch: Mapping[str, torch.Tensor], latents: torch.Tensor, states: torch.Tensor
+    ) -> torch.Tensor:
+        """What the first UNet is to predict: of whole pictures with a text the teacher's answer, else what is so."""
+        noise, timesteps = batch["noise"], batch["timesteps"]
+        level = self.first.alphas_cumprod[timesteps]
+        taught = self.teacher(diffuse(latents, noise, level), timesteps, states, return_dict=False)[0]
+        whole = like((batch["time_ids"][:, 0] == batch["pictures"].shape[-1]) & ~batch["dropped"], latents)
+        own = prediction_target(latents, noise, level, self.first.prediction)
+        return torch.where(whole, taught.float(), own)
 
     @torch.no_grad()
     def latents(self, pictures: torch.Tensor) -> torch.Tensor:
@@ -151,13 +172,15 @@ class XLObjective(nn.Module):
         """``pictures`` [B, 3, P, P] in [-1, 1], ``time_ids`` [B, 6], ``noise`` and ``timesteps``, and ``dropped`` bool
         [B]; what the refiner is to draw: ``worse`` [b, 3, P, P], ``scores`` [b, 5], ``worse_noise`` and
         ``worse_timesteps``."""
-        known, told, pooled = self.read(batch["input_ids"])
+        known, told, pooled, last = self.read(batch["input_ids"])
         # an empty text is zeros, as `force_zeros_for_empty_prompt` has it
         kept = (~batch["dropped"]).float()
         states = torch.cat([known, told], dim=-1) * kept[:, None, None]
+        latents = self.latents(batch["pictures"])
         first = self.first(
             {
-                "latents": self.latents(batch["pictures"]),
+                "latents": latents,
+                "target": self.target(batch, latents, last),
                 "noise": batch["noise"],
                 "timesteps": batch["timesteps"],
                 "states": states,
@@ -263,7 +286,7 @@ class XL(Member):
 
         count, settings, side = min(8, len(views)), objective.settings, base.pixels
         ids = views.ids[:count, 0].long()
-        known, told, pooled = objective.read(ids)
+        known, told, pooled, _ = objective.read(ids)
         states, embeds = torch.cat([known, told], dim=-1), pooled
         large = side * 3 // 2
         asked = {
