@@ -210,7 +210,7 @@ _HOME = {
 
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
-_MODULES = ("acceleration", "annotators", "compat", "guidance")
+_MODULES = ("acceleration", "annotators", "compat", "guidance", "utils")
 """The public modules."""
 
 __all__ = ["__version__", *_MODULE_OF, *_MODULES]
