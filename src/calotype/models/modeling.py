@@ -7,13 +7,12 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Container, Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 
-from calotype.core import hub, saving, weights
+from calotype.core import hub, meta, saving, weights
 from calotype.core.config import ConfigMixin
 from calotype.core.errors import CalotypeError, InputError, ModelFilesError, UnknownClassError
 from calotype.core.sharing import PushToHubMixin
@@ -147,7 +146,8 @@ class ModelMixin(ConfigMixin, PushToHubMixin, Network):
         _check_form(config, files.origin)
         weights.check_layers(config, files)
         try:
-            with weights.no_larger_than(files), weights.on_meta() if on_meta else nullcontext():
+            made = weights.no_larger_than(files)
+            with meta.on_meta(made) if on_meta else meta.telling(made):
                 return cls.from_config(config, return_unused_kwargs=True, **overrides)
         except CalotypeError as error:
             if overrides or not isinstance(error, InputError):

@@ -23,9 +23,10 @@ from calotype.core import hub
 from calotype.core.config import read_json
 from calotype.core.errors import InputError, ModelFilesError, UnknownClassError
 from calotype.core.files import check_links
+from calotype.core.meta import no_values_on_meta
 from calotype.core.sending import move
 from calotype.core.tensor_files import tensor_infos
-from calotype.core.weights import find_weights, no_values_on_meta
+from calotype.core.weights import find_weights
 from calotype.models.model_group import ModelGroup
 from calotype.models.modeling import ModelMixin
 from calotype.pipelines.transformers_classes import transformers_class
