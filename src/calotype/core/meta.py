@@ -1,7 +1,7 @@
 """Modules made without memory: their tensors have shapes and types, and get their values from files.
 
-What is done here holds for one thread alone, unlike anything done to ``torch.nn`` itself, which other threads would
-run into.
+What is done here holds for one thread alone, unlike anything done to ``torch.nn`` itself, which other threads would run
+into.
 """
 
 from __future__ import annotations

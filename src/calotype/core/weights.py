@@ -19,7 +19,7 @@ from torch import nn
 from calotype.core.errors import ModelFilesError, WeightsError
 from calotype.core.hub import HubOptions, Location, find_file, try_find_file
 from calotype.core.safetensors_header import TensorInfo
-from calotype.core.sending import can_send
+from calotype.core.sending import Sender, sending
 from calotype.core.tensor_files import can_be_sent, human_size, read_tensors, send_tensors, tensor_infos
 
 WEIGHTS_STEM = "diffusion_pytorch_model"
@@ -178,6 +178,7 @@ def fill(
     keep_in_fp32: Sequence[str] = (),
     lenient: bool = False,
     pointwise: bool = False,
+    sender: Sender | None = None,
 ) -> LoadingReport:
     """Assign the tensors of ``files`` to the parameters and persistent buffers of ``module``.
 
@@ -185,6 +186,8 @@ def fill(
     ``ignore`` may be left over. Floating-point tensors become ``dtype``, or what the module was made with if that is
     ``None``; those with a name part in ``keep_in_fp32`` become float32 if a ``dtype`` is given. Tensors that need no
     change stay views of the mapped file.
+
+    What goes to an accelerator is there when this returns, or when ``sender`` ends if one is given.
 
     With ``pointwise`` a convolution of 1x1 in the file fits a linear layer of the model.
 
@@ -220,32 +223,25 @@ def fill(
         return stored.view(found[names[key]].shape).to(target, dtype_of(key, stored.dtype))
 
     places = _places(module)
-    for path, contents in infos.items():
-        present = {
-            key: info._replace(shape=found[names[key]].shape)
-            for key, info in contents.items()
-            if names[key] in wanted
-        }
-        for key, tensor in _loaded(path, present, convert, dtype_of, target):
-            old = expected[names[key]]
-            new = _like(old, tensor)
-            for table, name in places.pop(id(old), ()):  # none: it came under another of its names
-                table[name] = new
+    with sending(target, sender) as sender:
+        for path, contents in infos.items():
+            present = {
+                key: info._replace(shape=found[names[key]].shape)
+                for key, info in contents.items()
+                if names[key] in wanted
+            }
+            tensors: Iterable[tuple[str, torch.Tensor]]
+            if sender is not None and can_be_sent(present):
+                tensors = send_tensors(path, present, dtype_of, sender).items()
+            else:
+                tensors = read_tensors(path, present, convert)
+            for key, tensor in tensors:
+                old = expected[names[key]]
+                new = _like(old, tensor)
+                for table, name in places.pop(id(old), ()):  # none: it came under another of its names
+                    table[name] = new
     _refuse_meta(module, places)
     return report
-
-
-def _loaded(
-    path: Path,
-    infos: Mapping[str, TensorInfo],
-    convert: Callable[[str, torch.Tensor], torch.Tensor],
-    dtype_of: Callable[[str, torch.dtype], torch.dtype],
-    target: torch.device,
-) -> Iterable[tuple[str, torch.Tensor]]:
-    """The tensors by the way that suits where they go."""
-    if can_send(target) and can_be_sent(infos):
-        return send_tensors(path, infos, dtype_of, target).items()
-    return read_tensors(path, infos, convert)
 
 
 def _as_linear(info: TensorInfo, expected: torch.Tensor | None) -> TensorInfo:
@@ -341,7 +337,9 @@ def _is_meta(tensor: torch.Tensor | None) -> bool:
 
 def _refuse_meta(module: nn.Module, unfilled: Mapping[int, Iterable[tuple[dict[str, Any], str]]]) -> None:
     """A tensor that no file fills would fail at the first use, far from here."""
-    empty = {id(table[name]) for places in unfilled.values() for table, name in places if _is_meta(table[name])}
+    empty = {
+        id(table[name]) for places in unfilled.values() for table, name in places if _is_meta(table[name])
+    }
     if not empty:
         return
     tensors = [*module.named_parameters(), *module.named_buffers()]

@@ -15,6 +15,7 @@ import torch
 from calotype.core import hub, meta, saving, weights
 from calotype.core.config import ConfigMixin
 from calotype.core.errors import CalotypeError, InputError, ModelFilesError, UnknownClassError
+from calotype.core.sending import Sender
 from calotype.core.sharing import PushToHubMixin
 from calotype.models.network import Network
 
@@ -71,6 +72,13 @@ class ModelMixin(ConfigMixin, PushToHubMixin, Network):
         Raises ``ModelFilesError`` for files that are missing or damaged, ``WeightsError`` for weights that do not
         fit and ``InputError`` for arguments without meaning.
         """
+        return cls._read(pretrained_model_name_or_path, None, **kwargs)
+
+    @classmethod
+    def _read(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], sender: Sender | None, **kwargs: Any
+    ) -> Any:
+        """As :meth:`from_pretrained`, with the weights on the accelerator by the time that ``sender`` ends."""
         options = hub.HubOptions.take(kwargs)
         subfolder = kwargs.pop("subfolder", None)
         dtype = _dtype(kwargs.pop("torch_dtype", None), kwargs.pop("dtype", None))
@@ -113,6 +121,7 @@ class ModelMixin(ConfigMixin, PushToHubMixin, Network):
             ignore=cls._keys_to_ignore_on_load_unexpected,
             keep_in_fp32=cls._keep_in_fp32_modules,
             lenient=lenient,
+            sender=sender,
         )
         if problem := weights.describe(report, cls.__name__, files.origin):
             logger.warning("%s What does not fit is newly initialised and has to be trained.", problem)
