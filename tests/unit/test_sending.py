@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 import threading
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from calotype.core.errors import ModelFilesError
+from calotype.core.interpreter import keeping_all, switching_often
 from calotype.core.sending import Job, Sender, send_module
 from calotype.core.tensor_files import can_be_sent, read_tensors, send_tensors, tensor_infos
 
@@ -28,6 +31,33 @@ def test_a_module_arrives_whole_through_pieces_smaller_than_its_weights(dtype: t
         wanted = expected[key].to(dtype) if dtype and expected[key].is_floating_point() else expected[key]
         assert tensor.dtype == wanted.dtype and torch.equal(tensor, wanted), key
     assert module[2].weight is module[0].bias and module[0].weight.requires_grad
+
+
+def test_what_two_modules_share_arrives_whole_in_both() -> None:
+    first, second = nn.Linear(30, 30), nn.Linear(30, 30)
+    second.weight = first.weight
+    expected = first.weight.detach().bfloat16()
+    with Sender(CPU, piece=1024) as sender:
+        for module in (first, second):
+            send_module(module, sender, torch.bfloat16)
+    assert second.weight is first.weight and torch.equal(first.weight, expected)
+
+
+def test_settings_of_the_interpreter_are_restored_by_the_last_who_asked() -> None:
+    usual = sys.getswitchinterval()
+    with pytest.raises(ZeroDivisionError), keeping_all(), switching_often():
+        with keeping_all(), switching_often():
+            assert not gc.isenabled() and sys.getswitchinterval() < usual
+        assert not gc.isenabled() and sys.getswitchinterval() < usual
+        raise ZeroDivisionError
+    assert gc.isenabled() and sys.getswitchinterval() == usual
+    gc.disable()
+    try:
+        with keeping_all():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("piece", [100, 2**20])

@@ -1,35 +1,34 @@
 """Weights on their way to an accelerator, in pieces through a little pinned memory.
 
 Files are read, not mapped, so of the host's memory no more than the pieces is taken, whatever the size of a model; what
-has to be converted is converted on the device, a piece at a time. A piece is read in one call and goes to as many tensors
-as lie in it in another: each call that waits gives the interpreter away, and gets it back late from a thread that makes
-modules meanwhile.
+has to be converted is converted on the device, a piece at a time. A piece is read in one call and goes to all tensors
+that lie in it in another: each call that waits gives the interpreter away, and gets it back late from a thread that
+makes modules meanwhile.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol, Self
 
+import numpy as np
 import torch
 from torch import nn
 
 from calotype.core.errors import ModelFilesError
+from calotype.core.interpreter import switching_often
 
 PIECE = 16 * 2**20
 """Bytes of a piece."""
 READERS = 8
 """Threads at most, each with one piece: while one waits for the device, the others read."""
-SWITCH = 0.0005
-"""Seconds after which a thread that computes lets a reader go on; 0.005 is usual, in which a reader fills a piece."""
 _ALIGNED = 64
 
 
@@ -59,15 +58,16 @@ class InFile:
 
 
 class InMemory:
-    """A tensor of the host."""
+    """A tensor of the host, as long as it is needed."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
-        self._tensor = tensor
+        self._bytes = tensor.detach().view(-1).view(torch.uint8).numpy()
 
     def read(self, into: torch.Tensor, start: int) -> None:
         """Copies; of a mapped file this reads it."""
-        values = self._tensor.detach().view(-1).view(torch.uint8)
-        into.copy_(values[start : start + len(into)])
+        np.copyto(
+            into.numpy(), self._bytes[start : start + len(into)]
+        )  # PyTorch would start threads of its own
 
 
 class Job(NamedTuple):
@@ -93,8 +93,8 @@ class Sender:
     read by then is left.
     """
 
-    def __init__(self, device: torch.device, piece: int = PIECE) -> None:
-        self.device, self._piece = device, piece
+    def __init__(self, device: torch.device, piece: int | None = None) -> None:
+        self.device, self._piece = device, piece or PIECE
         self._backend: Any = torch.get_device_module(device) if device.type != "cpu" else None
         self._stream = self._backend.current_stream(device) if self._backend else None
         self._inference = torch.is_inference_mode_enabled()  # which holds for one thread alone
@@ -141,7 +141,7 @@ class Sender:
     def _start(self) -> None:
         """One more reader."""
         if not self._threads and self._backend is not None:
-            self._open.enter_context(_readers_go_on())
+            self._open.enter_context(switching_often())
         name = f"calotype-sending-{len(self._threads)}"
         thread = threading.Thread(target=self._work, name=name, daemon=True)
         thread.start()
@@ -190,25 +190,6 @@ class Sender:
                 del values
 
 
-_STATE = threading.Lock()
-_usual: list[float] = []  # one for each sender at work; the first is what was set before
-
-
-@contextmanager
-def _readers_go_on() -> Iterator[None]:
-    """Within this, threads that compute give the interpreter to those that wait for it more often than usual."""
-    with _STATE:
-        _usual.append(_usual[0] if _usual else sys.getswitchinterval())
-        sys.setswitchinterval(min(_usual[0], SWITCH))
-    try:
-        yield
-    finally:
-        with _STATE:
-            usual = _usual.pop()
-            if not _usual:
-                sys.setswitchinterval(usual)
-
-
 class _Tally:
     """How much of one tensor has to be read yet; several readers may have parts of it."""
 
@@ -251,26 +232,27 @@ def _batches(jobs: Iterable[Job], piece: int) -> Iterator[list[_Span]]:
     filled = 0
     for job in jobs:
         flat, size, done = job.target.view(-1), job.dtype.itemsize, 0
-        tally = _Tally(len(flat) * size, job.sent) if job.sent is not None else None
-        while done < len(flat):
+        count = flat.numel()
+        tally = _Tally(count * size, job.sent) if job.sent is not None else None
+        while done < count:
             start = job.start + done * size
             if batch and batch[-1].goes_on(job, start):
                 span = batch[-1]
             else:
                 span = _Span(job.source, start, job.dtype, -(-filled // _ALIGNED) * _ALIGNED)
-            some = flat[done : done + max(piece - span.at - span.nbytes, 0) // size]
-            if len(some) == 0:
+            fits = min(max(piece - span.at - span.nbytes, 0) // size, count - done)
+            if fits == 0:
                 yield batch
                 batch, filled = [], 0
                 continue
             if span.nbytes == 0:
                 batch.append(span)
-            span.nbytes += len(some) * size
-            span.targets.append(some)
-            span.sizes.append(len(some))
+            span.nbytes += fits * size
+            span.targets.append(flat if fits == count else flat[done : done + fits])
+            span.sizes.append(fits)
             if tally is not None:
-                span.tallies.append((tally, len(some) * size))
-            filled, done = span.at + span.nbytes, done + len(some)
+                span.tallies.append((tally, fits * size))
+            filled, done = span.at + span.nbytes, done + fits
     if batch:
         yield batch
 
@@ -338,10 +320,23 @@ def _exchange(tensor: torch.Tensor, target: torch.Tensor) -> None:
 
 def move(module: nn.Module, device: torch.device | None, dtype: torch.dtype | None = None) -> None:
     """``module.to(device, dtype)``, which leaves no more than the pieces in the host's memory on the way."""
-    if device is not None and can_send(device):
-        with Sender(device) as sender:
-            send_module(module, sender, dtype)
-    module.to(device=device, dtype=dtype)
+    move_all([(module, device)], dtype)
+
+
+def move_all(
+    places: Sequence[tuple[nn.Module, torch.device | None]], dtype: torch.dtype | None = None
+) -> None:
+    """:func:`move` of each module to its device, all on one way."""
+    with ExitStack() as open_senders:
+        senders: dict[torch.device, Sender] = {}
+        for module, device in places:
+            if device is None or not can_send(device):
+                continue
+            if device not in senders:
+                senders[device] = open_senders.enter_context(Sender(device))
+            send_module(module, senders[device], dtype)
+    for module, device in places:
+        module.to(device=device, dtype=dtype)
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:

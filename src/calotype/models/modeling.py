@@ -15,6 +15,7 @@ import torch
 from calotype.core import hub, meta, saving, weights
 from calotype.core.config import ConfigMixin
 from calotype.core.errors import CalotypeError, InputError, ModelFilesError, UnknownClassError
+from calotype.core.interpreter import keeping_all
 from calotype.core.sending import Sender
 from calotype.core.sharing import PushToHubMixin
 from calotype.models.network import Network
@@ -72,7 +73,8 @@ class ModelMixin(ConfigMixin, PushToHubMixin, Network):
         Raises ``ModelFilesError`` for files that are missing or damaged, ``WeightsError`` for weights that do not
         fit and ``InputError`` for arguments without meaning.
         """
-        return cls._read(pretrained_model_name_or_path, None, **kwargs)
+        with keeping_all():
+            return cls._read(pretrained_model_name_or_path, None, **kwargs)
 
     @classmethod
     def _read(

@@ -23,6 +23,7 @@ from calotype.core import hub
 from calotype.core.config import read_json
 from calotype.core.errors import InputError, ModelFilesError, UnknownClassError
 from calotype.core.files import check_links
+from calotype.core.interpreter import keeping_all
 from calotype.core.meta import no_values_on_meta
 from calotype.core.sending import Sender, can_send, move
 from calotype.core.weights import WeightFiles, find_weights
@@ -138,6 +139,7 @@ def index_of(place: str | os.PathLike[str], options: hub.HubOptions) -> dict[str
     return read_json(hub.find_file(place, INDEX, options=options))
 
 
+@keeping_all()
 def load_components(
     folder: Path, entries: Mapping[str, Sequence[str]], loading: Loading, advance: Callable[[], Any]
 ) -> dict[str, Any]:
@@ -227,7 +229,7 @@ def load_transformers_model(
 ) -> torch.nn.Module:
     """A transformers model with our rules: safetensors unless asked otherwise, and no weight missing.
 
-    ``config`` stands in place of the folder's. What goes to an accelerator is there when ``sender`` ends, if one is given.
+    ``config`` stands in place of the folder's. On an accelerator all is there when this returns, or ``sender`` ends.
     """
     from transformers.utils import logging as their_logging
 

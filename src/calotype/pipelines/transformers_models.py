@@ -40,12 +40,12 @@ def read_model(
     device: torch.device | None = None,
     sender: Sender | None = None,
 ) -> nn.Module | None:
-    """The model of a class of transformers that ``files`` hold, in evaluation mode; ``None`` if its own loader must do it.
+    """The model of a class of transformers in ``files``, in evaluation mode, or ``None`` to leave it to its own loader.
 
-    It is read here if every one of its weights is in the files, in its shape, under its own name or one that has the name
-    of the model around it more or less; and if nothing else belongs to it: no generation settings, no quantisation, no
-    adapter, no tensor of fractions that is computed and not saved. Raises ``ModelFilesError`` for a configuration that is
-    not that of the files.
+    It is read here if each of its weights is in the files, in its shape, under its own name or one that has the name of
+    a part around it more or less; and if nothing else belongs to it: no generation settings, no quantisation, no
+    adapter, no tensor of fractions that is computed and not saved. Raises ``ModelFilesError`` for a configuration that
+    is not that of the files.
     """
     from transformers import PreTrainedModel
 
@@ -73,9 +73,9 @@ def read_model(
     if any(buffer.is_meta or buffer.is_floating_point() for buffer in computed.values()):
         return None
     found = {key: info for contents in files.contents.values() for key, info in contents.items()}
-    names = _own_names(found, {**expected, **computed}, [name for name, _ in model.named_children()])
-    kept = _kept_in_float32(model, dtype)
-    if names is None or kept is None:
+    names, dropped = _own_names(found, {**expected, **computed}, [name for name, _ in model.named_children()])
+    kept, undone = _kept_in_float32(model, dtype), _undone_on_saving(model, dropped)
+    if len(set(names.values())) < len(names) or kept is None or undone is None:
         return None
     declared = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
     ignored = [*declared, *(f"^{re.escape(name)}$" for name in computed)]
@@ -89,11 +89,10 @@ def read_model(
         model, files, dtype=dtype, device=device, sender=sender, keep_in_fp32=kept, ignore=ignored,
         rename=lambda key, _: names[key],
     )  # fmt: skip
-    if device is not None:
-        for name in computed:
-            owner, _, own = name.rpartition(".")
-            table = model.get_submodule(owner)._buffers
-            table[own] = computed[name].to(device)
+    for name, buffer in computed.items():
+        owner, _, own = name.rpartition(".")
+        model.get_submodule(owner)._buffers[own] = buffer.to(device)
+    model._weight_conversions = undone
     return model.eval()
 
 
@@ -129,8 +128,8 @@ def _warn_of_superfluous(cls: type, folder: Path, keys: Iterable[str]) -> None:
 
 def _own_names(
     found: Mapping[str, TensorInfo], known: Mapping[str, torch.Tensor], children: Iterable[str]
-) -> dict[str, str] | None:
-    """Key of the file -> the model's name for it, or ``None`` if two keys would be the same.
+) -> tuple[dict[str, str], set[str]]:
+    """Key of the file -> the model's name for it, and what these lack at their beginning.
 
     The parts of a model that stood alone when the file was written, or do so now, have the name of that part before
     theirs, as ``text_model.`` in CLIP's.
@@ -146,7 +145,22 @@ def _own_names(
             dropped.add(first)
         else:
             names[key] = next((f"{child}.{key}" for child in children if f"{child}.{key}" in known), key)
-    return names if len(dropped) < 2 and len(set(names.values())) == len(names) else None
+    return names, dropped
+
+
+def _undone_on_saving(model: Any, dropped: set[str]) -> list[Any] | None:
+    """What transformers calls the change of names, which ``save_pretrained`` undoes; ``None`` if it knows no such."""
+    if not dropped:
+        return []
+    usual = (
+        [] if dropped == {model.base_model_prefix} else None
+    )  # any model is read without the name of its base
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+    except ImportError:  # before version 5
+        return usual
+    changes = get_model_conversion_mapping(model)
+    return [one for one in changes if {getattr(one, "prefix_to_remove", None)} == dropped] or usual
 
 
 def _kept_in_float32(model: Any, dtype: torch.dtype) -> tuple[str, ...] | None:
