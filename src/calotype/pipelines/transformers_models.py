@@ -152,9 +152,8 @@ def _undone_on_saving(model: Any, dropped: set[str]) -> list[Any] | None:
     """What transformers calls the change of names, which ``save_pretrained`` undoes; ``None`` if it knows no such."""
     if not dropped:
         return []
-    usual = (
-        [] if dropped == {model.base_model_prefix} else None
-    )  # any model is read without the name of its base
+    # any model of transformers is read without the name of its base
+    usual: list[Any] | None = [] if dropped == {model.base_model_prefix} else None
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
     except ImportError:  # before version 5
