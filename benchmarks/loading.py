@@ -4,6 +4,8 @@
     python benchmarks/loading.py --sdxl     # a whole pipeline of the size of Stable Diffusion XL, 6.9 GB in float16
     python benchmarks/loading.py --small    # a few megabytes, to see that it runs
     python benchmarks/loading.py --device cuda    # the whole pipeline, onto a GPU, in the ways that users write it
+    python benchmarks/loading.py --device cuda --breakdown    # when calotype does what, beside
+    python benchmarks/loading.py --device cuda --settings 8:16:0.5 4:32:5    # with so many threads, MiB, ms
 
 Memory is the highest resident size beyond that after the imports, divided by the size of the files: when loading has
 returned, and when every page of the weights has been read once. Files are in the page cache for both, and mapped pages
@@ -69,7 +71,7 @@ import importlib, json, sys, time
 from pathlib import Path
 import torch
 
-library, folder, dtype, way = sys.argv[1:]
+library, folder, dtype, way = sys.argv[1:5]
 package = importlib.import_module(library)
 import accelerate, safetensors.torch, transformers
 transformers.CLIPTextModel, transformers.CLIPTextModelWithProjection, transformers.CLIPTokenizer
@@ -91,6 +93,9 @@ try:
 except OSError:
     pass  # the peak of the imports then counts too; it is below that of loading
 before, held = status("VmRSS"), torch.cuda.memory_allocated()
+events = []
+if len(sys.argv) > 5:
+    exec(sys.argv[5])
 start, work = time.perf_counter(), time.process_time()
 if way == "to":
     pipe = cls.from_pretrained(folder, torch_dtype=dtype).to("cuda")
@@ -110,7 +115,44 @@ print(json.dumps({
     "seconds": seconds, "work": work, "host": status("VmHWM") - before, "left": status("VmRSS") - before,
     "device": torch.cuda.max_memory_allocated() - held, "reserved": torch.cuda.max_memory_reserved(),
     "weights": sum(t.nbytes for t in tensors), "sum": total,
+    "events": [(name, since - start, until - start) for name, since, until in events],
 }))
+"""
+
+BREAKDOWN = """
+from calotype.core import sending, weights
+from calotype.models.modeling import ModelMixin
+from calotype.pipelines import components, transformers_models
+
+def timed(owner, name, label):
+    original = vars(owner)[name]
+    call = getattr(original, "__func__", original)
+    def wrapper(*args, **kwargs):
+        since = time.perf_counter()
+        try:
+            return call(*args, **kwargs)
+        finally:
+            events.append((label(args), since, time.perf_counter()))
+    setattr(owner, name, classmethod(wrapper) if isinstance(original, classmethod) else wrapper)
+
+timed(components, "load_components", lambda args: "all components")
+timed(components, "_load_component", lambda args: f"component {args[1]}")
+timed(components, "read_model", lambda args: f"  read_model {args[0].__name__}")
+timed(transformers_models, "fill", lambda args: "  fill")
+timed(weights, "fill", lambda args: "  fill")
+timed(ModelMixin, "_empty", lambda args: "  made on meta")
+timed(sending.Sender, "send", lambda args: "  targets made, pieces queued")
+timed(sending.Sender, "__exit__", lambda args: "waiting for the readers")
+timed(sending._Memory, "__init__", lambda args: "* pinned")
+timed(sending.InFile, "read", lambda args: "* read")
+timed(sending.InMemory, "read", lambda args: "* read")
+timed(sending.Sender, "_take", lambda args: "* piece taken")
+"""
+"""Notes what calotype does meanwhile; what readers do is marked with a star."""
+
+SETTINGS = """
+from calotype.core import interpreter, sending
+sending.READERS, sending.PIECE, interpreter.SWITCH = {readers}, {piece} * 2**20, {switch} / 1000
 """
 
 WAYS = {
@@ -208,13 +250,60 @@ def make_sdxl(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
 
 
-def measure(library: str, folder: Path, dtype: str, how: str, program: str = MEASURE) -> dict[str, float]:
-    """One load in a process of its own."""
-    command = [sys.executable, "-c", program, library, str(folder), dtype, how]
+def measure(
+    library: str, folder: Path, dtype: str, how: str, program: str = MEASURE, first: str | None = None
+) -> dict[str, Any]:
+    """One load in a process of its own, which executes ``first`` before the clock starts."""
+    command = [sys.executable, "-c", program, library, str(folder), dtype, how, *([first] if first else [])]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"A measured process failed:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def print_events(events: list[tuple[str, float, float]]) -> None:
+    """What the calling thread did and when, in milliseconds; of what readers do the sums."""
+    print(f"  {'from':>8} {'to':>8}")
+    for name, since, until in sorted(events, key=lambda event: (event[1], -event[2])):
+        if not name.startswith("*"):
+            print(f"  {since * 1e3:>8.1f} {until * 1e3:>8.1f}  {name}")
+    for name in sorted({name for name, *_ in events if name.startswith("*")}):
+        spans = [(since, until) for other, since, until in events if other == name]
+        first, last = min(since for since, _ in spans), max(until for _, until in spans)
+        together = sum(until - since for since, until in spans)
+        print(
+            f"  {first * 1e3:>8.1f} {last * 1e3:>8.1f}  {name}: {len(spans)} times, "
+            f"{together * 1e3:.1f} ms in all threads together"
+        )
+
+
+def break_down_cuda(folder: Path, dtypes: list[str]) -> None:
+    """When calotype does what."""
+    for dtype in dtypes:
+        for way in WAYS:
+            run = measure("calotype", folder, dtype, way, MEASURE_CUDA, BREAKDOWN)
+            print(f"{dtype}, {WAYS[way]}: {run['seconds'] * 1e3:.1f} ms")
+            print_events(run["events"])
+
+
+def try_settings(folder: Path, dtypes: list[str], settings: list[str], repeats: int) -> None:
+    """How long it takes with other numbers of threads and sizes of pieces."""
+    for setting in settings:
+        readers, piece, switch = setting.split(":")
+        first = SETTINGS.format(readers=int(readers), piece=int(piece), switch=float(switch))
+        times = {
+            (dtype, way): min(
+                measure("calotype", folder, dtype, way, MEASURE_CUDA, first)["seconds"]
+                for _ in range(repeats)
+            )
+            for dtype in dtypes
+            for way in ("to", "device_map")
+        }
+        print(
+            f"{readers} readers, pieces of {piece} MiB, {switch} ms: "
+            + ", ".join(f"{dtype} {way} {seconds:.2f} s" for (dtype, way), seconds in times.items()),
+            flush=True,
+        )
 
 
 def measure_cuda(folder: Path, repeats: int, dtypes: list[str], output: Path | None) -> int:
@@ -236,7 +325,7 @@ def measure_cuda(folder: Path, repeats: int, dtypes: list[str], output: Path | N
             ("calotype", w) for w in WAYS
         ]:
             runs = [measure(library, folder, dtype, way, MEASURE_CUDA) for _ in range(repeats)]
-            best = {key: min(run[key] for run in runs) for key in runs[0]}
+            best = {key: min(run[key] for run in runs) for key in runs[0] if key != "events"}
             rows.append({"library": library, "dtype": dtype, "way": way, "runs": runs})
             sums.setdefault(dtype, set()).update(run["sum"] for run in runs)
             print(
@@ -264,6 +353,13 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3, help="loads of which the fastest counts")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtypes", nargs="+", default=["float16", "bfloat16"], help="of --device cuda")
+    parser.add_argument("--breakdown", action="store_true", help="of --device cuda: when calotype does what")
+    parser.add_argument(
+        "--settings",
+        nargs="+",
+        default=[],
+        help="of --device cuda: readers:MiB of a piece:ms until they go on, each tried beside",
+    )
     parser.add_argument("--output", type=Path, help="all runs of --device cuda as JSON")
     arguments = parser.parse_args()
     if not Path("/proc/self/clear_refs").exists():
@@ -273,7 +369,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         if arguments.device == "cuda":
-            return measure_cuda(folder, arguments.repeats, arguments.dtypes, arguments.output)
+            differing = measure_cuda(folder, arguments.repeats, arguments.dtypes, arguments.output)
+            if arguments.breakdown:
+                break_down_cuda(folder, arguments.dtypes)
+            try_settings(folder, arguments.dtypes, arguments.settings, arguments.repeats)
+            return differing
         kind, dtypes, stored = "UNet2DConditionModel", ("None", "float16"), "float32"
         if arguments.sdxl:
             kind, dtypes, stored = "DiffusionPipeline", ("float16", "bfloat16"), "float16"

@@ -12,7 +12,7 @@ import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 import calotype
-from calotype.core import weights
+from calotype.core import meta
 from calotype.core.errors import ModelFilesError
 from calotype.pipelines import components
 from tests.tiny import stable_diffusion_xl_folder
@@ -60,7 +60,7 @@ def test_of_several_faults_the_first_is_named_and_nothing_is_left_running(
 
 
 def test_values_are_set_on_meta_for_nobody_and_elsewhere_as_ever() -> None:
-    with weights.on_meta():
+    with meta.on_meta():
         layer = torch.nn.Linear(3, 3)
         assert layer.weight.is_meta
         assert torch.nn.init.zeros_(layer.bias) is layer.bias
@@ -77,7 +77,7 @@ def test_values_are_set_on_meta_for_nobody_and_elsewhere_as_ever() -> None:
 
     thread = threading.Thread(target=elsewhere)
     thread.start()
-    with weights.on_meta():
+    with meta.on_meta():
         inside.set()
         assert done.wait(10)
     thread.join()

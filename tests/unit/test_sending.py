@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 import threading
 from pathlib import Path
 
@@ -11,7 +13,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from calotype.core.errors import ModelFilesError
-from calotype.core.sending import InFile, InMemory, send, send_module
+from calotype.core.interpreter import keeping_all, switching_often
+from calotype.core.sending import Job, Sender, send_module
 from calotype.core.tensor_files import can_be_sent, read_tensors, send_tensors, tensor_infos
 
 CPU = torch.device("cpu")
@@ -22,23 +25,55 @@ def test_a_module_arrives_whole_through_pieces_smaller_than_its_weights(dtype: t
     module = nn.Sequential(nn.Linear(100, 70), nn.BatchNorm1d(70), nn.Embedding(3, 5))
     module[2].weight = module[0].bias
     expected = {key: tensor.clone() for key, tensor in module.state_dict().items()}
-    send_module(module, CPU, dtype, piece=1024)
+    with Sender(CPU, piece=1024) as sender:
+        send_module(module, sender, dtype)
     for key, tensor in module.state_dict().items():
         wanted = expected[key].to(dtype) if dtype and expected[key].is_floating_point() else expected[key]
         assert tensor.dtype == wanted.dtype and torch.equal(tensor, wanted), key
     assert module[2].weight is module[0].bias and module[0].weight.requires_grad
 
 
-def test_a_file_arrives_whole_whatever_lies_before_a_tensor(tmp_path: Path) -> None:
+def test_what_two_modules_share_arrives_whole_in_both() -> None:
+    first, second = nn.Linear(30, 30), nn.Linear(30, 30)
+    second.weight = first.weight
+    expected = first.weight.detach().bfloat16()
+    with Sender(CPU, piece=1024) as sender:
+        for module in (first, second):
+            send_module(module, sender, torch.bfloat16)
+    assert second.weight is first.weight and torch.equal(first.weight, expected)
+
+
+def test_settings_of_the_interpreter_are_restored_by_the_last_who_asked() -> None:
+    usual = sys.getswitchinterval()
+    with pytest.raises(ZeroDivisionError), keeping_all(), switching_often():
+        with keeping_all(), switching_often():
+            assert not gc.isenabled() and sys.getswitchinterval() < usual
+        assert not gc.isenabled() and sys.getswitchinterval() < usual
+        raise ZeroDivisionError
+    assert gc.isenabled() and sys.getswitchinterval() == usual
+    gc.disable()
+    try:
+        with keeping_all():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("piece", [100, 2**20])
+def test_a_file_arrives_whole_whatever_lies_before_a_tensor(tmp_path: Path, piece: int) -> None:
     path = tmp_path / "some.safetensors"
     stored = {
         "byte": torch.arange(3, dtype=torch.uint8), "half": torch.randn(9, 7).half(), "none": torch.empty(0, 4),
-        "one": torch.tensor(2.5), "large": torch.randn(3_000_000), "whole": torch.arange(5),
+        "one": torch.tensor(2.5), "large": torch.randn(300_000), "whole": torch.arange(5),
     }  # fmt: skip
     save_file(stored, path)
     infos = tensor_infos(path)
     assert can_be_sent(infos)
-    sent = send_tensors(path, infos, lambda _, kind: torch.bfloat16 if kind.is_floating_point else kind, CPU)
+    with Sender(CPU, piece) as sender:
+        sent = send_tensors(
+            path, infos, lambda _, kind: torch.bfloat16 if kind.is_floating_point else kind, sender
+        )
     for key, tensor in stored.items():
         wanted = tensor.bfloat16() if tensor.is_floating_point() else tensor
         assert sent[key].dtype == wanted.dtype and torch.equal(sent[key], wanted), key
@@ -49,16 +84,9 @@ def test_what_fails_on_the_way_leaves_every_weight_whole_and_no_thread(tmp_path:
     expected = {key: tensor.clone() for key, tensor in module.state_dict().items()}
     path = tmp_path / "short"
     path.write_bytes(b"1234")
-    with path.open("rb") as file:
-
-        def jobs():  # type: ignore[no-untyped-def]
-            for tensor in module.parameters():
-                target = torch.empty(tensor.shape)
-                yield target, InMemory(tensor, target)
-            yield torch.empty(8), InFile(path, file.fileno(), 0, torch.float32)
-
-        with pytest.raises(ModelFilesError, match="was cut off while it was read"):
-            send(jobs(), CPU, piece=1024)
+    with pytest.raises(ModelFilesError, match="was cut off while it was read"), Sender(CPU, 1024) as sender:
+        send_module(module, sender)
+        sender.send([Job(torch.empty(8), sender.open(path), 0, torch.float32)])
     assert all(torch.equal(tensor, expected[key]) for key, tensor in module.state_dict().items())
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("calotype-sending")]
 

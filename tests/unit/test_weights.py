@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from calotype.core.errors import InputError, ModelFilesError, WeightsError
+from calotype.core.meta import on_meta
 from calotype.core.safetensors_header import read_header
 from calotype.core.saving import parse_size, plan_shards, save_state
 from calotype.core.tensor_files import read_tensors
-from calotype.core.weights import WeightFiles, fill, find_weights, on_meta, with_variant
+from calotype.core.weights import WeightFiles, fill, find_weights, with_variant
 
 
 def _good(path: Path) -> bytes:
@@ -193,7 +194,8 @@ import sys, threading, time
 import torch
 from torch import nn
 from pathlib import Path
-from calotype.core.weights import WeightFiles, fill, on_meta
+from calotype.core.meta import on_meta
+from calotype.core.weights import WeightFiles, fill
 import safetensors
 torch.set_num_threads(1)
 

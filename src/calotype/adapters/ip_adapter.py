@@ -17,8 +17,8 @@ from torch import nn
 from calotype.adapters import model as low_rank
 from calotype.adapters.blocks import strengths
 from calotype.adapters.ip_adapter_files import Contents, projection
-from calotype.core import weights
 from calotype.core.errors import InputError, WeightsError
+from calotype.core.meta import on_meta
 from calotype.nn.attention import Attention
 from calotype.nn.image_projections import ImageProjections, image_projections
 from calotype.nn.image_prompt import WITH_IMAGE_PROMPT, ImageSources, Scale
@@ -178,7 +178,7 @@ def _pairs(
 
 
 def _linear(weight: torch.Tensor, **place: Any) -> nn.Module:
-    with weights.on_meta():
+    with on_meta():
         made = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     return _filled(made, {"weight": weight}, **place)
 

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from calotype.core import hub, weights
+from calotype.core import hub
 from calotype.core.errors import ModelFilesError, WeightsError
+from calotype.core.meta import on_meta
 from calotype.core.pickles import flattened
 from calotype.core.tensor_files import read_header, read_pickle, read_tensors
 from calotype.nn.image_projections import (
@@ -100,7 +101,7 @@ def find(
 def projection(contents: Contents) -> nn.Module:
     """The projection that a file describes, without values; ``WeightsError`` where it is none that is known."""
     state = contents.image_proj
-    with weights.on_meta():
+    with on_meta():
         try:
             made = _made(state)
         except (KeyError, IndexError, ValueError, ZeroDivisionError, RuntimeError) as error:

@@ -15,7 +15,7 @@ from calotype.core.safetensors_header import TensorInfo, read_header
 if TYPE_CHECKING:
     import torch
 
-    from calotype.core.sending import Source
+    from calotype.core.sending import Job, Sender
 
 _WINDOW = 128 * 2**20  # bytes of tensors that share one mapping
 
@@ -62,27 +62,28 @@ def send_tensors(
     path: Path,
     infos: Mapping[str, TensorInfo],
     dtype_of: Callable[[str, torch.dtype], torch.dtype],
-    device: torch.device,
+    sender: Sender,
 ) -> dict[str, torch.Tensor]:
-    """The tensors ``infos`` of a safetensors file on an accelerator, through a little of the host's memory.
+    """The tensors ``infos`` of a safetensors file on an accelerator, filled by the time that ``sender`` ends.
 
-    ``dtype_of(name, stored)`` says what each is converted to there. Raises ``ModelFilesError`` if the file is cut off
-    meanwhile.
+    ``dtype_of(name, stored)`` says what each is converted to there.
     """
     import torch
 
-    from calotype.core.sending import InFile, send
+    from calotype.core.sending import Job
 
+    source = sender.open(path)
     sent: dict[str, torch.Tensor] = {}
-    with path.open("rb") as file:
 
-        def jobs() -> Iterator[tuple[torch.Tensor, Source]]:
-            for name, info in infos.items():
-                stored = getattr(torch, _SENT[info.dtype])
-                sent[name] = torch.empty(info.shape, dtype=dtype_of(name, stored), device=device)
-                yield sent[name], InFile(path, file.fileno(), info.begin or 0, stored)
+    def jobs() -> Iterator[Job]:
+        for name, info in sorted(
+            infos.items(), key=lambda item: item[1].begin or 0
+        ):  # as they lie in the file
+            stored = getattr(torch, _SENT[info.dtype])
+            sent[name] = torch.empty(info.shape, dtype=dtype_of(name, stored), device=sender.device)
+            yield Job(sent[name], source, info.begin or 0, stored)
 
-        send(jobs(), device)
+    sender.send(jobs())
     return sent
 
 

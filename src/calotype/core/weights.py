@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,12 +15,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from calotype.core.errors import ModelFilesError, WeightsError
 from calotype.core.hub import HubOptions, Location, find_file, try_find_file
 from calotype.core.safetensors_header import TensorInfo
-from calotype.core.sending import can_send
+from calotype.core.sending import Sender, sending
 from calotype.core.tensor_files import can_be_sent, human_size, read_tensors, send_tensors, tensor_infos
 
 WEIGHTS_STEM = "diffusion_pytorch_model"
@@ -135,99 +133,25 @@ def check_layers(config: Mapping[str, Any], files: WeightFiles) -> None:
             )
 
 
-_MAKES = frozenset(
-    getattr(torch, name)
-    for name in "empty zeros ones full tensor as_tensor arange linspace logspace eye rand randn randint".split()
-)
-"""What makes new tensors."""
-_MAKES_LARGE = _MAKES - {torch.arange, torch.linspace, torch.logspace}
-"""And those that may become parameters."""
-
-
-class _Counting(TorchFunctionMode):
-    """Within this, new tensors stop with ``ModelFilesError`` once they have more elements than ``files`` can hold.
-
-    It holds for one thread alone, unlike a hook of ``torch.nn``, which another thread's modules would run into.
-    """
-
-    def __init__(self, files: WeightFiles) -> None:
-        super().__init__()
-        self._files, self._elements, self._limit = files, 0, files.nbytes
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        made = func(*args, **(kwargs or {}))
-        if func in _MAKES_LARGE:
-            self._elements += made.numel()
-            if (
-                self._elements > 2 * self._limit
-            ):  # a byte is the least that an element takes; tensors may be shared
-                raise ModelFilesError(
-                    f"The configuration at {self._files.origin} describes a model of {self._elements:,} parameters or "
-                    f"more ({human_size(4 * self._elements)} in float32), and its weights have "
-                    f"{human_size(self._limit)}: it is not theirs."
-                )
-        return made
-
-
-def no_larger_than(files: WeightFiles) -> AbstractContextManager[Any]:
-    """Within this, making a module stops with ``ModelFilesError`` once it has more parameters than ``files`` can hold.
+def no_larger_than(files: WeightFiles) -> Callable[[torch.Tensor], None]:
+    """Told of new tensors, stops with ``ModelFilesError`` once they have more elements than ``files`` can hold.
 
     So a configuration with absurd sizes costs neither memory nor time.
     """
     if not any(files.contents.values()):
         raise ModelFilesError(f"The weights at {files.origin} hold no tensors; download them again.")
-    return _Counting(files)
+    elements, limit = 0, files.nbytes
 
+    def made(tensor: torch.Tensor) -> None:
+        nonlocal elements
+        elements += tensor.numel()
+        if elements > 2 * limit:  # a byte is the least that an element takes; tensors may be shared
+            raise ModelFilesError(
+                f"The configuration at {files.origin} describes a model of {elements:,} parameters or more "
+                f"({human_size(4 * elements)} in float32), and its weights have {human_size(limit)}: it is not theirs."
+            )
 
-class _WithoutValues(TorchFunctionMode):
-    """Within this, what sets the values of tensors on the meta device does nothing: there are none to set.
-
-    With ``making`` new tensors are made there. It holds for one thread alone, unlike anything done to
-    ``torch.nn.init``, and takes half the time of ``torch.device("meta")``.
-    """
-
-    _SETS = frozenset(
-        [
-            *(
-                getattr(nn.init, f"{name}_")
-                for name in "uniform normal constant ones zeros trunc_normal".split()
-            ),
-            *(
-                getattr(nn.init, f"{kind}_{how}_")
-                for kind in ("kaiming", "xavier")
-                for how in ("uniform", "normal")
-            ),
-            *(getattr(torch.Tensor, f"{name}_") for name in "uniform normal fill zero".split()),
-        ]
-    )
-
-    def __init__(self, making: bool) -> None:
-        super().__init__()
-        self._making = making
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in self._SETS:
-            tensor = args[0] if args else kwargs["tensor"]
-            if tensor.is_meta:
-                return tensor
-        elif self._making and func in _MAKES and kwargs.get("device") is None:
-            kwargs["device"] = "meta"
-        return func(*args, **kwargs)
-
-
-def on_meta() -> AbstractContextManager[Any]:
-    """Within this, modules are made without memory, ready for :func:`fill`."""
-    return _WithoutValues(making=True)
-
-
-def no_values_on_meta() -> AbstractContextManager[Any]:
-    """Within this, no time is spent on the values of tensors on the meta device."""
-    return _WithoutValues(making=False)
+    return made
 
 
 @dataclass
@@ -254,6 +178,7 @@ def fill(
     keep_in_fp32: Sequence[str] = (),
     lenient: bool = False,
     pointwise: bool = False,
+    sender: Sender | None = None,
 ) -> LoadingReport:
     """Assign the tensors of ``files`` to the parameters and persistent buffers of ``module``.
 
@@ -261,6 +186,8 @@ def fill(
     ``ignore`` may be left over. Floating-point tensors become ``dtype``, or what the module was made with if that is
     ``None``; those with a name part in ``keep_in_fp32`` become float32 if a ``dtype`` is given. Tensors that need no
     change stay views of the mapped file.
+
+    What goes to an accelerator is there when this returns, or when ``sender`` ends if one is given.
 
     With ``pointwise`` a convolution of 1x1 in the file fits a linear layer of the model.
 
@@ -296,32 +223,25 @@ def fill(
         return stored.view(found[names[key]].shape).to(target, dtype_of(key, stored.dtype))
 
     places = _places(module)
-    for path, contents in infos.items():
-        present = {
-            key: info._replace(shape=found[names[key]].shape)
-            for key, info in contents.items()
-            if names[key] in wanted
-        }
-        for key, tensor in _loaded(path, present, convert, dtype_of, target):
-            old = expected[names[key]]
-            new = _like(old, tensor)
-            for table, name in places.pop(id(old), ()):  # none: it came under another of its names
-                table[name] = new
-    _refuse_meta(module)
+    with sending(target, sender) as sender:
+        for path, contents in infos.items():
+            present = {
+                key: info._replace(shape=found[names[key]].shape)
+                for key, info in contents.items()
+                if names[key] in wanted
+            }
+            tensors: Iterable[tuple[str, torch.Tensor]]
+            if sender is not None and can_be_sent(present):
+                tensors = send_tensors(path, present, dtype_of, sender).items()
+            else:
+                tensors = read_tensors(path, present, convert)
+            for key, tensor in tensors:
+                old = expected[names[key]]
+                new = _like(old, tensor)
+                for table, name in places.pop(id(old), ()):  # none: it came under another of its names
+                    table[name] = new
+    _refuse_meta(module, places)
     return report
-
-
-def _loaded(
-    path: Path,
-    infos: Mapping[str, TensorInfo],
-    convert: Callable[[str, torch.Tensor], torch.Tensor],
-    dtype_of: Callable[[str, torch.dtype], torch.dtype],
-    target: torch.device,
-) -> Iterable[tuple[str, torch.Tensor]]:
-    """The tensors by the way that suits where they go."""
-    if can_send(target) and can_be_sent(infos):
-        return send_tensors(path, infos, dtype_of, target).items()
-    return read_tensors(path, infos, convert)
 
 
 def _as_linear(info: TensorInfo, expected: torch.Tensor | None) -> TensorInfo:
@@ -411,10 +331,19 @@ def _like(old: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
     return nn.Parameter(tensor, requires_grad=old.requires_grad and tensor.is_floating_point())
 
 
-def _refuse_meta(module: nn.Module) -> None:
+def _is_meta(tensor: torch.Tensor | None) -> bool:
+    return tensor is not None and tensor.is_meta
+
+
+def _refuse_meta(module: nn.Module, unfilled: Mapping[int, Iterable[tuple[dict[str, Any], str]]]) -> None:
     """A tensor that no file fills would fail at the first use, far from here."""
+    empty = {
+        id(table[name]) for places in unfilled.values() for table, name in places if _is_meta(table[name])
+    }
+    if not empty:
+        return
     tensors = [*module.named_parameters(), *module.named_buffers()]
-    left = [name for name, tensor in tensors if tensor.is_meta]
+    left = [name for name, tensor in tensors if id(tensor) in empty]
     if left:
         raise WeightsError(
             f"{type(module).__name__} has tensors that its files do not hold: {_some(left)}. A buffer that is not "

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 from torch import nn
 
 from calotype.core.errors import InputError, ModelFilesError
+from calotype.core.sending import Sender
 from calotype.models.modeling import ModelMixin
 from calotype.models.network import Network
 
@@ -69,6 +70,13 @@ class ModelGroup(Network):
         Keyword arguments are those of the single model's ``from_pretrained``. Raises ``ModelFilesError`` if
         there is no such folder.
         """
+        return cls._read(pretrained_model_path, None, **kwargs)
+
+    @classmethod
+    def _read(
+        cls, pretrained_model_path: str | os.PathLike[str], sender: Sender | None, **kwargs: Any
+    ) -> Self:
+        """As :meth:`from_pretrained`, with the weights on the accelerator by the time that ``sender`` ends."""
         if kwargs.pop("output_loading_info", False):
             raise InputError(f"{cls.__name__}.from_pretrained has no output_loading_info; leave it out.")
         first = Path(pretrained_model_path, kwargs.pop("subfolder", None) or "")
@@ -78,7 +86,7 @@ class ModelGroup(Network):
                 f"There is no folder {first}, where the first {cls._member_class.__name__} of the group should be."
             )
         logger.info("%d models of the group %s are in %s.", len(folders), cls.__name__, first.parent)
-        return cls([cls._member_class.from_pretrained(folder, **kwargs) for folder in folders]).eval()
+        return cls([cls._member_class._read(folder, sender, **kwargs) for folder in folders]).eval()
 
 
 def _numbered(folder: str | os.PathLike[str], index: int) -> Path:

@@ -7,15 +7,16 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Container, Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 
-from calotype.core import hub, saving, weights
+from calotype.core import hub, meta, saving, weights
 from calotype.core.config import ConfigMixin
 from calotype.core.errors import CalotypeError, InputError, ModelFilesError, UnknownClassError
+from calotype.core.interpreter import keeping_all
+from calotype.core.sending import Sender
 from calotype.core.sharing import PushToHubMixin
 from calotype.models.network import Network
 
@@ -72,6 +73,14 @@ class ModelMixin(ConfigMixin, PushToHubMixin, Network):
         Raises ``ModelFilesError`` for files that are missing or damaged, ``WeightsError`` for weights that do not
         fit and ``InputError`` for arguments without meaning.
         """
+        with keeping_all():
+            return cls._read(pretrained_model_name_or_path, None, **kwargs)
+
+    @classmethod
+    def _read(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], sender: Sender | None, **kwargs: Any
+    ) -> Any:
+        """As :meth:`from_pretrained`, with the weights on the accelerator by the time that ``sender`` ends."""
         options = hub.HubOptions.take(kwargs)
         subfolder = kwargs.pop("subfolder", None)
         dtype = _dtype(kwargs.pop("torch_dtype", None), kwargs.pop("dtype", None))
@@ -114,6 +123,7 @@ class ModelMixin(ConfigMixin, PushToHubMixin, Network):
             ignore=cls._keys_to_ignore_on_load_unexpected,
             keep_in_fp32=cls._keep_in_fp32_modules,
             lenient=lenient,
+            sender=sender,
         )
         if problem := weights.describe(report, cls.__name__, files.origin):
             logger.warning("%s What does not fit is newly initialised and has to be trained.", problem)
@@ -147,7 +157,8 @@ class ModelMixin(ConfigMixin, PushToHubMixin, Network):
         _check_form(config, files.origin)
         weights.check_layers(config, files)
         try:
-            with weights.no_larger_than(files), weights.on_meta() if on_meta else nullcontext():
+            made = weights.no_larger_than(files)
+            with meta.on_meta(made) if on_meta else meta.telling(made):
                 return cls.from_config(config, return_unused_kwargs=True, **overrides)
         except CalotypeError as error:
             if overrides or not isinstance(error, InputError):

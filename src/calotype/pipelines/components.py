@@ -23,12 +23,14 @@ from calotype.core import hub
 from calotype.core.config import read_json
 from calotype.core.errors import InputError, ModelFilesError, UnknownClassError
 from calotype.core.files import check_links
-from calotype.core.sending import move
-from calotype.core.tensor_files import tensor_infos
-from calotype.core.weights import find_weights, no_values_on_meta
+from calotype.core.interpreter import keeping_all
+from calotype.core.meta import no_values_on_meta
+from calotype.core.sending import Sender, can_send, move
+from calotype.core.weights import WeightFiles, find_weights
 from calotype.models.model_group import ModelGroup
 from calotype.models.modeling import ModelMixin
 from calotype.pipelines.transformers_classes import transformers_class
+from calotype.pipelines.transformers_models import read_model, refuse_misfits
 from calotype.single_file.kandinsky_2_0 import published_class
 
 logger = logging.getLogger(__name__)
@@ -137,6 +139,7 @@ def index_of(place: str | os.PathLike[str], options: hub.HubOptions) -> dict[str
     return read_json(hub.find_file(place, INDEX, options=options))
 
 
+@keeping_all()
 def load_components(
     folder: Path, entries: Mapping[str, Sequence[str]], loading: Loading, advance: Callable[[], Any]
 ) -> dict[str, Any]:
@@ -145,29 +148,43 @@ def load_components(
     ``ModelFilesError`` or ``UnknownClassError`` says what is wrong with one of them, always the same one.
     """
     classes = {name: _found_class(folder, name, *entry) for name, entry in entries.items()}
-    apart = {name for name, cls in classes.items() if issubclass(cls, ModelMixin | ModelGroup)}
     loaded: dict[str, Any] = {}
 
-    def load(name: str) -> None:
-        loaded[name] = _load_component(folder, name, classes[name], loading)
+    def load(name: str, sender: Sender | None = None) -> None:
+        loaded[name] = _load_component(folder, name, classes[name], loading, sender)
         advance()
 
-    # transformers changes PyTorch's defaults while it makes a model, so its models come one after another, and what
+    # transformers may change PyTorch's defaults while it makes a model, so its models come one after another, and what
     # is made of numbers, the schedulers, before them
-    for name, cls in classes.items():
-        if not issubclass(cls, torch.nn.Module):
-            load(name)
-    theirs = [name for name in classes if name not in apart and name not in loaded]
-    with ThreadPoolExecutor(max(len(apart), 1), "calotype-loading") as threads:
-        ours = [threads.submit(load, name) for name in classes if name in apart]
-        try:
-            for name in theirs:
+    models = [name for name, cls in classes.items() if issubclass(cls, torch.nn.Module)]
+    others = [name for name in classes if name not in models]
+    if loading.device is not None and can_send(loading.device):
+        # each model is made while the one before is on its way, which takes longest for the largest
+        with Sender(loading.device) as sender:
+            for name in sorted(models, key=lambda name: -_size(folder / name)):
+                load(name, sender)
+            for name in others:
                 load(name)
+        return {name: loaded[name] for name in entries}
+    for name in others:
+        load(name)
+    apart = [name for name in models if issubclass(classes[name], ModelMixin | ModelGroup)]
+    with ThreadPoolExecutor(max(len(apart), 1), "calotype-loading") as threads:
+        ours = [threads.submit(load, name) for name in apart]
+        try:
+            for name in models:
+                if name not in apart:
+                    load(name)
             for one in ours:
                 one.result()
         finally:
             threads.shutdown(cancel_futures=True)
     return {name: loaded[name] for name in entries}
+
+
+def _size(folder: Path) -> int:
+    """The bytes of the largest file in a folder."""
+    return max((path.stat().st_size for path in folder.iterdir()), default=0)
 
 
 def _found_class(folder: Path, name: str, library: str, class_name: str) -> type:
@@ -185,13 +202,16 @@ def _found_class(folder: Path, name: str, library: str, class_name: str) -> type
     return cls
 
 
-def _load_component(folder: Path, name: str, cls: type, loading: Loading) -> Any:
+def _load_component(
+    folder: Path, name: str, cls: type, loading: Loading, sender: Sender | None = None
+) -> Any:
     if not issubclass(cls, torch.nn.Module):
         return cls.from_pretrained(folder / name)  # type: ignore[attr-defined]
     if not issubclass(cls, ModelMixin | ModelGroup):
-        return load_transformers_model(cls, folder / name, name, loading)
-    return cls.from_pretrained(
+        return load_transformers_model(cls, folder / name, name, loading, sender=sender)
+    return cls._read(
         folder / name,
+        sender,
         torch_dtype=loading.dtype_of(name),
         variant=_variant_in(folder / name, loading.variant),
         use_safetensors=loading.use_safetensors,
@@ -200,40 +220,46 @@ def _load_component(folder: Path, name: str, cls: type, loading: Loading) -> Any
 
 
 def load_transformers_model(
-    cls: type, folder: Path, name: str, loading: Loading, config: Any = None
+    cls: type,
+    folder: Path,
+    name: str,
+    loading: Loading,
+    config: Any = None,
+    sender: Sender | None = None,
 ) -> torch.nn.Module:
     """A transformers model with our rules: safetensors unless asked otherwise, and no weight missing.
 
-    ``config`` stands in place of the folder's.
+    ``config`` stands in place of the folder's. On an accelerator all is there when this returns, or ``sender`` ends.
     """
     from transformers.utils import logging as their_logging
 
     variant = _variant_in(folder, loading.variant)
     pickled = loading.pickled(folder)
-    for path in transformers_weights(folder, variant, pickled):
-        tensor_infos(path)
+    files = transformers_weights(folder, variant, pickled)
+    dtype, model = loading.dtype_of(name), None
     verbosity, bars = their_logging.get_verbosity(), their_logging.is_progress_bar_enabled()
     their_logging.set_verbosity_error()
     their_logging.disable_progress_bar()
     try:
+        if files.contents and not pickled:
+            model = read_model(cls, folder, files, dtype, config=config, device=loading.device, sender=sender)
+        if model is not None:
+            return model
         with no_values_on_meta():
             model, info = cls.from_pretrained(  # type: ignore[attr-defined]
                 folder,
-                dtype=loading.dtype_of(name),
+                dtype=dtype,
                 variant=variant,
                 use_safetensors=not pickled,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # which we report
                 **({} if config is None else {"config": config}),
             )
     finally:
         their_logging.set_verbosity(verbosity)
         if bars:
             their_logging.enable_progress_bar()
-    if missing := sorted(info.get("missing_keys") or ()):
-        raise ModelFilesError(
-            f"The weights in {folder} lack {len(missing)} of {cls.__name__}'s parameters, such as {missing[0]!r}: the "
-            f"files are incomplete or of another model."
-        )
+    refuse_misfits(cls, folder, info)
     if loading.device is not None:
         move(model, loading.device)
     return model.eval()
@@ -243,12 +269,12 @@ def _has_pickle(folder: Path) -> bool:
     return any(folder.glob("pytorch_model*.bin"))
 
 
-def transformers_weights(folder: Path, variant: str | None, pickled: bool) -> tuple[Path, ...]:
+def transformers_weights(folder: Path, variant: str | None, pickled: bool) -> WeightFiles:
     """The weight files of a transformers model; ``ModelFilesError`` if there are none of the kind that may be read."""
     if pickled:
-        return find_weights(folder, variant=variant, use_safetensors=False, stem="pytorch_model").paths
+        return find_weights(folder, variant=variant, use_safetensors=False, stem="pytorch_model")
     try:
-        return find_weights(folder, variant=variant, stem="model").paths
+        return find_weights(folder, variant=variant, stem="model")
     except ModelFilesError as error:
         if not _has_pickle(folder):
             raise

@@ -18,7 +18,7 @@ from calotype.core import hub
 from calotype.core.config import ConfigFile, init_parameters, read_json
 from calotype.core.errors import InputError, ModelFilesError, UnknownClassError
 from calotype.core.progress import progress_bar
-from calotype.core.sending import move
+from calotype.core.sending import move_all
 from calotype.diffusion.parts import Parts, Stage
 from calotype.pipelines.components import (
     INDEX,
@@ -144,8 +144,7 @@ class DiffusionPipeline(Efficiency, ConfigFile):
         kwargs.pop("silence_dtype_warnings", None)
         device, dtype = _destination(args, kwargs)
         with self._at_home(device) as places:
-            for name, module in self._modules_by_name.items():
-                move(module, places[name], dtype)
+            move_all([(module, places[name]) for name, module in self._modules_by_name.items()], dtype)
         give_back(self._modules_by_name.values())
         return self
 

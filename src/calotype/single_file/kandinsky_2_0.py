@@ -163,7 +163,8 @@ class _Reading:
         folder = self.part("text_encoder1")
         described = {k: v for k, v in read_json(folder / "config.json").items() if k != "model_type"}
         infos = [
-            tensor_infos(path) for path in transformers_weights(folder, None, self.loading.pickled(folder))
+            tensor_infos(path)
+            for path in transformers_weights(folder, None, self.loading.pickled(folder)).paths
         ]
         last = next((found[_VECTOR] for found in infos if _VECTOR in found), None)
         if last is None or len(last.shape) != 2:
