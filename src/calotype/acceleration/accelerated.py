@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from calotype.acceleration.captured import Captures, Prepared, put_back
+from calotype.acceleration.captured import Captures, Prepared, Stamp, put_back
 from calotype.acceleration.concerned import settle
 from calotype.acceleration.devices import CudaGraphs, Device
 from calotype.acceleration.options import Options
-from calotype.acceleration.stand_ins import Kernels, Prompt, StandIns, kernels_for
+from calotype.acceleration.stand_ins import Kernels, Prompt, Readers, StandIns, kernels_for
 from calotype.acceleration.state import Structure, Weights, channels_last, obstacle, pack
 from calotype.acceleration.values import taken_apart
 from calotype.adapters.strength import at_strength, strength
@@ -40,19 +40,24 @@ class Accelerated:
         self.__dict__["_runner"] = runner_of(model, options)
         self.__dict__["_methods"] = methods
         self.__dict__["_begun"] = False
-        """Whether the model has been looked at since the call began or a user's code ran in it.
-
-        That is done when it is first called: for all but the first model while the device is busy with another.
-        """
+        """Whether the model has been looked at since the call began or a user's code ran in it."""
+        self.__dict__["_unused"] = False
+        """Whether it has not been called since."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._run("__call__", args, kwargs)
 
-    def _run(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not self.__dict__["_begun"]:
-            self.__dict__["_begun"] = True
+    def _look(self) -> None:
+        """Look at the model, if that is still to be done: at its first call, or before while the device is busy."""
+        own = self.__dict__
+        if not own["_begun"]:
+            own["_begun"] = own["_unused"] = True
             self._runner.begin(self._orig_mod)
-        return self._runner(self._orig_mod, method, args, kwargs)
+
+    def _run(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._look()
+        looked, self.__dict__["_unused"] = self.__dict__["_unused"], False
+        return self._runner(self._orig_mod, method, args, kwargs, looked)
 
     def __getattr__(self, name: str) -> Any:
         model = self.__dict__["_orig_mod"]
@@ -124,10 +129,18 @@ class Runner:
                     pack(model)
             self.weights, self.structure = Weights(model), Structure(model)
 
-    def __call__(self, model: nn.Module, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def __call__(
+        self,
+        model: nn.Module,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        looked: bool = False,
+    ) -> Any:
+        """The result of a model's method; where the model was just ``looked`` at, its weights are where they were."""
         function = model if method == "__call__" else getattr(model, method)
         with self.lock:
-            if self.why is None and (self.weights is None or not self.weights.stand()):
+            if self.why is None and (self.weights is None or not (looked or self.weights.stand())):
                 self._anew(model)
             device, kernels, weights = self.device, self.kernels, self.weights
         if device is None or weights is None:
@@ -139,9 +152,13 @@ class Runner:
             self._say(why)
             return function(*args, **kwargs)
 
-        def ordinary() -> Any:
-            with device.current(), self._faster(StandIns(self.options, kernels)):
+        def ordinary(readers: Readers | None = None) -> Any:
+            with device.current(), self._faster(StandIns(self.options, kernels, readers=readers)):
                 return function(*args, **kwargs)
+
+        def noting() -> tuple[Any, Readers]:
+            readers = Readers([kwargs[name] for name in PROMPTS if isinstance(kwargs.get(name), Tensor)])
+            return ordinary(readers), readers.done()
 
         try:
             if not self.options.graphs:
@@ -150,15 +167,9 @@ class Runner:
                 if self.weights is not weights:  # another thread has found that the model has changed
                     return ordinary()
                 captures = self._captures_of(method, device)
-                epoch = self.epoch
+                stamp = Stamp(self.epoch, weights.versions)
                 with device.current():
-                    return captures(
-                        ordinary,
-                        self._preparing(function),
-                        lambda: (epoch, weights.versions()),
-                        tensors,
-                        form,
-                    )
+                    return captures(ordinary, noting, self._preparing(function), stamp, tensors, form)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -179,9 +190,12 @@ class Runner:
     def _preparing(self, function: Callable[..., Any]) -> Callable[..., Prepared]:
         """How a call of ``function`` is captured."""
 
-        def prepared(buffers: list[Tensor], form: Hashable, prompts: frozenset[int]) -> Prepared:
+        def prepared(
+            buffers: list[Tensor], form: Hashable, prompts: frozenset[int], readers: Readers
+        ) -> Prepared:
             args, kwargs = put_back(form, buffers)
-            prompt = Prompt(buffers[next(iter(prompts))]) if prompts else None
+            layers = list(readers.layers)
+            prompt = Prompt(buffers[next(iter(prompts))]) if prompts and layers else None
             kernels = self.kernels
 
             def call() -> Any:
@@ -189,10 +203,6 @@ class Runner:
                     return function(*args, **kwargs)
 
             if prompt is None:
-                return Prepared(None, call)
-            call()  # which layers read the prompt is seen in an ordinary call
-            layers = list(prompt.found)
-            if not layers:
                 return Prepared(None, call)
 
             def before() -> list[Any]:  # adapters act as they do within the call

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 from torch import nn
@@ -18,6 +19,7 @@ _RECORDS = "transformers.utils.output_capturing"
 """Where transformers' hooks are defined that note what a layer gives."""
 
 
+@lru_cache(maxsize=256)
 def methods_of(kind: type) -> tuple[str, ...] | None:
     """The methods by which models of a class do most of a call's work, beside being called; None if none do.
 
@@ -32,7 +34,13 @@ def methods_of(kind: type) -> tuple[str, ...] | None:
         return None
     if hasattr(kind, "decode"):
         return ("decode",)
-    return () if "timestep" in inspect.signature(kind.forward).parameters else None
+    return () if is_stepped(kind) else None
+
+
+@lru_cache(maxsize=256)
+def is_stepped(kind: type) -> bool:
+    """Whether models of a class read a time, so that they are called in each step."""
+    return issubclass(kind, nn.Module) and "timestep" in inspect.signature(kind.forward).parameters
 
 
 def is_encoder(kind: type) -> bool:
