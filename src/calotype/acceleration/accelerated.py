@@ -8,11 +8,13 @@ import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from calotype.acceleration.ahead import compiled_first
 from calotype.acceleration.captured import Captures, Prepared, Stamp, put_back
 from calotype.acceleration.concerned import settle
 from calotype.acceleration.devices import CudaGraphs, Device
@@ -158,7 +160,7 @@ class Runner:
 
         def noting() -> tuple[Any, Readers]:
             readers = Readers([kwargs[name] for name in PROMPTS if isinstance(kwargs.get(name), Tensor)])
-            return ordinary(readers), readers.done()
+            return compiled_first(partial(ordinary, readers)), readers.done()
 
         try:
             if not self.options.graphs:

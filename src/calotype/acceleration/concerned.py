@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any
 
 from torch import nn
+
+from calotype.core.signatures import argument_names
 
 OWN = ("calotype.", "torch.nn.modules.")
 """Where the classes are defined that are known to compute the same each time."""
@@ -19,7 +19,6 @@ _RECORDS = "transformers.utils.output_capturing"
 """Where transformers' hooks are defined that note what a layer gives."""
 
 
-@lru_cache(maxsize=256)
 def methods_of(kind: type) -> tuple[str, ...] | None:
     """The methods by which models of a class do most of a call's work, beside being called; None if none do.
 
@@ -37,10 +36,9 @@ def methods_of(kind: type) -> tuple[str, ...] | None:
     return () if is_stepped(kind) else None
 
 
-@lru_cache(maxsize=256)
 def is_stepped(kind: type) -> bool:
     """Whether models of a class read a time, so that they are called in each step."""
-    return issubclass(kind, nn.Module) and "timestep" in inspect.signature(kind.forward).parameters
+    return issubclass(kind, nn.Module) and "timestep" in argument_names(kind.forward)
 
 
 def is_encoder(kind: type) -> bool:
