@@ -42,24 +42,14 @@ class Accelerated:
         self.__dict__["_runner"] = runner_of(model, options)
         self.__dict__["_methods"] = methods
         self.__dict__["_begun"] = False
-        """Whether the model has been looked at since the call began or a user's code ran in it."""
-        self.__dict__["_unused"] = False
-        """Whether it has not been called since."""
+        """Whether the model has been called since the call began or a user's code ran in it."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._run("__call__", args, kwargs)
 
-    def _look(self) -> None:
-        """Look at the model, if that is still to be done: at its first call, or before while the device is busy."""
-        own = self.__dict__
-        if not own["_begun"]:
-            own["_begun"] = own["_unused"] = True
-            self._runner.begin(self._orig_mod)
-
     def _run(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self._look()
-        looked, self.__dict__["_unused"] = self.__dict__["_unused"], False
-        return self._runner(self._orig_mod, method, args, kwargs, looked)
+        begun, self.__dict__["_begun"] = self.__dict__["_begun"], True
+        return self._runner(self._orig_mod, method, args, kwargs, begins=not begun)
 
     def __getattr__(self, name: str) -> Any:
         model = self.__dict__["_orig_mod"]
@@ -94,19 +84,6 @@ class Runner:
         """What failed, which is not tried again."""
         self._said: set[str] = set()
 
-    def begin(self, model: nn.Module) -> None:
-        """Look whether the model is what it was: at the beginning of a call, and after a user's code has run in it."""
-        with self.lock:
-            self.epoch += 1
-            if (
-                self.why is not None
-                or self.weights is None
-                or self.structure is None
-                or not self.weights.stand()
-                or not self.structure.stands(model)
-            ):
-                self._anew(model)
-
     def _anew(self, model: nn.Module) -> None:
         """Forget what was captured, and look at the model again."""
         for captures in self.captures.values():
@@ -137,19 +114,30 @@ class Runner:
         method: str,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        looked: bool = False,
+        begins: bool = False,
     ) -> Any:
-        """The result of a model's method; where the model was just ``looked`` at, its weights are where they were."""
+        """The result of a model's method; ``begins``: the first since a pipeline's call began or a user's code ran.
+
+        Then the model is looked at: whether its weights are where they were, and whether it is what it was. The latter
+        takes longer, and replaying what was captured before a change does no harm, so it is found out while the device
+        computes; then the result is given up.
+        """
         function = model if method == "__call__" else getattr(model, method)
         with self.lock:
-            if self.why is None and (self.weights is None or not (looked or self.weights.stand())):
+            self.epoch += begins
+            moved = self.why is None and (self.weights is None or not self.weights.stand())
+            if moved or (begins and self.why is not None):
                 self._anew(model)
+                begins = False
             device, kernels, weights = self.device, self.kernels, self.weights
         if device is None or weights is None:
             return function(*args, **kwargs)
         if method != "__call__":
             kwargs = {name: value for name, value in kwargs.items() if name not in UNREAD}
         why, tensors, form = taken(args, kwargs, weights.tensors[0].device)
+        replays = why is None and method in self.captures and form in self.captures[method].kept
+        if begins and not replays and self._changed(model, weights):
+            return self(model, method, args, kwargs)
         if why is not None:
             self._say(why)
             return function(*args, **kwargs)
@@ -171,7 +159,7 @@ class Runner:
                 captures = self._captures_of(method, device)
                 stamp = Stamp(self.epoch, weights.versions)
                 with device.current():
-                    return captures(ordinary, noting, self._preparing(function), stamp, tensors, form)
+                    result = captures(ordinary, noting, self._preparing(function), stamp, tensors, form)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -182,6 +170,18 @@ class Runner:
                 self.why = self.broken
                 logger.warning("%s is computed without acceleration: %s.", self.name, self.why)
             return result
+        if begins and replays and self._changed(model, weights):
+            return self(model, method, args, kwargs)
+        return result
+
+    def _changed(self, model: nn.Module, weights: Weights) -> bool:
+        """Whether the model is not what it was; then all is forgotten."""
+        with self.lock:
+            if self.weights is weights and self.structure is not None and self.structure.stands(model):
+                return False
+            if self.weights is weights:  # else another thread has done so
+                self._anew(model)
+            return True
 
     def _captures_of(self, method: str, device: Device) -> Captures:
         if method not in self.captures:

@@ -33,12 +33,7 @@ def methods_of(kind: type) -> tuple[str, ...] | None:
         return None
     if hasattr(kind, "decode"):
         return ("decode",)
-    return () if is_stepped(kind) else None
-
-
-def is_stepped(kind: type) -> bool:
-    """Whether models of a class read a time, so that they are called in each step."""
-    return issubclass(kind, nn.Module) and "timestep" in argument_names(kind.forward)
+    return () if "timestep" in argument_names(kind.forward) else None
 
 
 def is_encoder(kind: type) -> bool:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from calotype.acceleration.concerned import is_stepped, methods_of
+from calotype.acceleration.concerned import methods_of
 from calotype.acceleration.options import Options
 
 Bound = TypeVar("Bound")
@@ -56,28 +56,12 @@ class Acceleration:
         return "\n".join(lines)
 
 
-def look(family: Any) -> None:
-    """Look whether a family's denoisers are what they were, which would else be done when they are first called.
-
-    This is for the moment when the device has been given work of another model: then the look takes no time. All other
-    models are looked at when they are called, since the device has work of those before them.
-    """
-    for model in _accelerated(family):
-        if is_stepped(type(model.__dict__["_orig_mod"])):
-            model._look()
-
-
 def look_again(family: Any) -> None:
     """After a user's code has run in a call: the family's models may not be what they were."""
-    for model in _accelerated(family):
-        model.__dict__["_begun"] = False
-
-
-def _accelerated(family: Any) -> Iterator[Any]:
     for one in fields(family):
-        model = getattr(family, one.name)
-        if "_runner" in getattr(model, "__dict__", {}):
-            yield model
+        table = getattr(getattr(family, one.name), "__dict__", {})
+        if "_runner" in table:
+            table["_begun"] = False
 
 
 def give_back(models: Iterable[Any]) -> None:

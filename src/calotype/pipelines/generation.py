@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from calotype.acceleration.pipeline import look
 from calotype.adapters.strength import at_strength
 from calotype.core.errors import InputError
 from calotype.diffusion.call import Call
@@ -72,7 +71,6 @@ def sampled(pipe: Any, parts: Parts, call: Call, stopped: bool = False) -> tuple
     arguments, task, rounds = call.arguments, parts.task, call.family.rounds
     with at_strength(Attention.of(arguments).lora_scale):
         conditions = call.family.encode(call)
-    look(call.family)
     path = task.path(call, set_timesteps(call.scheduler, task.steps(call), call.device, task.schedule(call)))
     start = task.start(call, path)
     path = until_end(call.scheduler, path, Span.of(arguments))
