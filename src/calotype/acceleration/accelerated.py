@@ -177,10 +177,11 @@ class Runner:
     def _changed(self, model: nn.Module, weights: Weights) -> bool:
         """Whether the model is not what it was; then all is forgotten."""
         with self.lock:
-            if self.weights is weights and self.structure is not None and self.structure.stands(model):
+            if self.weights is not weights or self.structure is None:  # another thread has found out
+                return True
+            if weights.are_alike() and self.structure.stands(model):
                 return False
-            if self.weights is weights:  # else another thread has done so
-                self._anew(model)
+            self._anew(model)
             return True
 
     def _captures_of(self, method: str, device: Device) -> Captures:

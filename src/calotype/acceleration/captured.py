@@ -52,7 +52,9 @@ class Capture:
 
     buffers: list[Tensor]
     work: Replay
-    result: Any
+    results: list[Tensor]
+    shape: Hashable
+    """The form of what the call gives, whose tensors are the results."""
     before: Replay | None = None
     """Work that only the prompt decides, done when that has changed."""
     prompts: frozenset[int] = frozenset()
@@ -77,7 +79,7 @@ class Capture:
             self.before.replay()
         self.work.replay()
         self.uses += 1
-        result = copied(self.result)
+        result = put_together(self.shape, copied(self.results))
         if self.before is not None:
             self.stamp = (now.epoch, now.versions()) if anew else then
         return result
@@ -171,7 +173,7 @@ class Captures:
                     before, found = self.device.capture(prepared.before)
                     prepared.use(found)
                 work, result = self.device.capture(prepared.call)
-                taken_apart(result)
+                results, shape = taken_apart(result)
         except Exception as error:
             if len(self.failed) >= 8 * self.limit:
                 self.failed.clear()
@@ -179,14 +181,16 @@ class Captures:
             logger.warning("%s is computed without a CUDA graph: %s.", self.name, self.failed[form])
             return None
         self.count += 1
-        self.kept[form] = Capture(buffers, work, result, before, prompts)
+        self.kept[form] = Capture(buffers, work, results, shape, before, prompts)
         return self.kept[form]
 
 
-def copied(result: Any) -> Any:
-    """A result whose tensors are in memory of their own."""
-    tensors, form = taken_apart(result)
-    return put_together(form, [tensor.clone() for tensor in tensors])
+def copied(tensors: list[Tensor]) -> list[Tensor]:
+    """The same tensors in memory of their own; many are copied at once, as an encoder's hidden states."""
+    new = [torch.empty_like(tensor) for tensor in tensors]
+    if new:
+        torch._foreach_copy_(new, tensors)
+    return new
 
 
 def put_back(form: Hashable, tensors: list[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:

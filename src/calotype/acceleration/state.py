@@ -31,11 +31,12 @@ class Weights:
         self.types = list(map(_TYPE, self.tensors))
 
     def stand(self) -> bool:
-        """Whether all are where they were and of the type that they were; their values may have changed."""
-        return (
-            list(map(Tensor.data_ptr, self.tensors)) == self.addresses
-            and list(map(_TYPE, self.tensors)) == self.types
-        )
+        """Whether all are where they were; their values may have changed."""
+        return list(map(Tensor.data_ptr, self.tensors)) == self.addresses
+
+    def are_alike(self) -> bool:
+        """Whether all are of the type that they were."""
+        return list(map(_TYPE, self.tensors)) == self.types
 
     def versions(self) -> tuple[int, ...]:
         """How often each has been changed in place, as far as PyTorch counts that."""
