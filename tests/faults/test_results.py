@@ -18,6 +18,7 @@ import torch
 
 import calotype
 from calotype.core.errors import InputError
+from calotype.diffusion import watch
 from calotype.diffusion.images import NonFiniteError
 from tests.faults.fault import contents
 from tests.tiny import stable_diffusion_folder
@@ -55,6 +56,31 @@ def test_latents_that_are_not_finite_name_the_step(pipe: Any, value: float) -> N
 
     with pytest.raises(NonFiniteError, match=r"since step 3 of 4 \(timestep 251\), in float32: load"):
         run(pipe, callback_on_step_end=poison)
+
+
+def test_where_the_host_runs_ahead_the_step_is_named_though_decoding_has_begun(
+    pipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = []
+
+    def poison(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        return {"latents": torch.full_like(tensors["latents"], float("nan"))} if index == 1 else {}
+
+    def decode(self: Any, *args: Any, **kwargs: Any) -> Any:
+        order.append("decode")
+        raise RuntimeError("cannot decode this")
+
+    check = watch.Watch.check
+    monkeypatch.setattr(watch, "is_ahead", lambda device: True)
+    monkeypatch.setattr(watch.Watch, "check", lambda self: (order.append("check"), check(self)))
+    monkeypatch.setattr(type(pipe.vae), "decode", decode)
+    with pytest.raises(NonFiniteError, match="since step 3 of 5"):
+        run(pipe, callback_on_step_end=poison)
+    assert order == ["check", "decode", "check"]  # before the run, there is nothing to wait for
+    with pytest.raises(NonFiniteError, match="since step 3 of 5"):
+        run(pipe, callback_on_step_end=poison, output_type="latent")
+    with pytest.raises(RuntimeError, match="cannot decode"):
+        run(pipe)
 
 
 def test_a_decoder_that_gives_no_numbers_is_named(pipe: Any) -> None:

@@ -99,6 +99,11 @@ def same(fast: Any, plain: Any, arguments: dict[str, Any]) -> None:
     torch.testing.assert_close(fast(**arguments)[0], plain(**arguments)[0], rtol=1e-4, atol=1e-5)
 
 
+def another_call(fast: Any) -> None:
+    """What a pipeline's next call begins with."""
+    fast.__dict__["_begun"] = False
+
+
 def captures(fast: Any) -> Any:
     return fast._runner.captures["__call__"]
 
@@ -107,7 +112,6 @@ def captures(fast: Any) -> Any:
 def test_calls_are_captured_by_shape_and_prompts_are_read_once(pretend: None) -> None:
     model, plain = unet(), unet()
     fast = Accelerated(model, Options(shapes=2))
-    fast._runner.begin(model)
     first = given()
     for index in range(5):
         arguments = given()
@@ -124,7 +128,7 @@ def test_calls_are_captured_by_shape_and_prompts_are_read_once(pretend: None) ->
     for _ in range(3):
         same(fast, plain, {**given(), "encoder_hidden_states": first["encoder_hidden_states"]})
     assert before[0] == 0
-    fast._runner.begin(model)  # another call of a pipeline
+    another_call(fast)
     same(fast, plain, {**given(), "encoder_hidden_states": first["encoder_hidden_states"]})
     assert before[0] == 1
     for parameter in (*model.parameters(), *plain.parameters()):
@@ -164,13 +168,48 @@ def test_what_changes_a_model_makes_its_captures_invalid(pretend: None) -> None:
     steps = [replace_weight, move, pad_in_a_circle, exchange, add_freeu, lambda one: one.disable_freeu()]
     for change in steps:
         for _ in range(3):
-            fast._runner.begin(model)
+            another_call(fast)
             same(fast, plain, given())
         assert change is steps[-1] or captures(fast).kept
         change(model), change(plain)
-        fast._runner.begin(model)
+        another_call(fast)
         same(fast, plain, given())
         assert (fast._runner.why is not None) == (change is add_freeu)
+
+
+@torch.no_grad()
+def test_what_was_replayed_of_a_model_that_has_changed_is_given_up(
+    pretend: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Sevens:
+        def __init__(self, result: Any) -> None:
+            self.result = result
+
+        def replay(self) -> None:
+            fill(self.result, tuple(torch.full_like(one, 7.0) for one in self.result))
+
+    def capture(self: Any, function: Any) -> Any:
+        result = function()
+        return Sevens(result if isinstance(result, tuple) else ()), result
+
+    monkeypatch.setattr(Repeats, "capture", capture)
+    model, plain = unet(), unet()
+    fast = Accelerated(model, Options())
+    for turn in range(2):
+        same(fast, plain, given())
+        for _ in range(2):
+            another_call(fast)
+            assert fast(**given())[0].eq(7.0).all()
+        for one in (model, plain):
+            one.conv_in.padding_mode, one.conv_in._reversed_padding_repeated_twice = "reflect", (1, 1, 1, 1)
+            one.conv_out.dilation = (1 + turn, 1)
+            one.conv_out.padding = (1 + turn, 1)
+        another_call(fast)
+    heard = []
+    model.mid_block.register_forward_hook(lambda *_: heard.append(1))
+    same(fast, plain, given(side=16))  # what is not replayed is looked at before it is computed
+    assert heard == [1]
+    assert fast._runner.why is not None
 
 
 @torch.no_grad()
@@ -277,7 +316,7 @@ def test_a_runner_does_not_keep_its_model(pretend: None, monkeypatch: pytest.Mon
     model = unet()
     fast = Accelerated(model, Options())
     for _ in range(3):
-        fast._runner.begin(model)
+        another_call(fast)
         fast(**given())
     assert captures(fast).count == 1
     gone = weakref.ref(model), weakref.ref(fast._runner)

@@ -387,7 +387,7 @@ def on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.setattr(generation, "checked", elsewhere)
     monkeypatch.setattr(generation, "check_finite", lambda tensor, what: tensor)
-    monkeypatch.setattr(generation.Watch, "check", lambda self, latents: None)
+    monkeypatch.setattr(generation.Watch, "check", lambda self: None)
     monkeypatch.setattr(generation, "present", lambda images, output_type: images)
 
 

@@ -8,16 +8,18 @@ import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from calotype.acceleration.captured import Captures, Prepared, put_back
+from calotype.acceleration.ahead import compiled_first
+from calotype.acceleration.captured import Captures, Prepared, Stamp, put_back
 from calotype.acceleration.concerned import settle
 from calotype.acceleration.devices import CudaGraphs, Device
 from calotype.acceleration.options import Options
-from calotype.acceleration.stand_ins import Kernels, Prompt, StandIns, kernels_for
+from calotype.acceleration.stand_ins import Kernels, Prompt, Readers, StandIns, kernels_for
 from calotype.acceleration.state import Structure, Weights, channels_last, obstacle, pack
 from calotype.acceleration.values import taken_apart
 from calotype.adapters.strength import at_strength, strength
@@ -40,19 +42,14 @@ class Accelerated:
         self.__dict__["_runner"] = runner_of(model, options)
         self.__dict__["_methods"] = methods
         self.__dict__["_begun"] = False
-        """Whether the model has been looked at since the call began or a user's code ran in it.
-
-        That is done when it is first called: for all but the first model while the device is busy with another.
-        """
+        """Whether the model has been called since the call began or a user's code ran in it."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._run("__call__", args, kwargs)
 
     def _run(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not self.__dict__["_begun"]:
-            self.__dict__["_begun"] = True
-            self._runner.begin(self._orig_mod)
-        return self._runner(self._orig_mod, method, args, kwargs)
+        begun, self.__dict__["_begun"] = self.__dict__["_begun"], True
+        return self._runner(self._orig_mod, method, args, kwargs, begins=not begun)
 
     def __getattr__(self, name: str) -> Any:
         model = self.__dict__["_orig_mod"]
@@ -87,19 +84,6 @@ class Runner:
         """What failed, which is not tried again."""
         self._said: set[str] = set()
 
-    def begin(self, model: nn.Module) -> None:
-        """Look whether the model is what it was: at the beginning of a call, and after a user's code has run in it."""
-        with self.lock:
-            self.epoch += 1
-            if (
-                self.why is not None
-                or self.weights is None
-                or self.structure is None
-                or not self.weights.stand()
-                or not self.structure.stands(model)
-            ):
-                self._anew(model)
-
     def _anew(self, model: nn.Module) -> None:
         """Forget what was captured, and look at the model again."""
         for captures in self.captures.values():
@@ -124,24 +108,47 @@ class Runner:
                     pack(model)
             self.weights, self.structure = Weights(model), Structure(model)
 
-    def __call__(self, model: nn.Module, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def __call__(
+        self,
+        model: nn.Module,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        begins: bool = False,
+    ) -> Any:
+        """The result of a model's method; ``begins``: the first since a pipeline's call began or a user's code ran.
+
+        Then the model is looked at: whether its weights are where they were, and whether it is what it was. The latter
+        takes longer, and replaying what was captured before a change does no harm, so it is found out while the device
+        computes; then the result is given up.
+        """
         function = model if method == "__call__" else getattr(model, method)
         with self.lock:
-            if self.why is None and (self.weights is None or not self.weights.stand()):
+            self.epoch += begins
+            moved = self.why is None and (self.weights is None or not self.weights.stand())
+            if moved or (begins and self.why is not None):
                 self._anew(model)
+                begins = False
             device, kernels, weights = self.device, self.kernels, self.weights
         if device is None or weights is None:
             return function(*args, **kwargs)
         if method != "__call__":
             kwargs = {name: value for name, value in kwargs.items() if name not in UNREAD}
         why, tensors, form = taken(args, kwargs, weights.tensors[0].device)
+        replays = why is None and method in self.captures and form in self.captures[method].kept
+        if begins and not replays and self._changed(model, weights):
+            return self(model, method, args, kwargs)
         if why is not None:
             self._say(why)
             return function(*args, **kwargs)
 
-        def ordinary() -> Any:
-            with device.current(), self._faster(StandIns(self.options, kernels)):
+        def ordinary(readers: Readers | None = None) -> Any:
+            with device.current(), self._faster(StandIns(self.options, kernels, readers=readers)):
                 return function(*args, **kwargs)
+
+        def noting() -> tuple[Any, Readers]:
+            readers = Readers([kwargs[name] for name in PROMPTS if isinstance(kwargs.get(name), Tensor)])
+            return compiled_first(partial(ordinary, readers)), readers.done()
 
         try:
             if not self.options.graphs:
@@ -150,15 +157,9 @@ class Runner:
                 if self.weights is not weights:  # another thread has found that the model has changed
                     return ordinary()
                 captures = self._captures_of(method, device)
-                epoch = self.epoch
+                stamp = Stamp(self.epoch, weights.versions)
                 with device.current():
-                    return captures(
-                        ordinary,
-                        self._preparing(function),
-                        lambda: (epoch, weights.versions()),
-                        tensors,
-                        form,
-                    )
+                    result = captures(ordinary, noting, self._preparing(function), stamp, tensors, form)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -169,6 +170,19 @@ class Runner:
                 self.why = self.broken
                 logger.warning("%s is computed without acceleration: %s.", self.name, self.why)
             return result
+        if begins and replays and self._changed(model, weights):
+            return self(model, method, args, kwargs)
+        return result
+
+    def _changed(self, model: nn.Module, weights: Weights) -> bool:
+        """Whether the model is not what it was; then all is forgotten."""
+        with self.lock:
+            if self.weights is not weights or self.structure is None:  # another thread has found out
+                return True
+            if weights.are_alike() and self.structure.stands(model):
+                return False
+            self._anew(model)
+            return True
 
     def _captures_of(self, method: str, device: Device) -> Captures:
         if method not in self.captures:
@@ -179,9 +193,12 @@ class Runner:
     def _preparing(self, function: Callable[..., Any]) -> Callable[..., Prepared]:
         """How a call of ``function`` is captured."""
 
-        def prepared(buffers: list[Tensor], form: Hashable, prompts: frozenset[int]) -> Prepared:
+        def prepared(
+            buffers: list[Tensor], form: Hashable, prompts: frozenset[int], readers: Readers
+        ) -> Prepared:
             args, kwargs = put_back(form, buffers)
-            prompt = Prompt(buffers[next(iter(prompts))]) if prompts else None
+            layers = list(readers.layers)
+            prompt = Prompt(buffers[next(iter(prompts))]) if prompts and layers else None
             kernels = self.kernels
 
             def call() -> Any:
@@ -189,10 +206,6 @@ class Runner:
                     return function(*args, **kwargs)
 
             if prompt is None:
-                return Prepared(None, call)
-            call()  # which layers read the prompt is seen in an ordinary call
-            layers = list(prompt.found)
-            if not layers:
                 return Prepared(None, call)
 
             def before() -> list[Any]:  # adapters act as they do within the call

@@ -8,7 +8,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,25 +36,37 @@ class Source:
         return self.tensor() is tensor and not tensor.is_inference() and tensor._version == self.version
 
 
+class Stamp(NamedTuple):
+    """What work on a prompt depends on beside it: the call that it is done in, and how often weights were changed.
+
+    The latter is counted only where the former is the same, and at leisure: after the work has been launched.
+    """
+
+    epoch: int
+    versions: Callable[[], object]
+
+
 @dataclass
 class Capture:
     """One captured call: its buffers, the work, the memory of its result."""
 
     buffers: list[Tensor]
     work: Replay
-    result: Any
+    results: list[Tensor]
+    shape: Hashable
+    """The form of what the call gives, whose tensors are the results."""
     before: Replay | None = None
     """Work that only the prompt decides, done when that has changed."""
     prompts: frozenset[int] = frozenset()
     sources: dict[int, Source | None] = field(default_factory=dict)
-    stamp: object = None
-    """What else the work before was done for, as a caller names it."""
+    stamp: tuple[int, object] | None = None
+    """The epoch and versions that the work before was done for."""
     uses: int = 0
 
-    def run(self, tensors: list[Tensor], now: Callable[[], object]) -> Any:
+    def run(self, tensors: list[Tensor], now: Stamp) -> Any:
         """The result for these tensors, in memory of its own; ``now`` is the stamp of what else counts."""
-        stamp = None if self.before is None else now()
-        anew = self.before is None or stamp != self.stamp
+        then, self.stamp = self.stamp, None  # should anything fail, all is done again
+        anew = self.before is None or then is None or then[0] != now.epoch or then[1] != now.versions()
         for i, (buffer, tensor) in enumerate(zip(self.buffers, tensors, strict=True)):
             if i in self.prompts and self.before is not None:
                 source = self.sources.get(i)
@@ -64,12 +76,13 @@ class Capture:
                 anew = True
             buffer.copy_(tensor, non_blocking=True)
         if self.before is not None and anew:
-            self.stamp = None  # should what follows fail, it is done again
             self.before.replay()
-            self.stamp = stamp
         self.work.replay()
         self.uses += 1
-        return copied(self.result)
+        result = put_together(self.shape, copied(self.results))
+        if self.before is not None:
+            self.stamp = (now.epoch, now.versions()) if anew else then
+        return result
 
 
 @dataclass
@@ -81,8 +94,8 @@ class Prepared:
     use: Callable[[Any], None] = lambda found: None
 
 
-Prepare = Callable[[list[Tensor], Hashable, frozenset[int]], Prepared]
-"""(buffers, form, which of them are the prompt) -> the call on these buffers."""
+Prepare = Callable[[list[Tensor], Hashable, frozenset[int], Any], Prepared]
+"""(buffers, form, which of them are the prompt, what the first call noted) -> the call on these buffers."""
 
 ENOUGH = 4
 """Uses that pay for a capture."""
@@ -94,7 +107,8 @@ class Captures:
     def __init__(self, name: str, device: Device, limit: int, prompts: frozenset[str]) -> None:
         self.name, self.device, self.limit, self.prompts = name, device, limit, prompts
         self.kept: OrderedDict[Hashable, Capture] = OrderedDict()
-        self.seen: OrderedDict[Hashable, None] = OrderedDict()
+        self.seen: OrderedDict[Hashable, Any] = OrderedDict()
+        """Forms of first calls, and what those noted."""
         self.failed: dict[Hashable, str] = {}
         self.count = 0
         """How many captures have been made."""
@@ -115,22 +129,27 @@ class Captures:
     def __call__(
         self,
         ordinary: Callable[[], Any],
+        noting: Callable[[], tuple[Any, Any]],
         prepare: Prepare,
-        stamp: Callable[[], object],
+        stamp: Stamp,
         tensors: list[Tensor],
         form: Hashable,
     ) -> Any:
-        """What ``ordinary`` gives for these tensors in this form, which computes the first time and where it must."""
+        """What ``ordinary`` gives for these tensors in this form, which computes where it must.
+
+        The first time it is computed by ``noting``, which also gives what ``prepare`` is to know of it.
+        """
         with self.lock:
             capture = self.kept.get(form)
             if capture is None:
                 if form in self.failed or self.wasted >= self.limit:
                     return ordinary()
                 if form not in self.seen:
-                    self.seen[form] = None  # libraries choose and set up their kernels in an ordinary call
+                    # libraries choose and set up their kernels in an ordinary call
+                    result, self.seen[form] = noting()
                     while len(self.seen) > 8 * self.limit:
                         self.seen.popitem(last=False)
-                    return ordinary()
+                    return result
                 capture = self._captured(prepare, form, tensors)
                 if capture is None:
                     return ordinary()
@@ -148,13 +167,13 @@ class Captures:
         try:
             with self.device.in_order(), torch.inference_mode(False), torch.no_grad():
                 buffers = [torch.empty_like(tensor).copy_(tensor) for tensor in tensors]
-                prepared = prepare(buffers, form, prompts)
+                prepared = prepare(buffers, form, prompts, self.seen[form])
                 before = None
                 if prepared.before is not None:
                     before, found = self.device.capture(prepared.before)
                     prepared.use(found)
                 work, result = self.device.capture(prepared.call)
-                taken_apart(result)
+                results, shape = taken_apart(result)
         except Exception as error:
             if len(self.failed) >= 8 * self.limit:
                 self.failed.clear()
@@ -162,14 +181,16 @@ class Captures:
             logger.warning("%s is computed without a CUDA graph: %s.", self.name, self.failed[form])
             return None
         self.count += 1
-        self.kept[form] = Capture(buffers, work, result, before, prompts)
+        self.kept[form] = Capture(buffers, work, results, shape, before, prompts)
         return self.kept[form]
 
 
-def copied(result: Any) -> Any:
-    """A result whose tensors are in memory of their own."""
-    tensors, form = taken_apart(result)
-    return put_together(form, [tensor.clone() for tensor in tensors])
+def copied(tensors: list[Tensor]) -> list[Tensor]:
+    """The same tensors in memory of their own; many are copied at once, as an encoder's hidden states."""
+    new = [torch.empty_like(tensor) for tensor in tensors]
+    if new:
+        torch._foreach_copy_(new, tensors)
+    return new
 
 
 def put_back(form: Hashable, tensors: list[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:

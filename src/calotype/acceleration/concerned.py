@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
+
+from calotype.core.signatures import argument_names
 
 OWN = ("calotype.", "torch.nn.modules.")
 """Where the classes are defined that are known to compute the same each time."""
@@ -32,7 +33,7 @@ def methods_of(kind: type) -> tuple[str, ...] | None:
         return None
     if hasattr(kind, "decode"):
         return ("decode",)
-    return () if "timestep" in inspect.signature(kind.forward).parameters else None
+    return () if "timestep" in argument_names(kind.forward) else None
 
 
 def is_encoder(kind: type) -> bool:

@@ -82,8 +82,14 @@ def kernels_for(device: torch.device) -> Kernels | None:
 class StandIns:
     """The table of one run of a model: what it remembers belongs to that run."""
 
-    def __init__(self, options: Options, kernels: Kernels | None, prompt: Prompt | None = None) -> None:
-        self.options, self.kernels, self.prompt = options, kernels, prompt
+    def __init__(
+        self,
+        options: Options,
+        kernels: Kernels | None,
+        prompt: Prompt | None = None,
+        readers: Readers | None = None,
+    ) -> None:
+        self.options, self.kernels, self.prompt, self.readers = options, kernels, prompt, readers
         self._activated: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -105,6 +111,8 @@ class StandIns:
     # -- attention ---------------------------------------------------------------------------------------------
 
     def project(self, layer: Attention, x: Tensor, context: Tensor | None) -> Projected:
+        if self.readers is not None:
+            self.readers.note(layer, context)
         if context is not None and self.prompt is not None and context is self.prompt.context:
             return layer.to_q(x), *self.prompt.keys_and_values(layer)
         if context is None and self.options.packed and (weights := packed(layer)) is not None:
@@ -288,8 +296,26 @@ class StandIns:
         return found
 
 
+class Readers:
+    """The layers that read a call's prompt, noted in the order in which they do."""
+
+    def __init__(self, contexts: Sequence[Tensor]) -> None:
+        self.contexts = contexts
+        self.layers: dict[Attention, None] = {}
+
+    def note(self, layer: Attention, context: Tensor | None) -> None:
+        """Note the layer if it reads the prompt."""
+        if any(context is one for one in self.contexts):
+            self.layers[layer] = None
+
+    def done(self) -> Readers:
+        """The same without the prompt, so that it is not kept."""
+        self.contexts = ()
+        return self
+
+
 class Prompt:
-    """Keys and values of one context, computed once for each layer; the first time in the order of the layers."""
+    """Keys and values of one context, computed once for each layer."""
 
     def __init__(self, context: Tensor) -> None:
         self.context = context

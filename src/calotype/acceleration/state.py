@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from itertools import chain
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from calotype.nn.attention import Attention, AttnAddedKVProcessor, AttnProcessor
 
 _PROCESSORS = (AttnProcessor, AttnAddedKVProcessor)
 """The attention procedures that compute the same each time, which a user's own need not."""
-_TYPE = attrgetter("dtype")
+_TYPE, _VERSION = attrgetter("dtype"), attrgetter("_version")
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -31,53 +31,58 @@ class Weights:
         self.types = list(map(_TYPE, self.tensors))
 
     def stand(self) -> bool:
-        """Whether all are where they were and of the type that they were; their values may have changed."""
-        return (
-            list(map(Tensor.data_ptr, self.tensors)) == self.addresses
-            and list(map(_TYPE, self.tensors)) == self.types
-        )
+        """Whether all are where they were; their values may have changed."""
+        return list(map(Tensor.data_ptr, self.tensors)) == self.addresses
+
+    def are_alike(self) -> bool:
+        """Whether all are of the type that they were."""
+        return list(map(_TYPE, self.tensors)) == self.types
 
     def versions(self) -> tuple[int, ...]:
         """How often each has been changed in place, as far as PyTorch counts that."""
-        return tuple(0 if tensor.is_inference() else tensor._version for tensor in self.tensors)
+        try:
+            return tuple(map(_VERSION, self.tensors))
+        except RuntimeError:  # tensors made in inference mode count nothing
+            return tuple(0 if tensor.is_inference() else tensor._version for tensor in self.tensors)
 
 
 class Structure:
     """What a model consists of and how it is set, to be compared with what it is later.
 
-    The values of all modules' attributes are kept, and the contents of those that are containers. Comparing them is
-    quick, since most are found to be the same object.
+    What is kept of each module are the values of its attributes, without those of ``nn.Module`` that only gradients and
+    files concern, and the contents of those that are containers. Modules with attributes of the same names are read
+    together, so that a comparison is some dozens of steps of Python's own; most values are found to be the same object.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.root = weakref.ref(model)
         self.tables = [module.__dict__ for module in everything(model)]
+        self.sizes = list(map(len, self.tables))
+        self.alike: dict[tuple[str, ...], list[dict[str, Any]]] = {}
         self.empty: list[Any] = []
-        self.tables_below: list[dict[Any, Any]] = []
+        self.below: list[dict[Any, Any]] = []
         self.others: list[Any] = []
-        for own in list(self.tables):
-            for name, value in own.items():
-                if name in _TABLES or (isinstance(value, dict | list | set) and name not in _NO_CONCERN):
-                    if not value:
-                        self.empty.append(value)
-                    elif isinstance(value, dict):
-                        self.tables_below.append(value)
-                    else:
-                        self.others.append(value)
-        self.tables_below += settings_of(model.modules())
-        self.values, self.keys = self._values(), self._keys()
-        self.contents = [tuple(one) for one in self.others]
+        for own in self.tables:
+            names = tuple(name for name in own if name in _CONCERN or name not in _OF_ALL)
+            self.alike.setdefault(names, []).append(own)
+            for value in map(own.__getitem__, names):
+                if not isinstance(value, dict | list | set):
+                    continue
+                if not value:
+                    self.empty.append(value)
+                elif isinstance(value, dict):
+                    self.below.append(value)
+                else:
+                    self.others.append(value)
+        self.below += settings_of(model.modules())
+        self.values = list(self._values())
+        self.contents, self.keys = list(map(dict, self.below)), list(chain.from_iterable(self.below))
+        self.entries = list(map(tuple, self.others))
 
-    def _values(self) -> list[Any]:
-        found: list[Any] = []
-        for table in self.tables:
-            found += table.values()
-        for table in self.tables_below:
-            found += table.values()
-        return found
-
-    def _keys(self) -> list[Any]:
-        return [*map(len, self.tables), *chain.from_iterable(self.tables_below)]
+    def _values(self) -> Iterator[Any]:
+        return chain.from_iterable(
+            chain.from_iterable(map(itemgetter(*names), tables)) for names, tables in self.alike.items()
+        )
 
     def stands(self, model: nn.Module) -> bool:
         """Whether the model is what it was."""
@@ -85,16 +90,21 @@ class Structure:
             return False
         try:
             return (
-                self._values() == self.values
-                and self._keys() == self.keys
-                and all(tuple(now) == then for now, then in zip(self.others, self.contents, strict=True))
+                list(map(len, self.tables)) == self.sizes
+                and self.below == self.contents
+                and list(chain.from_iterable(self.below)) == self.keys  # their order counts too
+                and list(map(tuple, self.others)) == self.entries
+                and list(self._values()) == self.values
             )
-        except (RuntimeError, TypeError, ValueError):  # two tensors or arrays that are not the same one
+        except (KeyError, RuntimeError, TypeError, ValueError):  # gone, or not the same tensors or arrays
             return False
 
 
-_TABLES = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
-_NO_CONCERN = frozenset(vars(nn.Module()))
+_CONCERN = frozenset(
+    ("training", "_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
+)
+"""What a call without gradients depends on of the attributes that all modules have."""
+_OF_ALL = frozenset(vars(nn.Module()))
 
 
 def everything(model: nn.Module) -> Iterator[nn.Module]:

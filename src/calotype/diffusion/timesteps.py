@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import torch
 
 from calotype.core.errors import InputError
 from calotype.core.random import PictureGenerators
+from calotype.core.signatures import argument_names
 from calotype.diffusion.inputs import Noise, Span, Steps
 from calotype.diffusion.tasks.task import Path
 
@@ -27,7 +27,7 @@ def set_timesteps(
     Raises ``InputError`` when custom timesteps or sigmas are given to a scheduler that takes none.
     """
     custom = {name: value for name in ("timesteps", "sigmas") if (value := getattr(steps, name)) is not None}
-    takes = inspect.signature(scheduler.set_timesteps).parameters
+    takes = argument_names(scheduler.set_timesteps)
     for name in custom:
         if name not in takes:
             raise InputError(
@@ -80,5 +80,5 @@ def step_arguments(scheduler: Any, steps: Steps, noise: Noise) -> dict[str, Any]
         "use_clipped_model_output": steps.use_clipped_model_output,
         "prev_timestep": "next",
     }
-    takes = inspect.signature(scheduler.step).parameters
+    takes = argument_names(scheduler.step)
     return {name: value for name, value in offered.items() if name in takes and value is not None}

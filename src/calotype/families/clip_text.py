@@ -79,6 +79,8 @@ def tokenize(tokenizer: Any, texts: Sequence[str], length: int) -> Any:
 
 def warn_of_cut(tokenizer: Any, texts: Sequence[str], length: int, remedy: str = "") -> None:
     """Log the words of each text that lie past the ``length`` tokens which the encoder reads, and a ``remedy``."""
+    if not texts:
+        return
     with TOKENIZING:
         whole = tokenizer([written_out(tokenizer, text) for text in texts], verbose=False).input_ids
     for text, ids in zip(texts, whole, strict=True):
@@ -97,11 +99,12 @@ def encode(
     length: int,
     clip_skip: int | None = None,
     laid: Layout | None = None,
+    remedy: str | None = None,
 ) -> torch.Tensor:
     """Hidden states (batch, length, channels) of a CLIP text model, on its device; longer as ``laid`` says.
 
-    ``clip_skip`` counts layers back from the last; the final layer norm is applied in either case. Raises
-    ``InputError`` when the encoder has no such layer.
+    ``clip_skip`` counts layers back from the last; the final layer norm is applied in either case. With a ``remedy``
+    what is cut is named. Raises ``InputError`` when the encoder has no such layer.
     """
     layers = encoder.config.num_hidden_layers
     if clip_skip is not None and clip_skip > layers:
@@ -115,7 +118,7 @@ def encode(
         return getattr(encoder, "text_model", encoder).final_layer_norm(hidden), None
 
     masks_padding = getattr(encoder.config, "use_attention_mask", False) or False
-    return _states(encoder, tokenizer, read, texts, length, laid, masks_padding)[0]
+    return _states(encoder, tokenizer, read, texts, length, laid, remedy, masks_padding)[0]
 
 
 def encode_penultimate(
@@ -125,11 +128,12 @@ def encode_penultimate(
     length: int,
     clip_skip: int | None = None,
     laid: Layout | None = None,
+    remedy: str | None = None,
 ) -> States:
     """Hidden states before the last layer (batch, length, channels), and the pooled output (batch, channels) if any.
 
     ``clip_skip`` counts further layers back; no final norm is applied. Of texts that are ``laid`` out in chunks the
-    first is pooled. Raises ``InputError`` when there is no such layer.
+    first is pooled. With a ``remedy`` what is cut is named. Raises ``InputError`` when there is no such layer.
     """
     back = 2 + (clip_skip or 0)
     layers = encoder.config.num_hidden_layers
@@ -140,7 +144,7 @@ def encode_penultimate(
         output = encoder(ids, attention_mask=mask, output_hidden_states=True)
         return output.hidden_states[-back], output[0] if output[0].ndim == 2 else None
 
-    return _states(encoder, tokenizer, read, texts, length, laid)
+    return _states(encoder, tokenizer, read, texts, length, laid, remedy)
 
 
 def encode_side_by_side(
@@ -152,11 +156,10 @@ def encode_side_by_side(
     cut is named.
     """
     states, pooled = [], None
+    remedy = CHUNKS if length is None else None
     for tokenizer, encoder, texts in readings:
-        if length is None and laid is None:
-            warn_of_cut(tokenizer, texts, tokenizer.model_max_length, CHUNKS)
         hidden, pooled = encode_penultimate(
-            encoder, tokenizer, texts, length or tokenizer.model_max_length, clip_skip, laid
+            encoder, tokenizer, texts, length or tokenizer.model_max_length, clip_skip, laid, remedy
         )
         states.append(hidden)
     assert pooled is not None
@@ -184,11 +187,17 @@ def _states(
     texts: Sequence[str],
     length: int,
     laid: Layout | None,
+    remedy: str | None = None,
     masks_padding: bool = False,
 ) -> States:
-    """Texts as ``read`` sees them: cut at ``length``, or all of them as they are ``laid`` out."""
+    """Texts as ``read`` sees them: cut at ``length``, named with a ``remedy``, or all of them as ``laid`` out."""
     if laid is None:
         tokens, place = tokenize(tokenizer, texts, length), encoder.device
+        if remedy is not None:
+            filled = tokens.attention_mask.all(dim=1).tolist()  # only such texts can have been cut
+            warn_of_cut(
+                tokenizer, [text for text, full in zip(texts, filled, strict=True) if full], length, remedy
+            )
         mask = sent(tokens.attention_mask, place) if masks_padding else None
         return read(sent(tokens.input_ids, place), mask)
     parse = SYNTAXES[laid.syntax]

@@ -85,9 +85,9 @@ class StableDiffusionFamily(LatentUNetFamily):
         )
         if texts:
             length = self.tokenizer.model_max_length
-            if laid is None:
-                clip_text.warn_of_cut(self.tokenizer, texts, length, clip_text.CHUNKS)
-            cond = clip_text.encode(self.text_encoder, self.tokenizer, texts, length, subject.clip_skip, laid)
+            cond = clip_text.encode(
+                self.text_encoder, self.tokenizer, texts, length, subject.clip_skip, laid, clip_text.CHUNKS
+            )
         assert cond is not None
         if negatives:
             skip = subject.clip_skip if self.skips_in_negatives else None

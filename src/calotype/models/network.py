@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -41,8 +42,7 @@ class Network(nn.Module):
     def dtype(self) -> torch.dtype:
         """The type of the first floating-point parameter (or buffer) that is not kept in float32 on purpose."""
         last = torch.get_default_dtype()
-        tensors: list[tuple[str, torch.Tensor]] = [*self.named_parameters(), *self.named_buffers()]
-        for name, tensor in tensors:
+        for name, tensor in chain(self.named_parameters(), self.named_buffers()):
             if tensor.is_floating_point() and not any(part in name for part in self._keep_in_fp32_modules):
                 return tensor.dtype
             last = tensor.dtype
@@ -51,8 +51,8 @@ class Network(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the first parameter or buffer is."""
-        tensors: list[torch.Tensor] = [*self.parameters(), *self.buffers()]
-        return tensors[0].device if tensors else torch.device("cpu")
+        first = next(chain(self.parameters(), self.buffers()), None)
+        return torch.device("cpu") if first is None else first.device
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """The number of parameters; without those of ``nn.Embedding`` or without frozen ones on request."""

@@ -48,20 +48,26 @@ def generate(pipe: Any, parts: Parts, arguments: Mapping[str, Any], output_class
     found: dict[str, torch.Tensor] = {}
     stopped = False
     for one, call in chain[:-1]:
-        state = sampled(pipe, one, call.told(found), stopped)
-        found[one.gives] = call.family.decode(one.task.result(state), call.noise.generator)
+        state, watch = sampled(pipe, one, call.told(found), stopped)
+        try:
+            found[one.gives] = call.family.decode(one.task.result(state), call.noise.generator)
+        finally:
+            watch.check()
         stopped = state.stopped
     call = chain[-1][1].told(found)
-    state = sampled(pipe, parts, call, stopped)
-    images, flags = decoded(call, parts.task, parts.task.result(state), output.output_type or "pil")
+    state, watch = sampled(pipe, parts, call, stopped)
+    images, flags = decoded(call, parts.task, parts.task.result(state), watch, output.output_type or "pil")
     images = parts.task.finish(call, images, output.output_type or "pil")
     fields = output_class.__dataclass_fields__  # type: ignore[attr-defined]
     result = output_class(images, flags) if len(fields) > 1 else output_class(images)
     return result if output.return_dict else result.to_tuple()
 
 
-def sampled(pipe: Any, parts: Parts, call: Call, stopped: bool = False) -> State:
-    """The state that the call's denoising ends in; after one step if what comes before was ``stopped``."""
+def sampled(pipe: Any, parts: Parts, call: Call, stopped: bool = False) -> tuple[State, Watch]:
+    """The state that the call's denoising ends in; after one step if what comes before was ``stopped``.
+
+    Whether its latents are finite is to be asked of the watch, when the device has been given what is made of them.
+    """
     arguments, task, rounds = call.arguments, parts.task, call.family.rounds
     with at_strength(Attention.of(arguments).lora_scale):
         conditions = call.family.encode(call)
@@ -74,6 +80,7 @@ def sampled(pipe: Any, parts: Parts, call: Call, stopped: bool = False) -> State
     predict = predictor(call, start, together(steerings))
     earlier = {name: arguments[name] for name in EARLIER_CALLBACK if name in arguments}
     own = call.family.solver
+    watch = Watch()
 
     def go(state: State, path: Path, solver: Any = None, *, whole: int) -> State:
         with (
@@ -81,7 +88,6 @@ def sampled(pipe: Any, parts: Parts, call: Call, stopped: bool = False) -> State
             pipe.progress_bar(total=path.steps) as bar,
         ):
             running._interrupt = stopped or state.stopped
-            watch = Watch()
             observe = observer(
                 running,
                 Callbacks.of(arguments),
@@ -101,7 +107,7 @@ def sampled(pipe: Any, parts: Parts, call: Call, stopped: bool = False) -> State
                 before=path.before,
                 whole=whole,
             )
-        watch.check(state.latents)
+        watch.ended(state.latents)
         return state
 
     state = begun
@@ -111,7 +117,7 @@ def sampled(pipe: Any, parts: Parts, call: Call, stopped: bool = False) -> State
         state = task.walk(call, way, replace(begun, latents=latents), going)
         if state.stopped:
             break
-    return state
+    return state, watch
 
 
 def checked(parts: Parts, arguments: Mapping[str, Any], device: torch.device) -> Call:
@@ -183,11 +189,15 @@ def perturbed(conditions: Any, perturbation: Perturbation) -> Any:
     return conditions.replaced({"cross_attention_kwargs": more})
 
 
-def pictures(call: Call, task: Task, latents: torch.Tensor) -> torch.Tensor:
+def pictures(call: Call, task: Task, latents: torch.Tensor, watch: Watch) -> torch.Tensor:
     """Pictures in [-1, 1]; a decoder that overflows in half precision decodes once more in float32."""
     what = "The decoded pictures"
     try:
-        return check_finite(task.decode(call, latents), what)
+        pixels = task.decode(call, latents)
+    finally:  # latents that are not finite are to blame for whatever comes of them
+        watch.check()
+    try:
+        return check_finite(pixels, what)
     except NonFiniteError:
         if (precise := call.family.precise()) is None:
             raise
@@ -198,10 +208,13 @@ def pictures(call: Call, task: Task, latents: torch.Tensor) -> torch.Tensor:
     return check_finite(task.decode(replace(call, family=precise), latents), what)
 
 
-def decoded(call: Call, task: Task, latents: torch.Tensor, output_type: str) -> tuple[Any, list[bool] | None]:
+def decoded(
+    call: Call, task: Task, latents: torch.Tensor, watch: Watch, output_type: str
+) -> tuple[Any, list[bool] | None]:
     """Pictures in the form asked for, and which of them the safety check blanked."""
     if output_type == "latent":
+        watch.check()
         return latents, None
-    pixels = pictures(call, task, latents)
+    pixels = pictures(call, task, latents, watch)
     images, flags = call.family.screen(to_unit(pixels))
     return present(images, output_type), flags

@@ -43,9 +43,10 @@ def embeddings(pipe: Any, parts: Parts, arguments: Mapping[str, Any], output_cla
         )
     call = checked(parts, arguments, pipe._execution_device)
     Callbacks.of(arguments).check_names(parts.tensor_names)
-    state = sampled(pipe, parts, call)
+    state, watch = sampled(pipe, parts, call)
     family: Any = parts.family
     embeds = family.decode(parts.task.result(state), call.noise.generator)
+    watch.check()
     pair = in_pairs(check_finite(embeds, "The embeddings"), arguments, family.image_encoder)
     result = output_class(*(each.cpu().numpy() if output.output_type == "np" else each for each in pair))
     return result if output.return_dict else result.to_tuple()

@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from calotype.acceleration.ahead import Kernel
+
 TILE = 4096
 """Elements that a program holds at a time."""
 HALF_TILE = 2048
@@ -27,6 +29,7 @@ CHUNKS = 64
 """Pieces of a map at most, whose statistics every program of the second pass combines."""
 
 
+@Kernel
 @triton.jit
 def statistics(
     x, shift, offset, means, deviations, size, image, channel, pixel, shift_row, width, groups, tiles, chunks,
@@ -70,6 +73,7 @@ def statistics(
     tl.store(deviations + to, squares, mask=group < groups)
 
 
+@Kernel
 @triton.jit
 def normalise(
     x, y, shift, offset, weight, bias, means, deviations, size, image, channel, pixel, shift_row, width, groups,
@@ -111,6 +115,7 @@ def normalise(
         tile += 1
 
 
+@Kernel
 @triton.jit
 def channel_sums(
     x, shift, offset, means, deviations, size, channels, shift_row, tiles, chunks,
@@ -149,6 +154,7 @@ def channel_sums(
     tl.store(deviations + to, its_squares, mask=there)
 
 
+@Kernel
 @triton.jit
 def factors(
     means, deviations, shift, offset, weight, bias, scales, biases, size, channels, shift_row, width, rows_of_chunk,
@@ -178,6 +184,7 @@ def factors(
     tl.store(biases + n * channels + c, b, mask=here)
 
 
+@Kernel
 @triton.jit
 def scaled(
     x, y, scales, biases, size, channels, tiles, SILU: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr

@@ -10,7 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from calotype.acceleration.ahead import Kernel
 
+
+@Kernel
 @triton.jit
 def rows_normalised(
     x,

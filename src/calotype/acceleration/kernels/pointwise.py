@@ -12,9 +12,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from calotype.acceleration.ahead import Kernel
+
 COLUMNS = 1024
 
 
+@Kernel
 @triton.jit
 def gated(x, y, rows, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """value · gelu(gate) of rows [value, gate]."""
@@ -29,6 +32,7 @@ def gated(x, y, rows, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     tl.store(y + to, (value * gate).to(y.dtype.element_ty), mask=inside)
 
 
+@Kernel
 @triton.jit
 def doubled(x, y, pixels, wide, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Each pixel of channels-last maps written to two pixels of two rows."""
@@ -45,6 +49,7 @@ def doubled(x, y, pixels, wide, channels, ROWS: tl.constexpr, COLUMNS: tl.conste
     tl.store(at + below + channels, value, mask=inside)
 
 
+@Kernel
 @triton.jit
 def biased_sum(
     x,

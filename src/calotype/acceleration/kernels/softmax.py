@@ -9,10 +9,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from calotype.acceleration.ahead import Kernel
+
 WIDEST = 32768
 """Scores of a row that a program holds at most."""
 
 
+@Kernel
 @triton.jit
 def weights_of(x, y, width, scale, LANES: tl.constexpr):
     """exp(scale · (x - max)) of a row over its sum."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from calotype.core.errors import InputError
+from calotype.core.signatures import argument_names
 from calotype.diffusion.guidance import Guidance, Unguided
 from calotype.diffusion.inputs import Distilled
 from calotype.diffusion.tasks.task import Path, Start, Task
@@ -37,7 +37,7 @@ class FewSteps(Task):
                 "The denoiser is not told the guidance scale (its configuration has no time_cond_proj_dim), so it is "
                 "no latent consistency model; use the family's usual pipeline with LCMScheduler."
             )
-        if "original_inference_steps" not in inspect.signature(family.scheduler.set_timesteps).parameters:
+        if "original_inference_steps" not in argument_names(family.scheduler.set_timesteps):
             raise InputError(
                 f"A model of few steps needs a scheduler for it, such as LCMScheduler, not "
                 f"{type(family.scheduler).__name__}."
