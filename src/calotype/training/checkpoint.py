@@ -13,6 +13,7 @@ from torch import nn
 from calotype.core.errors import InputError, ModelFilesError
 from calotype.core.files import replacing
 from calotype.training.ema import EMA
+from calotype.training.processes import current
 
 _FORMAT = 1
 
@@ -36,12 +37,13 @@ def save_training(
 ) -> None:
     """Write everything that the next step depends on, atomically; what is not trained is left out.
 
-    ``scaler`` is that of the loss, where there is one.
+    ``scaler`` is that of the loss, where there is one. All processes call this, and the main one writes.
     """
+    processes = current()
+    random_states = processes.gathered(_random_state())
+    if not processes.main:
+        return
     frozen, trained = _parted(module)
-    random_states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        random_states["cuda"] = torch.cuda.get_rng_state()
     state = {
         "format": _FORMAT,
         "settings": dict(settings),
@@ -53,7 +55,8 @@ def save_training(
         "ema": ema.state_dict(),
         "optimizer": optimizer.state_dict(),
         "scaler": {} if scaler is None else scaler.state_dict(),
-        "random": random_states,
+        "random": random_states[0],
+        "random_of_others": random_states[1:],
     }
     with replacing(path) as temporary:
         torch.save(state, temporary)
@@ -101,10 +104,19 @@ def resume_training(
         scaler.load_state_dict(state["scaler"])
     optimizer.load_state_dict(state["optimizer"])
     ema.load_state_dict(state["ema"])
-    torch.set_rng_state(state["random"]["cpu"])
-    if torch.cuda.is_available() and "cuda" in state["random"]:
-        torch.cuda.set_rng_state(state["random"]["cuda"])
+    own = [state["random"], *state.get("random_of_others", [])][current().rank]
+    torch.set_rng_state(own["cpu"])
+    if torch.cuda.is_available() and "cuda" in own:
+        torch.cuda.set_rng_state(own["cuda"])
     return Position(step=state["step"], seconds=state["seconds"])
+
+
+def _random_state() -> dict[str, torch.Tensor]:
+    """What random numbers come next in this process."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
 
 
 def _parted(module: nn.Module) -> tuple[set[str], dict[str, nn.Parameter]]:

@@ -14,11 +14,12 @@ from calotype.training.checkpoint import Position
 from calotype.training.data.batches import Drawing, PictureSet
 from calotype.training.data.folder import Example, check_readable, fingerprint, same_for_all
 from calotype.training.data.pixels import PixelBatches
-from calotype.training.fine_tuning.card import Subject, write_card
+from calotype.training.fine_tuning.card import Subject
 from calotype.training.fine_tuning.pixel_settings import PixelSettings, UnconditionalSettings, VaeSettings
-from calotype.training.fine_tuning.run import INSIDE, Say, check_output, dtype_of, learn
+from calotype.training.fine_tuning.run import Say, check_output, dtype_of, finish, learn
 from calotype.training.gradients import precision
 from calotype.training.loop import Inspection
+from calotype.training.processes import current, join
 from calotype.training.sheets import write_sheet
 from calotype.training.unconditional import UnconditionalObjective
 from calotype.training.vae import AutoencoderObjective, psnr
@@ -135,8 +136,9 @@ def _begin(settings: PixelSettings) -> tuple[list[Example], torch.device]:
 
     examples = same_for_all(settings.train_data_dir, [])
     check_output(settings)
-    device = pick_device(settings.device)
+    device = join(pick_device(settings.device))
     check_readable(example.path for example in examples)
+    current().wait()
     return examples, device
 
 
@@ -254,5 +256,4 @@ def _card(
     facts: dict[str, Any],
     say: Say,
 ) -> None:
-    write_card(settings, subject, len(examples), usage, facts, settings.output / INSIDE / "log.jsonl")
-    say(f"written to {settings.output}")
+    finish(settings, subject, len(examples), usage, facts, current().voice(say))
