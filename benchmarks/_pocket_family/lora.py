@@ -28,11 +28,11 @@ lost in what the checkpoint knew."""
 
 def finder(bench: Bench) -> list[Measure]:
     """Who judges, on rendered pictures."""
-    scenes = bench.options.renders
-    read = evaluate_finder(bench.finder, bench.classifier, SHAPE, 2 * scenes)
+    scenes = 4 * max(1, bench.options.renders // 2)
+    read = evaluate_finder(bench.finder, bench.classifier, SHAPE, scenes)
     return [
         Measure(
-            "judge", f"finder on renders {name} a {SHAPE}", 100 * right, "%", f"{scenes} scenes", READER_BAR
+            "judge", f"finder of {SHAPE}s, renders {name}", 100 * right, "%", f"{scenes} in all", READER_BAR
         )
         for name, right in read.items()
     ]

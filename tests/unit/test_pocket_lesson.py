@@ -71,7 +71,7 @@ def test_a_finder_learns_and_is_what_was_saved(tmp_path: Path) -> None:
     classifier = AttributeClassifier(8).eval()
     with pytest.raises(InputError, match="knows the shape 'star'"):
         train_finder(classifier, "star")
-    finder = train_finder(classifier, "heart", scenes=2, steps=30, batch=2, supersample=1)
+    finder = train_finder(classifier, "heart", scenes=4, steps=3, batch=2, supersample=1)
     assert finder.narrow.weight.shape == ShapeFinder(8).narrow.weight.shape
     save_finder(finder, tmp_path / "one.safetensors", "heart", {})
     images = torch.rand(2, 3, 64, 64)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from calotype.pocket.classifier_training import roughen
 from calotype.pocket.labels import labels_of
 from calotype.pocket.renderer import render
 from calotype.pocket.scene import concatenate, sample_scenes
-from calotype.pocket.vocabulary import EXTRA_SHAPES
+from calotype.pocket.vocabulary import EXTRA_SHAPES, MAX_OBJECTS
 
 FOUND = 0.5
 """Probability above which a picture shows the shape."""
@@ -60,18 +61,26 @@ def find_shape(finder: ShapeFinder, classifier: AttributeClassifier, images: Ten
 
 
 class _Pictures:
-    """As many renders with the shape as without, 8 bits each on the device, and what is known of them."""
+    """Renders, 8 bits each on the device, and what is known of them: a half with the shape, a half without it.
+
+    In the second half of those without it the objects are turned over, so that no cone on its tip is taken for a heart.
+    """
 
     def __init__(self, shape: str, count: int, seed: int, device: torch.device, supersample: int) -> None:
         generator = torch.Generator().manual_seed(seed)
-        half = count // 2
-        halves = [sample_scenes(half, generator, "all", which) for which in (shape, None)]
-        scenes = concatenate(halves).to(device)
+        self.half, self.quarter = count // 2, count // 4
+        shown = sample_scenes(self.half, generator, "all", shape)
+        others = sample_scenes(self.half, generator, "all")
+        roll = (2 * torch.rand(self.half, MAX_OBJECTS, generator=generator) - 1) * math.pi
+        roll[: self.quarter] = 0
+        scenes = concatenate([shown, replace(others, roll=roll)]).to(device)
         self.labels = labels_of(scenes)
-        self.shown = (torch.arange(2 * half, device=device) < half).float()
-        parts = scenes.chunks(_RENDERED_AT_A_TIME)
+        self.shown = (torch.arange(len(scenes), device=device) < self.half).float()
         self.images = torch.cat(
-            [(render(part, PICTURE_SIZE, supersample).rgb * 255 + 0.5).byte() for part in parts]
+            [
+                (render(part, PICTURE_SIZE, supersample).rgb * 255 + 0.5).byte()
+                for part in scenes.chunks(_RENDERED_AT_A_TIME)
+            ]
         )
 
 
@@ -122,11 +131,15 @@ def evaluate_finder(
     seed: int = 1_000_003,
     supersample: int = 2,
 ) -> dict[str, float]:
-    """Shares of fresh renders with the shape in which it is found, and of those without it in which it is not."""
+    """Shares of fresh renders that are read rightly: with the shape, without it, and without it and turned over."""
     pictures = _Pictures(shape, scenes, seed, classifier.place.weight.device, supersample)
     found = find_shape(finder, classifier, pictures.images.float() / 255) > FOUND
-    half = len(found) // 2
-    return {"with": float(found[:half].double().mean()), "without": float((~found[half:]).double().mean())}
+    shown, plain, turned = found.double().tensor_split([pictures.half, pictures.half + pictures.quarter])
+    return {
+        "with one": float(shown.mean()),
+        "without one": 1 - float(plain.mean()),
+        "turned over": 1 - float(turned.mean()),
+    }
 
 
 def save_finder(finder: ShapeFinder, path: str | Path, shape: str, metadata: dict[str, object]) -> None:
@@ -185,7 +198,7 @@ def main(arguments: list[str] | None = None) -> None:
         finder, classifier, given.shape, given.fresh, given.seed + 1_000_003, given.supersample
     )
     for name, share in read.items():
-        print(f"{given.shape}, renders {name} one: {100 * share:6.2f} % right", flush=True)
+        print(f"{given.shape}, renders {name}: {100 * share:6.2f} % right", flush=True)
     record = {"scenes": given.scenes, "steps": given.steps, "batch": given.batch, "seed": given.seed, **read}
     save_finder(finder, given.out, given.shape, record)
     print(f"wrote {given.out} ({given.out.stat().st_size / 1e3:.0f} kB)")
