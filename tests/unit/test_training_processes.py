@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import PIL.Image
 import pytest
@@ -99,10 +100,39 @@ def losses(folder: Path) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes leave."""
+def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What trainings of a tiny checkpoint are told."""
+    folder = tmp_path_factory.mktemp("told")
+    pictures = folder / "pictures"
+    pictures.mkdir()
+    for name in ("red", "green", "blue", "black"):
+        PIL.Image.new("RGB", (64, 64), name).save(pictures / f"{name}.png")
+        (pictures / f"{name}.txt").write_text(f"a {name} ball")
+    return {
+        "pretrained_model_name_or_path": stable_diffusion_folder(folder / "model"), "train_data_dir": pictures,
+        "resolution": 64, "device": "cpu", "train_batch_size": 2, "report_every": 0.0, "use_ema": True,
+    }  # fmt: skip
+
+
+LORA: dict[str, Any] = {"learning_rate": 0.01, "max_train_steps": 2}
+ALL: dict[str, Any] = {
+    "learning_rate": 1e-3, "max_train_steps": 3, "validation_prompts": ("a red ball",), "validation_steps": 1,
+    "validation_inference_steps": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def room(told: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes leave; what they say is in ``said.txt``."""
     room = tmp_path_factory.mktemp("processes")
-    launched("-c", LOOP, str(room))
+    spread = {**told, **ALL, "output_dir": room / "spread", "fsdp": True}
+    calls = [
+        _call("train_lora", output_dir=room / "lora", **told, **LORA),
+        # interrupted after two steps, each with a sheet
+        _call("train_text_to_image", **{**spread, "max_train_steps": 2}),
+        _call("train_text_to_image", **spread, resume=True),
+    ]
+    (room / "said.txt").write_text(launched("-c", "\n".join([LOOP, *calls]), str(room)))
     return room
 
 
@@ -160,34 +190,40 @@ def test_one_process_alone_is_the_main_one(monkeypatch: pytest.MonkeyPatch) -> N
     assert processes.join(torch.device("cuda")) == torch.device("cuda", 1) and chosen == [1]
 
 
-def test_a_lora_of_two_processes_is_that_of_one(tmp_path: Path) -> None:
-    model = stable_diffusion_folder(tmp_path / "model")
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    for name in ("red", "green", "blue", "black"):
-        PIL.Image.new("RGB", (64, 64), name).save(pictures / f"{name}.png")
-        (pictures / f"{name}.txt").write_text(f"a {name} ball")
-    options = {
-        "pretrained_model_name_or_path": model, "train_data_dir": pictures, "resolution": 64, "device": "cpu",
-        "train_batch_size": 2, "report_every": 0.0, "max_train_steps": 2, "learning_rate": 0.01, "use_ema": True,
-        "validation_prompts": ("a red ball",), "validation_inference_steps": 1,
-    }  # fmt: skip
-    said = launched(
-        "-c",
-        f"import calotype; calotype.train_lora(output_dir={str(tmp_path / 'two')!r}, **{_plain(options)})",
-    )
-    calotype.train_lora(
-        output_dir=tmp_path / "one", gradient_accumulation_steps=2, say=lambda text: None, **options
-    )
-    assert said.count("step       1") == 1 and said.count("samples at step 2") == 1
-    one, two = (tmp_path / name for name in ("one", "two"))
+def test_a_lora_of_two_processes_is_that_of_one(room: Path, told: dict[str, Any]) -> None:
+    one, two = room / "one", room / "lora"
+    calotype.train_lora(output_dir=one, gradient_accumulation_steps=2, say=lambda text: None, **told, **LORA)
     assert losses(two / "training") == pytest.approx(losses(one / "training"), rel=1e-4)
     expected, found = (load_file(folder / "pytorch_lora_weights.safetensors") for folder in (one, two))
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5)
     assert "| pictures a step | 4 |" in (two / "README.md").read_text()
-    assert [path.name for path in (two / "samples").iterdir()] == ["step-000002.png"]
+    said = (room / "said.txt").read_text()
+    assert said.count(f"written to {two}") == 1 and said.count("samples at step 1 ") == 1
 
 
-def _plain(options: dict[str, object]) -> dict[str, object]:
-    return {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+def test_spread_weights_learn_the_same_and_are_saved_whole(room: Path, told: dict[str, Any]) -> None:
+    spread, one = room / "spread", room / "unspread"
+    told = {**told, **ALL, "validation_prompts": ()}
+    calotype.train_text_to_image(output_dir=one, gradient_accumulation_steps=2, say=lambda text: None, **told)
+    assert losses(spread / "training") == pytest.approx(losses(one / "training"), rel=1e-4)
+    expected, found = (
+        calotype.StableDiffusionPipeline.from_pretrained(folder).unet.state_dict() for folder in (one, spread)
+    )
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)
+    assert json.loads((spread / "unet" / "config.json").read_text())["_class_name"] == "UNet2DConditionModel"
+    assert len(list((spread / "samples").iterdir())) == 3
+
+
+def test_what_cannot_be_spread_is_refused(room: Path, told: dict[str, Any]) -> None:
+    for options, words in (({}, "this is one alone"), ({"mixed_precision": "fp16"}, "bf16 or no")):
+        with pytest.raises(InputError, match=words):
+            calotype.train_text_to_image(output_dir=room / "no", fsdp=True, **{**told, **options})
+    assert not (room / "no").exists()
+
+
+def _call(function: str, **options: object) -> str:
+    """A line of Python."""
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+    return f"import calotype; calotype.{function}(**{plain!r})"

@@ -14,6 +14,7 @@ from calotype.core.errors import InputError, ModelFilesError
 from calotype.core.files import replacing
 from calotype.training.ema import EMA
 from calotype.training.processes import current
+from calotype.training.sharding import spread_like, whole
 
 _FORMAT = 1
 
@@ -41,19 +42,28 @@ def save_training(
     """
     processes = current()
     random_states = processes.gathered(_random_state())
+    frozen, trained = _parted(module)
+    weights = {
+        name: value
+        for name, value in module.state_dict().items()
+        if name not in frozen and name not in trained
+    }
+    # those of adapters stay out of their model's state dictionary
+    parts = whole(
+        {
+            "weights": weights | {name: value.detach() for name, value in trained.items()},
+            "ema": ema.state_dict(),
+            "optimizer": optimizer.state_dict(),
+        }
+    )
     if not processes.main:
         return
-    frozen, trained = _parted(module)
     state = {
         "format": _FORMAT,
         "settings": dict(settings),
         "step": position.step,
         "seconds": position.seconds,
-        # those of adapters stay out of their model's state dictionary
-        "weights": {name: value for name, value in module.state_dict().items() if name not in frozen}
-        | {name: value.detach() for name, value in trained.items()},
-        "ema": ema.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        **parts,
         "scaler": {} if scaler is None else scaler.state_dict(),
         "random": random_states[0],
         "random_of_others": random_states[1:],
@@ -98,17 +108,29 @@ def resume_training(
         )
     with torch.no_grad():
         for name, value in trained.items():
-            value.copy_(weights.pop(name))
+            value.copy_(spread_like(weights.pop(name), value))
     module.load_state_dict(weights, strict=False)
     if scaler is not None and state.get("scaler"):
         scaler.load_state_dict(state["scaler"])
-    optimizer.load_state_dict(state["optimizer"])
+    optimizer.load_state_dict(_spread(state["optimizer"], optimizer))
     ema.load_state_dict(state["ema"])
     own = [state["random"], *state.get("random_of_others", [])][current().rank]
     torch.set_rng_state(own["cpu"])
     if torch.cuda.is_available() and "cuda" in own:
         torch.cuda.set_rng_state(own["cuda"])
     return Position(step=state["step"], seconds=state["seconds"])
+
+
+def _spread(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """An optimiser's state with its tensors spread as the parameters are that they belong to."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return {
+        **state,
+        "state": {
+            number: {name: spread_like(value, parameters[number]) for name, value in values.items()}
+            for number, values in state["state"].items()
+        },
+    }
 
 
 def _random_state() -> dict[str, torch.Tensor]:

@@ -24,6 +24,7 @@ from calotype.training.gradients import Batch, accumulate_gradients, precision
 from calotype.training.interrupt import interruptible
 from calotype.training.pace import Pace
 from calotype.training.processes import Processes, current
+from calotype.training.sharding import whole
 
 
 class Objective(Protocol):
@@ -137,6 +138,7 @@ def fit(
     parameters = [p for p in objective.parameters() if p.requires_grad]
     optimizer = optimizer_for(objective, settings)
     processes.share(objective)
+    processes.diverge()
     ema = EMA(objective, settings.ema_decay)
     identity = {**(identity or {}), **({"processes": processes.count} if processes.count > 1 else {})}
     checkpoint = folder / "training.pt"
@@ -182,7 +184,7 @@ def fit(
                 log.add(values)
             processes.average_gradients(parameters)
             scaler.unscale_(optimizer)
-            norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
+            norm = whole(torch.nn.utils.clip_grad_norm_(parameters, settings.clip))
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
@@ -208,8 +210,7 @@ def fit(
             if inspect is not None and _due(
                 position, done, inspected, settings.inspect_every, settings.inspect_steps
             ):
-                if processes.main:
-                    log.note(position, _inspected(inspect, objective, ema, position, say))
+                log.note(position, _inspected(inspect, objective, ema, position, say))
                 inspected = position.seconds = elapsed()
                 log.start(position)
         if interrupted():

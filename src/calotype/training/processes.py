@@ -65,19 +65,24 @@ class Processes:
         return {name: sum(one[name] for one in every) / self.count for name in values}
 
     def share(self, module: nn.Module) -> None:
-        """Give all processes the main one's trained parameters, and random numbers of their own from here on."""
-        if self.count == 1:
-            return
-        for parameter in module.parameters():
-            if parameter.requires_grad:
+        """Give all processes the main one's trained parameters; those that are spread over them stay."""
+        for parameter in module.parameters() if self.count > 1 else ():
+            if parameter.requires_grad and not is_spread(parameter):
                 dist.broadcast(parameter.detach(), 0)
+
+    def diverge(self) -> None:
+        """From here on, random numbers of their own in all processes."""
         if self.rank:
             torch.manual_seed(torch.initial_seed() + self.rank)
 
     @torch.no_grad()
     def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Replace gradients by their mean over the processes; one that none of them has stays away."""
-        if self.count == 1:
+        """Replace gradients by their mean over the processes; one that none of them has stays away.
+
+        Those of parameters that are spread over the processes are means already.
+        """
+        parameters = [parameter for parameter in parameters if not is_spread(parameter)]
+        if self.count == 1 or not parameters:
             return
         has = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.uint8)
         dist.all_reduce(has, dist.ReduceOp.MAX, group=_control())
@@ -130,6 +135,15 @@ def _control() -> Any:
     if not _groups:
         _groups.append(dist.new_group(backend="gloo"))
     return _groups[0]
+
+
+def is_spread(tensor: torch.Tensor) -> bool:
+    """Whether this process holds a part of the tensor alone (``sharding.py``)."""
+    if current().count == 1:  # importing what follows takes a while
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
 
 
 def _leave() -> None:

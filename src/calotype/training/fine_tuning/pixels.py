@@ -212,6 +212,8 @@ def _drawn(settings: UnconditionalSettings, unet: Any, scheduler: Any, say: Say)
     def inspect(position: Position) -> dict[str, float]:
         pipe: Any = DDIMPipeline(unet=unet, scheduler=scheduler)
         pipe.set_progress_bar_config(disable=True)
+        if settings.fsdp:
+            pipe.acceleration = None
         count = settings.num_validation_images
         with precision(unet.device, dtype_of(settings)):
             made = pipe(
@@ -221,6 +223,8 @@ def _drawn(settings: UnconditionalSettings, unet: Any, scheduler: Any, say: Say)
                 output_type="pt",
             )
         path = _sheet(settings, position)
+        if not current().main:
+            return {}
         write_sheet(path, made.images.float(), [""] * count, columns=min(4, count))
         say(f"samples at step {position.step:,}: {path}")
         return {}
@@ -239,6 +243,8 @@ def _decoded(settings: VaeSettings, vae: Any, batches: PixelBatches, say: Say) -
                 [vae.decode(vae.encode(one).latent_dist.mean).sample for one in shown.split(1)]
             )
             value = sum(psnr(vae, one) for one in shown.split(1)) / count
+        if not current().main:
+            return {}
         pairs = torch.stack([shown, decoded.float()], dim=1).flatten(0, 1)
         path = _sheet(settings, position)
         write_sheet(path, (pairs + 1) / 2, ["picture", "decoded"] * count, columns=2)

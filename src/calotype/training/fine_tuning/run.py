@@ -25,6 +25,7 @@ from calotype.training.gradients import Batch, precision
 from calotype.training.loop import Inspection, LoopSettings, Watch, fit
 from calotype.training.pace import Pace
 from calotype.training.processes import current, join
+from calotype.training.sharding import bring_together, shard
 from calotype.training.sheets import write_sheet
 from calotype.training.text_to_image import TextToImageObjective
 
@@ -91,6 +92,8 @@ def begin(settings: Settings, examples: Sequence[Example], load: Load | None = N
     check_readable(files_of(examples))
     base = (load or Base.load)(settings.pretrained_model_name_or_path, device)
     sizes_for(settings, base)
+    if settings.fsdp:
+        base.pipe.acceleration = None  # graphs of calls know nothing of what comes from other processes
     current().wait()  # before one of them writes what the others would find
     torch.manual_seed(settings.seed)
     return base
@@ -227,6 +230,9 @@ def learn(
         inspect_every=None,
         inspect_steps=settings.validation_steps or settings.max_train_steps,
     )
+    if settings.fsdp:
+        current().share(objective)
+        shard(objective, next(objective.parameters()).device)
     outcome = fit(
         objective,
         batches,
@@ -241,8 +247,10 @@ def learn(
         say=say,
     )
     objective.eval()
-    if current().main:
-        with outcome.ema.applied():
+    with outcome.ema.applied():
+        if settings.fsdp:
+            bring_together(objective)
+        if current().main:
             _put(write, settings.output)
 
 
@@ -302,6 +310,8 @@ def _sheets(settings: Settings, base: Base, lesson: Lesson, say: Say) -> Inspect
                 pictures.append(sample(settings, base, [prompt], seeds, "pt", lesson.pipe, **more)[0][0])
                 captions.append(prompt)
         path = settings.output / "samples" / f"step-{position.step:06d}.png"
+        if not current().main:  # the others computed their parts of it
+            return {}
         write_sheet(path, torch.stack(pictures), captions, columns=min(4, len(pictures)))
         say(f"samples at step {position.step:,} of {side} x {side}: {path}")
         return {}

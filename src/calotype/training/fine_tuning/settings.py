@@ -63,6 +63,7 @@ class LearningSettings:
     ema_decay: float = option(0.9999, "Of the moving average.", 0.0)
     mixed_precision: str = option("no", "Type to compute in.", choices=("no", "fp16", "bf16"))
     gradient_checkpointing: bool = option(False, "Save memory by computing activations twice.")
+    fsdp: bool = option(False, "Spread the weights over the processes that a launcher started.")
     seed: int = option(0, "Of all that is drawn.", 0)
 
     validation_steps: int | None = option(None, "Steps between sheets; there is always one at the end.", 1)
@@ -80,6 +81,10 @@ class LearningSettings:
             choices = entry.metadata["choices"]
             if choices and value not in choices:
                 raise InputError(f"{entry.name} can be {', '.join(choices)}, not {value!r}.")
+        if self.fsdp and self.mixed_precision == "fp16":
+            raise InputError(
+                "fsdp goes with mixed_precision bf16 or no: the scale of fp16 losses is not spread."
+            )
         for name in ("learning_rate", "max_grad_norm"):
             if getattr(self, name) <= 0:
                 raise InputError(f"{name} must be above 0, not {getattr(self, name)}.")
