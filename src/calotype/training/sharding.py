@@ -42,7 +42,11 @@ def shard(objective: nn.Module, device: torch.device) -> None:
 
 def whole(values: Any) -> Any:
     """The same mappings and lists with every spread tensor whole, on the CPU; all processes ask for it together."""
-    return _each(values, lambda tensor: tensor.full_tensor().cpu() if is_spread(tensor) else tensor)
+
+    def change(tensor: Any) -> Any:
+        return tensor.full_tensor().cpu() if is_spread(tensor) else tensor
+
+    return _each(values, change)
 
 
 def spread_like(value: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
@@ -74,7 +78,7 @@ def bring_together(objective: nn.Module) -> None:
             module.__class__ = type(module).__bases__[1]
 
 
-def _each(values: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+def _each(values: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(values, torch.Tensor):
         return change(values)
     if isinstance(values, Mapping):
