@@ -55,7 +55,7 @@ def _controlnet(folder: Path) -> None:
     randomise(model).half().save_pretrained(folder / "controlnet")
 
 
-def _turbo(folder: Path) -> None:
+def _low_rank(folder: Path) -> None:
     from safetensors.torch import save_file
 
     generator = torch.Generator().manual_seed(0)
@@ -130,7 +130,8 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "pocket-controlnet-canny": _controlnet,
     "pocket-controlnet-depth": _controlnet,
     "pocket-controlnet-segmentation": _controlnet,
-    "pocket-turbo": _turbo,
+    "pocket-turbo": _low_rank,
+    "pocket-lora-heart": _low_rank,
     "pocket-unconditional": _unconditional,
     "pocket-upscale": _upscale,
     "pocket-tiny-vae": _tiny_vae,

@@ -25,6 +25,7 @@ from calotype.annotators import canny
 from calotype.diffusion import codec
 from calotype.pocket.captions import with_article
 from calotype.pocket.classifier import Reading, load_classifier, read_pictures
+from calotype.pocket.finder import load_finder
 from calotype.pocket.judging import Verdict, judge, shares
 from calotype.pocket.labels import painted
 from calotype.pocket.prompts import Prompt, prompts
@@ -33,6 +34,7 @@ from calotype.pocket.vocabulary import COLORS, SHAPES
 
 CLASSIFIER = "pocket_classifier.safetensors"
 SEGMENTER = "pocket_segmenter.safetensors"
+FINDER = "pocket_heart_finder.safetensors"
 NAMES = {
     "color": "main object's colour",
     "shape": "main object's shape",
@@ -69,6 +71,10 @@ class Bench:
             fresh_one if fresh_one is not None and fresh_one.is_file() else self.options.judges / SEGMENTER
         )
         return load_segmenter(found, self.options.device)
+
+    @cached_property
+    def finder(self) -> Any:
+        return load_finder(self.options.judges / FINDER, self.options.device)
 
     @cached_property
     def depth(self) -> DepthJudge:

@@ -12,14 +12,14 @@ from calotype.pocket.renderer import SKY_DEPTH, compiled_renderer, render
 from calotype.pocket.scene import EYE, TARGET, ObjectSpec, concatenate, make_scene, sample_scenes
 from calotype.pocket.sdf import FORMS, nearest_object, pack_bodies, scene_distance
 from calotype.pocket.vec3 import Vec3
-from calotype.pocket.vocabulary import COLORS, FLOORS, SHAPES, SKIES
+from calotype.pocket.vocabulary import COLORS, EVERY_SHAPE, FLOORS, SKIES
 
 
 def packed_of(scenes):
     return pack_bodies(scenes.shape, scenes.position, scenes.scale, scenes.yaw, scenes.roll, scenes.present)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", EVERY_SHAPE)
 def test_distance_is_one_lipschitz_and_bounded_by_the_stated_sphere(shape):
     scene = make_scene([ObjectSpec(shape, "red", position=(0.0, 0.0), yaw=0.3)])
     packed, g = packed_of(scene), torch.Generator().manual_seed(0)

@@ -65,9 +65,12 @@ def _command(name: str, kind: type[LearningSettings]) -> Callable[..., None]:
 
     def run(**options: Any) -> None:
         import calotype
+        from calotype.training.processes import current
 
         function = getattr(calotype, f"train_{name.replace('-', '_')}")
-        typer.echo(function(say=say, **options))
+        folder = function(say=say, **options)
+        if current().main:
+            typer.echo(folder)
 
     parameters = [_parameter(entry) for entry in fields(kind)]
     vars(run)["__signature__"] = inspect.Signature(parameters)

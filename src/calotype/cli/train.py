@@ -17,6 +17,7 @@ _RECIPES = {
     "pocket": "Train the bundled model from scratch.",
     "pocket-motion": "Train the motion adapter that makes the bundled model's pictures move.",
     "pocket-family": "Train a small model of one task that shares the bundled model's parts.",
+    "pocket-lora": "Teach the bundled model a shape that it never saw, from twenty pictures.",
 }
 
 
@@ -35,7 +36,7 @@ def train_recipe(
         str | None,
         typer.Option(
             help="Stages to run, separated by commas; by default all. pocket: vae,tokenizer,text,latents,unet,export; "
-            "pocket-motion: clips,motion,export; pocket-family: views,train,export."
+            "pocket-motion: clips,motion,export; pocket-family: views,train,export; pocket-lora: pictures,train,export."
         ),
     ] = None,
     member: Annotated[

@@ -11,6 +11,7 @@ from torch import nn
 
 from calotype.core.errors import InputError
 from calotype.models.adapter_access import checked_rank, one_for_each
+from calotype.pipelines.bundled import locate
 
 if TYPE_CHECKING:
     from calotype.adapters.formats.files import Source
@@ -42,6 +43,8 @@ class Adapters:
     ) -> None:
         """Load LoRA weights from a file, folder, Hub repository or state dictionary; they act from now on.
 
+        The name of a bundled model means the low-rank weights in its folder.
+
         The file may be the reference's, PEFT's, Kohya's or LyCORIS's (LoRA, LoCon, LoHa, LoKr, DoRA). With ``hotswap``
         the weights take the place of those of the same ``adapter_name``, whose tensors stay where they are.
         Further: ``weight_name``, ``subfolder``, ``use_safetensors`` (``False`` allows pickles) and the Hub's options.
@@ -52,7 +55,10 @@ class Adapters:
         from calotype.adapters import loading
 
         kwargs.pop("prefix", None)
-        contents = loading.opened(pretrained_model_name_or_path_or_dict, None, kwargs)
+        source = pretrained_model_name_or_path_or_dict
+        if isinstance(source, (str, os.PathLike)):
+            source = locate(source)
+        contents = loading.opened(source, None, kwargs)
         models = self._adaptable()
         rank = self.__dict__.get("_lora_rank")
         with self._suspended():

@@ -61,6 +61,7 @@ MEMBERS: dict[str, Member] = {
         scheduler="LCM",
         usual={"num_inference_steps": 4, "guidance_scale": 1.0},
     ),
+    "pocket-lora-heart": Member("StableDiffusionPipeline", (), low_rank=True),
     "pocket-unconditional": Member("DDIMPipeline", ("unet", "scheduler")),
     "pocket-upscale": Member(
         "StableDiffusionUpscalePipeline",
@@ -82,9 +83,12 @@ BUNDLED = {BASE: _POCKET / "weights", "pocket-motion": _POCKET / "motion_weights
 BUNDLED |= {name: FOLDER / name for name in (*MEMBERS, _ESTIMATOR)}
 """Name -> its folder, which an installation may lack."""
 
-_MADE_BY = {"pocket-motion": "calotype train pocket-motion --out DIR"} | {
+_MADE_BY = {
     name: f"calotype train pocket-family --member {_XL if name.startswith(_XL) else name} --out DIR"
     for name in (*MEMBERS, _ESTIMATOR)
+} | {
+    "pocket-motion": "calotype train pocket-motion --out DIR",
+    "pocket-lora-heart": "calotype train pocket-lora --out DIR",
 }
 """Name -> the command that makes it."""
 

@@ -19,6 +19,8 @@ NOUNS = {
     "octahedron": ("octahedron", "gem", "diamond"),
     "star": ("star",),
 }
+EXTRA_NOUNS = {"heart": ("heart",)}
+"""Of the shapes that no bundled model knows; words that its tokenizer was not made for."""
 _PLURALS = {"box": "boxes", "torus": "tori", "octahedron": "octahedra"}
 COLOR_WORDS = {
     "red": ("red",),
@@ -144,7 +146,7 @@ def _relation(a: int, b: int, scene: SceneRecord, rng: random.Random) -> str | N
 
 def _words(thing: ObjectRecord, rng: random.Random, detail: float, many: bool = False) -> str:
     """Adjectives and noun, without article."""
-    noun = rng.choice(NOUNS[thing.shape])
+    noun = rng.choice(NOUNS.get(thing.shape) or EXTRA_NOUNS[thing.shape])
     color = rng.choice(COLOR_WORDS[thing.color])
     share = rng.random()
     if share > 0.97:

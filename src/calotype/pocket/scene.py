@@ -13,6 +13,7 @@ from calotype.core.errors import InputError
 from calotype.pocket.placement import place, project, rest
 from calotype.pocket.vocabulary import (
     COLORS,
+    EVERY_SHAPE,
     FLOORS,
     HELD_OUT,
     MATERIALS,
@@ -29,7 +30,7 @@ EYE, TARGET, FIELD_OF_VIEW = (0.0, 2.3, 7.0), (0.0, 1.04, 0.0), 40.0
 """The camera about which the sampled ones vary slightly; the world's x points right, y up, z to the viewer."""
 _COUNT_SHARES = (0.40, 0.42, 0.18)
 _FLAT_TOPPED = ("cube", "cylinder")
-_FACING = ("torus", "star")
+_FACING = ("torus", "star", "heart")
 _SUN = {  # degrees: azimuth from the viewer's direction (90 is sideways), elevation above the horizon
     "day": ((50, 92), (36, 52)),
     "sunset": ((98, 122), (13, 19)),
@@ -163,7 +164,7 @@ class SceneBatch:
             SceneRecord(
                 objects=tuple(
                     ObjectRecord(
-                        shape=SHAPES[shape[i][k]],
+                        shape=EVERY_SHAPE[shape[i][k]],
                         color=COLORS[color[i][k]],
                         size=SIZES[size[i][k]],
                         material=MATERIALS[material[i][k]],
@@ -231,14 +232,17 @@ def _light(sky: Tensor, draw: _Draw) -> Tensor:
     return torch.stack((torch.sin(azimuth) * level, torch.sin(elevation), torch.cos(azimuth) * level), dim=-1)
 
 
-def sample_scenes(n: int, generator: torch.Generator | None = None, split: str = "train") -> SceneBatch:
+def sample_scenes(
+    n: int, generator: torch.Generator | None = None, split: str = "train", main_shape: str | None = None
+) -> SceneBatch:
     """``n`` random scenes on the generator's device: objects apart, in the frame and little hidden.
 
     ``train`` never shows the (shape, colour) pairs of ``vocabulary.HELD_OUT``; in ``heldout`` every main object
-    (slot 0) is one of them; ``all`` knows no difference.
+    (slot 0) is one of them; ``all`` knows no difference. With ``main_shape`` every main object has this shape, which
+    may be one of ``vocabulary.EXTRA_SHAPES``; those are in no scene otherwise.
 
     Raises:
-        InputError: ``n`` is not positive or the split is unknown.
+        InputError: ``n`` is not positive, the split is unknown or there is no such shape.
     """
     if n < 1:
         raise InputError(f"The number of scenes must be at least 1, not {n}.")
@@ -250,6 +254,8 @@ def sample_scenes(n: int, generator: torch.Generator | None = None, split: str =
     if split != "heldout":  # now and then two alike, so that plurals are learned
         alike = draw.uniform(0, 1) < 0.10
         pair[:, 1] = torch.where(alike[:, None], pair[:, 0], pair[:, 1])
+    if main_shape is not None:
+        pair[:, 0, 0] = index_of(EVERY_SHAPE, main_shape, "shape")
     shape, color = pair[..., 0].contiguous(), pair[..., 1].contiguous()
     size, material = draw.integer(len(SIZES), MAX_OBJECTS), draw.integer(len(MATERIALS), MAX_OBJECTS)
     share = draw.uniform(0, 1)
@@ -261,7 +267,7 @@ def sample_scenes(n: int, generator: torch.Generator | None = None, split: str =
     size[:, 0] = torch.where(count == 1, size[:, 0].clamp_min(1), size[:, 0])
 
     support = torch.full_like(shape, -1)
-    flat = torch.tensor([name in _FLAT_TOPPED for name in SHAPES], device=device)[shape]
+    flat = torch.tensor([name in _FLAT_TOPPED for name in EVERY_SHAPE], device=device)[shape]
     stacking = (draw.uniform(0, 1) < 0.4) & (count > 1)
     support[:, 1] = torch.where(stacking & flat[:, 0], 0, -1)
     support[:, 0] = torch.where(stacking & flat[:, 1] & ~flat[:, 0], 1, -1)
@@ -269,7 +275,7 @@ def sample_scenes(n: int, generator: torch.Generator | None = None, split: str =
     size = torch.where(support >= 0, torch.minimum(size, carrier_size), size)
 
     yaw = draw.uniform(-math.pi / 4, math.pi / 4, MAX_OBJECTS)
-    facing = torch.tensor([name in _FACING for name in SHAPES], device=device)[shape]
+    facing = torch.tensor([name in _FACING for name in EVERY_SHAPE], device=device)[shape]
     yaw = torch.where(facing, yaw * 0.8, yaw)
     sky = draw.integer(len(SKIES))
     eye = torch.tensor(EYE, device=device) + draw.uniform(-1, 1, 3) * torch.tensor(
@@ -331,7 +337,7 @@ def make_scene(
 
     size = ids(SIZES, "size")
     scale = torch.tensor([[SIZE_RADIUS[SIZES[i]] for i in size[0].tolist()]])
-    shape = ids(SHAPES, "shape")
+    shape = ids(EVERY_SHAPE, "shape")
     spread = [(2.0 * (i - (len(objects) - 1) / 2), 0.0) for i in range(MAX_OBJECTS)]
     places = [spec.position or spread[i] for i, spec in enumerate(padded)]
     position = torch.tensor([[(x, 0.0, z) for x, z in places]])

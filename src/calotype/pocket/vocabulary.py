@@ -5,6 +5,10 @@ from __future__ import annotations
 from calotype.core.errors import InputError
 
 SHAPES = ("sphere", "cube", "cylinder", "cone", "torus", "pyramid", "capsule", "octahedron", "star")
+EXTRA_SHAPES = ("heart",)
+"""Shapes that no bundled model was trained on, to teach one: they are in no scene unless they are asked for by name."""
+EVERY_SHAPE = (*SHAPES, *EXTRA_SHAPES)
+"""Their order is the id of a shape."""
 COLORS = ("red", "orange", "yellow", "green", "turquoise", "blue", "purple", "pink", "white", "black")
 SIZES = ("small", "medium", "big")
 MATERIALS = ("matte", "shiny", "metal")

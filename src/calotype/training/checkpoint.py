@@ -13,6 +13,8 @@ from torch import nn
 from calotype.core.errors import InputError, ModelFilesError
 from calotype.core.files import replacing
 from calotype.training.ema import EMA
+from calotype.training.processes import current
+from calotype.training.sharding import spread_like, whole
 
 _FORMAT = 1
 
@@ -36,24 +38,35 @@ def save_training(
 ) -> None:
     """Write everything that the next step depends on, atomically; what is not trained is left out.
 
-    ``scaler`` is that of the loss, where there is one.
+    ``scaler`` is that of the loss, where there is one. All processes call this, and the main one writes.
     """
+    processes = current()
+    random_states = processes.gathered(_random_state())
     frozen, trained = _parted(module)
-    random_states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        random_states["cuda"] = torch.cuda.get_rng_state()
+    weights = {
+        name: value
+        for name, value in module.state_dict().items()
+        if name not in frozen and name not in trained
+    }
+    # those of adapters stay out of their model's state dictionary
+    parts = whole(
+        {
+            "weights": weights | {name: value.detach() for name, value in trained.items()},
+            "ema": ema.state_dict(),
+            "optimizer": optimizer.state_dict(),
+        }
+    )
+    if not processes.main:
+        return
     state = {
         "format": _FORMAT,
         "settings": dict(settings),
         "step": position.step,
         "seconds": position.seconds,
-        # those of adapters stay out of their model's state dictionary
-        "weights": {name: value for name, value in module.state_dict().items() if name not in frozen}
-        | {name: value.detach() for name, value in trained.items()},
-        "ema": ema.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        **parts,
         "scaler": {} if scaler is None else scaler.state_dict(),
-        "random": random_states,
+        "random": random_states[0],
+        "random_of_others": random_states[1:],
     }
     with replacing(path) as temporary:
         torch.save(state, temporary)
@@ -95,16 +108,37 @@ def resume_training(
         )
     with torch.no_grad():
         for name, value in trained.items():
-            value.copy_(weights.pop(name))
+            value.copy_(spread_like(weights.pop(name), value))
     module.load_state_dict(weights, strict=False)
     if scaler is not None and state.get("scaler"):
         scaler.load_state_dict(state["scaler"])
-    optimizer.load_state_dict(state["optimizer"])
+    optimizer.load_state_dict(_spread(state["optimizer"], optimizer))
     ema.load_state_dict(state["ema"])
-    torch.set_rng_state(state["random"]["cpu"])
-    if torch.cuda.is_available() and "cuda" in state["random"]:
-        torch.cuda.set_rng_state(state["random"]["cuda"])
+    own = [state["random"], *state.get("random_of_others", [])][current().rank]
+    torch.set_rng_state(own["cpu"])
+    if torch.cuda.is_available() and "cuda" in own:
+        torch.cuda.set_rng_state(own["cuda"])
     return Position(step=state["step"], seconds=state["seconds"])
+
+
+def _spread(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """An optimiser's state with its tensors spread as the parameters are that they belong to."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return {
+        **state,
+        "state": {
+            number: {name: spread_like(value, parameters[number]) for name, value in values.items()}
+            for number, values in state["state"].items()
+        },
+    }
+
+
+def _random_state() -> dict[str, torch.Tensor]:
+    """What random numbers come next in this process."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
 
 
 def _parted(module: nn.Module) -> tuple[set[str], dict[str, nn.Parameter]]:

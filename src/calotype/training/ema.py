@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from calotype.core.errors import InputError
+from calotype.training.sharding import spread_like
 
 
 class EMA:
@@ -61,5 +62,5 @@ class EMA:
         if [tuple(s.shape) for s in shadow] != [tuple(s.shape) for s in self._shadow]:
             raise InputError("The stored moving average is of a module with other parameters than this one.")
         for mine, stored in zip(self._shadow, shadow, strict=True):
-            mine.copy_(stored)
+            mine.copy_(spread_like(stored, mine))
         self.updates = int(state["updates"])  # type: ignore[call-overload]

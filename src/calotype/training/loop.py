@@ -23,6 +23,8 @@ from calotype.training.ema import EMA
 from calotype.training.gradients import Batch, accumulate_gradients, precision
 from calotype.training.interrupt import interruptible
 from calotype.training.pace import Pace
+from calotype.training.processes import Processes, current
+from calotype.training.sharding import whole
 
 
 class Objective(Protocol):
@@ -128,11 +130,17 @@ def fit(
     and skipped. ``watch`` sees every entry of the log. ``after_step`` is called when the weights have changed. Ctrl-C
     ends the step that is being made, writes a checkpoint and raises ``KeyboardInterrupt``. Raises ``TrainingError``
     when the loss is not finite; the last checkpoint is from before that.
+
+    Of several processes (``processes.py``) each takes batches of its own, and the main one alone speaks and writes.
     """
+    processes = current()
+    say = processes.voice(say)
     parameters = [p for p in objective.parameters() if p.requires_grad]
     optimizer = optimizer_for(objective, settings)
+    processes.share(objective)
+    processes.diverge()
     ema = EMA(objective, settings.ema_decay)
-    identity = dict(identity or {})
+    identity = {**(identity or {}), **({"processes": processes.count} if processes.count > 1 else {})}
     checkpoint = folder / "training.pt"
     folder.mkdir(parents=True, exist_ok=True)
     position = Position()
@@ -146,8 +154,13 @@ def fit(
 
     compute = _compiled(objective, say) if settings.compile else objective
     outcome = Outcome(position, ema)
-    log = _Log(folder / "log.jsonl", say, samples_per_batch * settings.accumulate, settings, outcome, watch)
+    samples = samples_per_batch * settings.accumulate * processes.count
+    log = _Log(folder / "log.jsonl", say, samples, settings, outcome, watch, processes)
     started = time.monotonic() - position.seconds
+
+    def elapsed() -> float:
+        return processes.latest(time.monotonic() - started)
+
     log.start(position)
     checkpointed = inspected = position.seconds
     objective.train()
@@ -158,7 +171,8 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             for part in range(settings.accumulate):
-                batch = batches(position.step * settings.accumulate + part)
+                turn = position.step * settings.accumulate + part
+                batch = batches(turn * processes.count + processes.rank)
                 values = accumulate_gradients(
                     compute,
                     batch,
@@ -168,8 +182,9 @@ def fit(
                     threads=settings.threads,
                 )
                 log.add(values)
+            processes.average_gradients(parameters)
             scaler.unscale_(optimizer)
-            norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
+            norm = whole(torch.nn.utils.clip_grad_norm_(parameters, settings.clip))
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
@@ -177,13 +192,13 @@ def fit(
             if after_step is not None:
                 after_step()
             position.step += 1
-            position.seconds = time.monotonic() - started
+            position.seconds = elapsed()
 
             done = settings.pace.progress(position.step, position.seconds) >= 1
             if done or log.due(position):
                 log.report(position, rate, norm)
-                position.seconds = time.monotonic() - started
-            stopping = interrupted()
+                position.seconds = elapsed()
+            stopping = processes.any(interrupted())
             if stopping or _due(
                 position, done, checkpointed, settings.checkpoint_every, settings.checkpoint_steps
             ):
@@ -196,7 +211,8 @@ def fit(
                 position, done, inspected, settings.inspect_every, settings.inspect_steps
             ):
                 log.note(position, _inspected(inspect, objective, ema, position, say))
-                inspected = position.seconds = time.monotonic() - started
+                inspected = position.seconds = elapsed()
+                log.start(position)
         if interrupted():
             raise KeyboardInterrupt
     return outcome
@@ -287,7 +303,9 @@ class _Log:
         settings: LoopSettings,
         outcome: Outcome,
         watch: Watch | None,
+        processes: Processes,
     ) -> None:
+        self._processes = processes
         self._watch = watch
         self._path, self._say, self._settings, self._outcome = path, say, settings, outcome
         self._samples_per_step = samples_per_step
@@ -308,7 +326,9 @@ class _Log:
         return position.seconds - self._seconds >= self._settings.report_every
 
     def report(self, position: Position, rate: float, norm: torch.Tensor) -> None:
-        means = {name: (total / self._count).item() for name, total in self._sums.items()}
+        means = self._processes.averaged(
+            {name: (total / self._count).item() for name, total in self._sums.items()}
+        )
         speed = (
             (position.step - self._step)
             * self._samples_per_step
@@ -339,6 +359,8 @@ class _Log:
     def _write(self, position: Position, numbers: Mapping[str, float]) -> None:
         entry = {"step": position.step, "seconds": round(position.seconds, 2), **numbers}
         self._outcome.reports.append(entry)
+        if not self._processes.main:
+            return
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
         if self._watch is not None:

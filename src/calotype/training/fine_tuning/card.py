@@ -11,6 +11,7 @@ from typing import Any
 from calotype.core.files import write_text
 from calotype.core.version import __version__
 from calotype.training.fine_tuning.settings import LearningSettings
+from calotype.training.processes import current
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def write_card(
         **({} if subject.base is None else {"base": subject.base}),
         "pictures": pictures,
         "steps": reports[-1]["step"] if reports else 0,
-        "pictures a step": settings.train_batch_size * settings.gradient_accumulation_steps,
+        "pictures a step": settings.train_batch_size * settings.gradient_accumulation_steps * current().count,
         **facts,
     }
     if last:

@@ -14,11 +14,12 @@ from calotype.training.checkpoint import Position
 from calotype.training.data.batches import Drawing, PictureSet
 from calotype.training.data.folder import Example, check_readable, fingerprint, same_for_all
 from calotype.training.data.pixels import PixelBatches
-from calotype.training.fine_tuning.card import Subject, write_card
+from calotype.training.fine_tuning.card import Subject
 from calotype.training.fine_tuning.pixel_settings import PixelSettings, UnconditionalSettings, VaeSettings
-from calotype.training.fine_tuning.run import INSIDE, Say, check_output, dtype_of, learn
+from calotype.training.fine_tuning.run import Say, check_output, dtype_of, finish, learn
 from calotype.training.gradients import precision
 from calotype.training.loop import Inspection
+from calotype.training.processes import current, join
 from calotype.training.sheets import write_sheet
 from calotype.training.unconditional import UnconditionalObjective
 from calotype.training.vae import AutoencoderObjective, psnr
@@ -135,8 +136,9 @@ def _begin(settings: PixelSettings) -> tuple[list[Example], torch.device]:
 
     examples = same_for_all(settings.train_data_dir, [])
     check_output(settings)
-    device = pick_device(settings.device)
+    device = join(pick_device(settings.device))
     check_readable(example.path for example in examples)
+    current().wait()
     return examples, device
 
 
@@ -210,6 +212,8 @@ def _drawn(settings: UnconditionalSettings, unet: Any, scheduler: Any, say: Say)
     def inspect(position: Position) -> dict[str, float]:
         pipe: Any = DDIMPipeline(unet=unet, scheduler=scheduler)
         pipe.set_progress_bar_config(disable=True)
+        if settings.fsdp:
+            pipe.acceleration = None
         count = settings.num_validation_images
         with precision(unet.device, dtype_of(settings)):
             made = pipe(
@@ -219,6 +223,8 @@ def _drawn(settings: UnconditionalSettings, unet: Any, scheduler: Any, say: Say)
                 output_type="pt",
             )
         path = _sheet(settings, position)
+        if not current().main:
+            return {}
         write_sheet(path, made.images.float(), [""] * count, columns=min(4, count))
         say(f"samples at step {position.step:,}: {path}")
         return {}
@@ -237,6 +243,8 @@ def _decoded(settings: VaeSettings, vae: Any, batches: PixelBatches, say: Say) -
                 [vae.decode(vae.encode(one).latent_dist.mean).sample for one in shown.split(1)]
             )
             value = sum(psnr(vae, one) for one in shown.split(1)) / count
+        if not current().main:
+            return {}
         pairs = torch.stack([shown, decoded.float()], dim=1).flatten(0, 1)
         path = _sheet(settings, position)
         write_sheet(path, (pairs + 1) / 2, ["picture", "decoded"] * count, columns=2)
@@ -254,5 +262,4 @@ def _card(
     facts: dict[str, Any],
     say: Say,
 ) -> None:
-    write_card(settings, subject, len(examples), usage, facts, settings.output / INSIDE / "log.jsonl")
-    say(f"written to {settings.output}")
+    finish(settings, subject, len(examples), usage, facts, current().voice(say))

@@ -11,6 +11,7 @@ from calotype.training.fine_tuning.base import Base
 from calotype.training.fine_tuning.run import Say, sample
 from calotype.training.fine_tuning.settings import DreamBoothSettings
 from calotype.training.loop import TrainingError
+from calotype.training.processes import current
 
 _MOST_BLANKED = 3
 """So many times the pictures that are wanted may be made, if a safety checker blanks some."""
@@ -29,9 +30,12 @@ def present(settings: DreamBoothSettings) -> list[File]:
 def class_examples(settings: DreamBoothSettings, base: Base, say: Say) -> list[Example]:
     """The class pictures with their prompt; those that are lacking are made and written into the folder."""
     have = present(settings)
-    if lacking := settings.num_class_images - len(have):
+    lacking = settings.num_class_images - len(have)
+    current().wait()
+    if lacking and current().main:
         say(f"making {lacking:,} class pictures of {settings.class_prompt!r}")
         _make(settings, base, lacking)
+    current().wait()
     return [Example(path, (settings.class_prompt or "",)) for path in present(settings)]
 
 

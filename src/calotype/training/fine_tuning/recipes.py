@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from calotype.training.data.batches import PictureSet
 from calotype.training.data.encoded import Texts
-from calotype.training.data.folder import check_readable, read_captioned, same_for_all
+from calotype.training.data.folder import Example, check_readable, read_captioned, same_for_all
 from calotype.training.fine_tuning import inversion, low_rank, priors, whole
 from calotype.training.fine_tuning.base import Base
 from calotype.training.fine_tuning.run import Lesson, Say, begin, dtype_of, objective_for, picture_set, teach
@@ -38,13 +39,22 @@ def train_text_to_image(*, say: Say = print, **options: Any) -> Path:
 def train_lora(*, say: Say = print, **options: Any) -> Path:
     """Train low-rank weights for a checkpoint on captioned pictures; writes ``pytorch_lora_weights.safetensors``.
 
-    ``options`` are the fields of :class:`LoraSettings`; the rest is as for :func:`train_text_to_image`.
+    With ``prior_data_dir`` pictures of what the checkpoint shall not forget are trained beside. ``options`` are the
+    fields of :class:`LoraSettings`; the rest is as for :func:`train_text_to_image`.
     """
     settings = LoraSettings.of(options)
     examples = read_captioned(settings.train_data_dir, settings.caption_column)
-    base = begin(settings, examples)
+    prior = (
+        []
+        if settings.prior_data_dir is None
+        else read_captioned(settings.prior_data_dir, settings.caption_column)
+    )
+    base = begin(settings, [*examples, *prior])
     lesson = _low_rank(settings, base, "lora")
-    return teach(settings, base, lesson, [(picture_set(settings, base, examples), 1.0)], say)
+    sets = [(picture_set(settings, base, examples), 1.0)]
+    if prior:
+        sets = _with_prior(settings, base, examples, prior, settings.prior_loss_weight)
+    return teach(settings, base, lesson, sets, say)
 
 
 def train_textual_inversion(*, say: Say = print, **options: Any) -> Path:
@@ -92,13 +102,19 @@ def train_dreambooth(*, say: Say = print, **options: Any) -> Path:
     if settings.with_prior_preservation:
         # before anything is trained, and before low-rank weights are put in
         prior = priors.class_examples(settings, base, say)
-        # the mean over a batch of both, weighed by 2 and 2w, is the mean of one plus w times that of the other
-        sets = [
-            (picture_set(settings, base, examples), 2.0),
-            (picture_set(settings, base, prior), 2.0 * settings.prior_loss_weight),
-        ]
+        sets = _with_prior(settings, base, examples, prior, settings.prior_loss_weight)
     make = _low_rank if settings.lora else _whole
     return teach(settings, base, make(settings, base, "dreambooth"), sets, say)
+
+
+def _with_prior(
+    settings: ModelSettings, base: Base, examples: Sequence[Example], prior: Sequence[Example], weight: float
+) -> list[tuple[PictureSet, float]]:
+    """Batches of both; the mean over one, weighed by 2 and 2w, is the mean of the first plus w times the other's."""
+    return [
+        (picture_set(settings, base, examples), 2.0),
+        (picture_set(settings, base, prior), 2.0 * weight),
+    ]
 
 
 def _whole(settings: ModelSettings, base: Base, kind: str) -> Lesson:

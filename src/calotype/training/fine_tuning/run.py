@@ -24,6 +24,8 @@ from calotype.training.fine_tuning.settings import LearningSettings, Settings
 from calotype.training.gradients import Batch, precision
 from calotype.training.loop import Inspection, LoopSettings, Watch, fit
 from calotype.training.pace import Pace
+from calotype.training.processes import current, join
+from calotype.training.sharding import bring_together, shard
 from calotype.training.sheets import write_sheet
 from calotype.training.text_to_image import TextToImageObjective
 
@@ -86,10 +88,13 @@ def begin(settings: Settings, examples: Sequence[Example], load: Load | None = N
     from calotype.training.recipes.base import pick_device
 
     check_output(settings)
-    device = pick_device(settings.device)
+    device = join(pick_device(settings.device))
     check_readable(files_of(examples))
     base = (load or Base.load)(settings.pretrained_model_name_or_path, device)
     sizes_for(settings, base)
+    if settings.fsdp:
+        base.pipe.acceleration = None  # graphs of calls know nothing of what comes from other processes
+    current().wait()  # before one of them writes what the others would find
     torch.manual_seed(settings.seed)
     return base
 
@@ -142,6 +147,7 @@ def teach(
     say: Say = print,
 ) -> Path:
     """Train as the settings say and write the result; returns the output folder."""
+    say = current().voice(say)
     examples = [example for pictures, _ in sets for example in pictures.examples]
     learn(
         settings,
@@ -160,9 +166,23 @@ def teach(
         ("stable-diffusion-xl" if base.xl else "stable-diffusion", "text-to-image"),
     )
     facts = {"prediction": base.prediction, **lesson.facts}
-    write_card(settings, subject, len(examples), lesson.usage, facts, settings.output / INSIDE / "log.jsonl")
-    say(f"written to {settings.output}")
+    finish(settings, subject, len(examples), lesson.usage, facts, say)
     return settings.output
+
+
+def finish(
+    settings: LearningSettings,
+    subject: Subject,
+    pictures: int,
+    usage: str,
+    facts: Mapping[str, Any],
+    say: Say,
+) -> None:
+    """Write the card, and return when it is there in all processes."""
+    if current().main:
+        write_card(settings, subject, pictures, usage, facts, settings.output / INSIDE / "log.jsonl")
+        say(f"written to {settings.output}")
+    current().wait()
 
 
 class NumberedBatches(Protocol):
@@ -210,6 +230,9 @@ def learn(
         inspect_every=None,
         inspect_steps=settings.validation_steps or settings.max_train_steps,
     )
+    if settings.fsdp:
+        current().share(objective)
+        shard(objective, next(objective.parameters()).device)
     outcome = fit(
         objective,
         batches,
@@ -225,7 +248,10 @@ def learn(
     )
     objective.eval()
     with outcome.ema.applied():
-        _put(write, settings.output)
+        if settings.fsdp:
+            bring_together(objective)
+        if current().main:
+            _put(write, settings.output)
 
 
 def _batches(
@@ -284,6 +310,8 @@ def _sheets(settings: Settings, base: Base, lesson: Lesson, say: Say) -> Inspect
                 pictures.append(sample(settings, base, [prompt], seeds, "pt", lesson.pipe, **more)[0][0])
                 captions.append(prompt)
         path = settings.output / "samples" / f"step-{position.step:06d}.png"
+        if not current().main:  # the others computed their parts of it
+            return {}
         write_sheet(path, torch.stack(pictures), captions, columns=min(4, len(pictures)))
         say(f"samples at step {position.step:,} of {side} x {side}: {path}")
         return {}

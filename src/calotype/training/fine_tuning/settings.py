@@ -18,6 +18,9 @@ LORA_TARGETS = "to_k,to_q,to_v,to_out.0"
 """The layers of a UNet that get low-rank weights unless others are named."""
 TEXT_TARGETS = "q_proj,k_proj,v_proj,out_proj"
 """Those of a text encoder."""
+_ONE_SIZE = (
+    "{} trains pictures of two folders together, which needs one size: leave aspect_ratio_buckets out."
+)
 
 
 def option(default: Any, text: str, least: float | None = None, choices: tuple[str, ...] = ()) -> Any:
@@ -60,6 +63,7 @@ class LearningSettings:
     ema_decay: float = option(0.9999, "Of the moving average.", 0.0)
     mixed_precision: str = option("no", "Type to compute in.", choices=("no", "fp16", "bf16"))
     gradient_checkpointing: bool = option(False, "Save memory by computing activations twice.")
+    fsdp: bool = option(False, "Spread the weights over the processes that a launcher started.")
     seed: int = option(0, "Of all that is drawn.", 0)
 
     validation_steps: int | None = option(None, "Steps between sheets; there is always one at the end.", 1)
@@ -77,6 +81,10 @@ class LearningSettings:
             choices = entry.metadata["choices"]
             if choices and value not in choices:
                 raise InputError(f"{entry.name} can be {', '.join(choices)}, not {value!r}.")
+        if self.fsdp and self.mixed_precision == "fp16":
+            raise InputError(
+                "fsdp goes with mixed_precision bf16 or no: the scale of fp16 losses is not spread."
+            )
         for name in ("learning_rate", "max_grad_norm"):
             if getattr(self, name) <= 0:
                 raise InputError(f"{name} must be above 0, not {getattr(self, name)}.")
@@ -183,6 +191,18 @@ class TextToImageSettings(CaptionedSettings, ModelSettings):
 class LoraSettings(CaptionedSettings, LowRankSettings):
     """Low-rank weights beside the model's, which stay as they are."""
 
+    prior_data_dir: str | None = option(
+        None,
+        "Folder of captioned pictures of what shall not be forgotten, such as the checkpoint's own; each batch has as "
+        "many of them beside.",
+    )
+    prior_loss_weight: float = option(1.0, "Weight of their loss.", 0.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.prior_data_dir is not None and self.aspect_ratio_buckets:
+            raise InputError(_ONE_SIZE.format("prior_data_dir"))
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextualInversionSettings(Settings):
@@ -220,10 +240,7 @@ class DreamBoothSettings(LowRankSettings):
                 if not getattr(self, name):
                     raise InputError(f"with_prior_preservation needs {name}.")
             if self.aspect_ratio_buckets:
-                raise InputError(
-                    "with_prior_preservation trains pictures of two folders together, which needs one size: leave "
-                    "aspect_ratio_buckets out."
-                )
+                raise InputError(_ONE_SIZE.format("with_prior_preservation"))
         elif self.class_data_dir or self.class_prompt:
             raise InputError(
                 "class_data_dir and class_prompt are for with_prior_preservation, which is not set."

@@ -9,7 +9,7 @@ from typing import Any
 
 from calotype.core.errors import InputError
 
-RECIPES = ("pocket", "pocket-motion", "pocket-family")
+RECIPES = ("pocket", "pocket-motion", "pocket-family", "pocket-lora")
 """The recipes by the names that the command line has for them."""
 
 
@@ -50,4 +50,8 @@ def _function(recipe: str) -> Callable[..., None]:
         from calotype.training.recipes.pocket_family import train_pocket_family
 
         return train_pocket_family
+    if recipe == "pocket-lora":
+        from calotype.training.recipes.pocket_lora import train_pocket_lora
+
+        return train_pocket_lora
     raise InputError(f"There is no recipe {recipe!r}; there are {', '.join(RECIPES)}.")
