@@ -26,6 +26,11 @@ def test_a_module_arrives_whole_through_pieces_smaller_than_its_weights(dtype: t
     module[2].weight = module[0].bias
     expected = {key: tensor.clone() for key, tensor in module.state_dict().items()}
     with Sender(CPU, piece=1024) as sender:
+        sender.expect(2000)
+        assert (
+            len([thread for thread in threading.enumerate() if thread.name.startswith("calotype-sending")])
+            == 2
+        )
         send_module(module, sender, dtype)
     for key, tensor in module.state_dict().items():
         wanted = expected[key].to(dtype) if dtype and expected[key].is_floating_point() else expected[key]

@@ -126,6 +126,11 @@ class Sender:
         file: BinaryIO = self._open.enter_context(path.open("rb"))
         return InFile(path, file.fileno())
 
+    def expect(self, nbytes: int) -> None:
+        """Start as many readers as so much to send will need, so that they have their memory when it comes."""
+        while len(self._threads) < min(READERS, -(-nbytes // self._piece)):
+            self._start()
+
     def send(self, jobs: Iterable[Job]) -> None:
         """Have these done meanwhile. Raises what reading has raised so far."""
         for batch in _batches(jobs, self._piece):

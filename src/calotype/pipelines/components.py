@@ -160,8 +160,10 @@ def load_components(
     others = [name for name in classes if name not in models]
     if loading.device is not None and can_send(loading.device):
         # each model is made while the one before is on its way, which takes longest for the largest
+        sizes = {name: _size(folder / name, loading) for name in models}
         with Sender(loading.device) as sender:
-            for name in sorted(models, key=lambda name: -_size(folder / name)):
+            sender.expect(sum(sizes.values()))
+            for name in sorted(models, key=lambda name: -sizes[name]):
                 load(name, sender)
             for name in others:
                 load(name)
@@ -182,9 +184,12 @@ def load_components(
     return {name: loaded[name] for name in entries}
 
 
-def _size(folder: Path) -> int:
-    """The bytes of the largest file in a folder."""
-    return max((path.stat().st_size for path in folder.iterdir()), default=0)
+def _size(folder: Path, loading: Loading) -> int:
+    """The bytes of the weights in a folder, of the variant if it has that."""
+    sizes = {
+        path.name: path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")
+    }
+    return sum(size for name, size in sizes.items() if f".{loading.variant}." in name) or sum(sizes.values())
 
 
 def _found_class(folder: Path, name: str, library: str, class_name: str) -> type:
