@@ -29,7 +29,8 @@ from calotype import acceleration
 from calotype.acceleration import accelerated, pipeline, switch
 from calotype.acceleration.accelerated import Accelerated, runner_of
 from calotype.acceleration.options import Options
-from calotype.acceleration.state import channels_last, pack
+from calotype.acceleration.stand_ins import packed
+from calotype.acceleration.state import channels_last, pack, siblings
 from calotype.core.errors import InputError
 from tests.tiny import UNET, randomise, stable_diffusion_folder
 
@@ -192,6 +193,14 @@ def test_what_was_replayed_of_a_model_that_has_changed_is_given_up(
         result = function()
         return Sevens(result if isinstance(result, tuple) else ()), result
 
+    computed = []
+    forward = calotype.UNet2DConditionModel.forward
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        computed.append(self)
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(calotype.UNet2DConditionModel, "forward", counted)
     monkeypatch.setattr(Repeats, "capture", capture)
     model, plain = unet(), unet()
     fast = Accelerated(model, Options())
@@ -200,6 +209,8 @@ def test_what_was_replayed_of_a_model_that_has_changed_is_given_up(
         for _ in range(2):
             another_call(fast)
             assert fast(**given())[0].eq(7.0).all()
+        assert computed.count(model) == 2 * (turn + 1)  # the first time, and to be captured
+        assert len(next(iter(captures(fast).kept.values())).prompts) == 1
         for one in (model, plain):
             one.conv_in.padding_mode, one.conv_in._reversed_padding_repeated_twice = "reflect", (1, 1, 1, 1)
             one.conv_out.dilation = (1 + turn, 1)
@@ -492,6 +503,9 @@ def test_models_whose_memory_was_arranged_are_saved_as_any_other(tmp_path: Path)
     model, plain = unet(), unet()
     channels_last(model)
     pack(model)
+    layers = [layer for key, layer in model.named_modules() if key.endswith(("attn1", "attn2"))]
+    assert all(packed(layer) is not None for layer in layers)
+    assert {len(siblings(layer)) for layer in layers} == {2, 3}
     model.save_pretrained(tmp_path / "a")
     plain.save_pretrained(tmp_path / "b")
     names = [path.name for path in (tmp_path / "a").iterdir() if path.suffix == ".safetensors"]

@@ -15,6 +15,7 @@ import calotype
 from calotype import acceleration
 from calotype.acceleration.accelerated import Accelerated, runner_of
 from calotype.acceleration.options import Options
+from calotype.diffusion.images import NonFiniteError
 from tests.tiny import UNET, VAE, randomise, stable_diffusion_folder
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -379,3 +380,96 @@ def test_sixty_generations(tmp_path: Path) -> None:
     kept = runner.captures["__call__"]
     assert len(kept.kept) <= 6, report
     assert not kept.failed, report
+
+
+@torch.no_grad()
+def test_a_replay_of_a_model_that_has_changed_since_is_given_up() -> None:
+    plain, model = unet(), unet()
+    fast = Accelerated(model, Options())
+    for _ in range(3):
+        fast(**given())
+    for one in (model, plain):
+        one.conv_in.padding_mode, one.conv_in._reversed_padding_repeated_twice = "circular", (1, 1, 1, 1)
+        one.conv_out = randomise(torch.nn.Conv2d(320, 4, 3, padding=1), 5).cuda().eval()
+    for _ in range(4):
+        fast.__dict__["_begun"] = False  # another call of a pipeline
+        arguments = given()
+        assert error(fast(**arguments)[0], plain(**arguments)[0]) < 1e-4
+    assert fast._runner.captures["__call__"].count == 1  # of captures since
+
+
+@torch.no_grad()
+def test_kernels_are_compiled_by_threads_before_a_call_computes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from calotype.acceleration.ahead import compiled_first
+    from calotype.acceleration.kernels import group_norm, layer_norm, pointwise
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    names: list[str] = []
+    x = random(2, 48, 24, 40).contiguous(memory_format=torch.channels_last)  # shapes of no other test
+    w, b = random(48), random(48)
+    tokens = random(3, 7, 48 * 2)
+    kernels = (
+        layer_norm.rows_normalised,
+        pointwise.gated,
+        group_norm.channel_sums,
+        group_norm.factors,
+        group_norm.scaled,
+    )
+    for kernel in kernels:
+        warmup = kernel.function.warmup
+        monkeypatch.setattr(kernel, "known", set())
+        kernel.function.device_caches.clear()
+
+        def noted(*args: Any, warmup: Any = warmup, **options: Any) -> Any:
+            names.append(threading.current_thread().name)
+            return warmup(*args, **options)
+
+        monkeypatch.setattr(kernel.function, "warmup", noted)
+
+    def call() -> tuple[Tensor, Tensor, Tensor]:
+        return (
+            group_norm.fused(x, 8, w, b, 1e-5, silu=True),
+            pointwise.geglu(tokens),
+            layer_norm.fused(tokens[..., :48], w, b, 1e-5)[1],
+        )
+
+    found = compiled_first(call)
+    right = (
+        group_norm.plain(x, 8, w, b, 1e-5, silu=True),
+        pointwise.plain_geglu(tokens),
+        layer_norm.plain(tokens[..., :48], w, b, 1e-5)[1],
+    )
+    assert all(error(one, other) < BOUND[torch.float32] for one, other in zip(found, right, strict=True))
+    assert len(names) == 5
+    assert all(name.startswith("calotype-kernels") for name in names)
+    compiled_first(call)
+    assert len(names) == 5
+
+
+@pytest.mark.parametrize("step", [None, 1])
+def test_latents_that_are_not_finite_are_named_though_the_decoder_was_launched(
+    tmp_path: Path, step: int | None
+) -> None:
+    pipe = calotype.StableDiffusionPipeline.from_pretrained(
+        stable_diffusion_folder(tmp_path / "sd", calotype)
+    )
+    pipe.to("cuda")
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = calotype.DDIMScheduler.from_config(pipe.scheduler.config)
+
+    def poison(running: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        return {"latents": tensors["latents"] * (float("nan") if index == step else 1.0)}
+
+    def run(form: str) -> Any:
+        return pipe(
+            "a cat", num_inference_steps=4, height=16, width=16, output_type=form, callback_on_step_end=poison
+        ).images
+
+    for form in ("pt", "pil", "latent"):
+        if step is None:
+            run(form)
+        else:
+            with pytest.raises(NonFiniteError, match="since step 3 of 4"):
+                run(form)

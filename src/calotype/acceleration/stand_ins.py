@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from calotype.acceleration.options import Options
-from calotype.acceleration.state import joined
+from calotype.acceleration.state import joined, siblings
 from calotype.nn.activations import GEGLU
 from calotype.nn.attention import Attention
 from calotype.nn.norms import activated_norm
@@ -115,7 +115,12 @@ class StandIns:
             self.readers.note(layer, context)
         if context is not None and self.prompt is not None and context is self.prompt.context:
             return layer.to_q(x), *self.prompt.keys_and_values(layer)
-        if context is None and self.options.packed and (weights := packed(layer)) is not None:
+        if (
+            context is None
+            and not layer.is_cross_attention
+            and self.options.packed
+            and (weights := packed(layer)) is not None
+        ):
             q, k, v = F.linear(x, *weights).chunk(3, dim=-1)
             return q, k, v
         return plain(Attention.project)(layer, x, context)
@@ -329,6 +334,9 @@ class Prompt:
 
     def computed(self, layer: Attention) -> tuple[Tensor, Tensor]:
         """The same, computed now."""
+        if layer.is_cross_attention and (weights := packed(layer)) is not None:
+            k, v = F.linear(self.context, *weights).chunk(2, dim=-1)
+            return k, v
         assert layer.to_k is not None and layer.to_v is not None
         return layer.to_k(self.context), layer.to_v(self.context)
 
@@ -382,12 +390,12 @@ def on_sequence(layer: nn.Module, h: Tensor, size: torch.Size) -> Tensor:
 
 
 def packed(layer: Attention) -> tuple[Tensor, Tensor | None] | None:
-    """Weight and bias of queries, keys and values as one, where they lie one after the other in memory."""
-    parts = (layer.to_q, layer.to_k, layer.to_v)
-    if not all(is_plain(part, nn.Linear) for part in parts):
+    """Weight and bias of queries, keys and values (of a prompt, the latter) as one, where they lie so in memory."""
+    parts = [part for part in siblings(layer) if isinstance(part, nn.Linear) and is_plain(part, nn.Linear)]
+    if len(parts) != len(siblings(layer)):
         return None
-    weight = joined([part.weight for part in parts])  # type: ignore[union-attr]
-    if weight is None or layer.to_q.bias is None:
+    weight = joined([part.weight for part in parts])
+    if weight is None or parts[0].bias is None:
         return None if weight is None else (weight, None)
-    bias = joined([part.bias for part in parts])  # type: ignore[union-attr]
+    bias = joined([part.bias for part in parts])
     return None if bias is None else (weight, bias)

@@ -182,15 +182,11 @@ def channels_last(model: nn.Module) -> None:
 
 
 def pack(model: nn.Module) -> None:
-    """Queries', keys' and values' weights of self-attention put one after the other in memory, names kept."""
+    """Weights of what reads the same put one after the other in memory, names kept: see :func:`siblings`."""
     for module in model.modules():
-        if (
-            not isinstance(module, Attention)
-            or module.is_cross_attention
-            or module.added_kv_proj_dim is not None
-        ):
+        if not isinstance(module, Attention) or module.added_kv_proj_dim is not None:
             continue
-        parts = (module.to_q, module.to_k, module.to_v)
+        parts = siblings(module)
         if any(type(part) is not nn.Linear for part in parts):
             continue
         for name in ("weight", "bias"):
@@ -200,6 +196,13 @@ def pack(model: nn.Module) -> None:
             whole = torch.cat([tensor.data for tensor in tensors])
             for tensor, piece in zip(tensors, whole.split([len(t) for t in tensors]), strict=True):
                 tensor.data = piece
+
+
+def siblings(layer: Attention) -> tuple[nn.Module | None, ...]:
+    """The layers of an attention that read the same: queries, keys and values, or of a prompt keys and values."""
+    if layer.is_cross_attention:
+        return layer.to_k, layer.to_v
+    return layer.to_q, layer.to_k, layer.to_v
 
 
 def joined(tensors: list[Tensor]) -> Tensor | None:
