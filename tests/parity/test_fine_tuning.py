@@ -257,6 +257,26 @@ def test_dreambooth_makes_class_pictures_and_weighs_them(room: Path, model: Path
     assert (heavy / "pytorch_lora_weights.safetensors").is_file()
 
 
+def test_lora_learns_beside_what_shall_stay(room: Path, model: Path, pictures: Path) -> None:
+    """The loss is one folder's plus the weight times the other's."""
+    kept = room / "kept"
+    kept.mkdir()
+    for name in ("white", "gray"):
+        PIL.Image.new("RGB", (64, 64), name).save(kept / f"{name}.png")
+        (kept / f"{name}.txt").write_text(f"a {name} ball")
+    options = {"train_data_dir": pictures, "prior_data_dir": kept, "max_train_steps": 1}
+    found = [
+        losses(
+            train(recipes.train_lora, room / f"beside-{weight}", model, prior_loss_weight=weight, **options)
+        )[0]
+        for weight in (0.0, 1.0, 3.0)
+    ]
+    assert found[1] > found[0]
+    assert found[2] == pytest.approx(found[0] + 3 * (found[1] - found[0]), rel=1e-3)
+    with pytest.raises(InputError, match="prior_data_dir trains pictures of two folders together"):
+        train(recipes.train_lora, room / "no", model, aspect_ratio_buckets=True, **options)
+
+
 # -- the loss --------------------------------------------------------------------------------------------------
 
 
