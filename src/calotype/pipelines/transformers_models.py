@@ -104,17 +104,20 @@ def refuse_misfits(cls: type, folder: Path, info: Mapping[str, Any]) -> None:
             f"The weights in {folder} lack {len(missing)} of {cls.__name__}'s parameters, such as {missing[0]!r}: the "
             f"files are incomplete or of another model."
         )
-    misshapen = sorted(
-        (key, list(stored), list(own)) for key, stored, own in info.get("mismatched_keys") or ()
-    )
+    found = info.get("mismatched_keys") or ()  # names before version 5, with both shapes since
+    misshapen = sorted((one, "") if isinstance(one, str) else (one[0], _shapes(*one[1:])) for one in found)
     if misshapen:
-        key, stored, own = misshapen[0]
+        key, shapes = misshapen[0]
         raise ModelFilesError(
-            f"{len(misshapen)} of the weights in {folder} have other shapes than {cls.__name__}'s, such as {key!r}, "
-            f"which is {stored} in the file and {own} by its config.json: they are of another model."
+            f"{len(misshapen)} of the weights in {folder} have other shapes than {cls.__name__}'s, such as {key!r}"
+            f"{shapes}: they are of another model than its config.json."
         )
     if superfluous := info.get("unexpected_keys"):
         _warn_of_superfluous(cls, folder, superfluous)
+
+
+def _shapes(stored: Iterable[int], own: Iterable[int]) -> str:
+    return f" ({list(stored)} in the file, {list(own)} in the model)"
 
 
 def _warn_of_superfluous(cls: type, folder: Path, keys: Iterable[str]) -> None:
