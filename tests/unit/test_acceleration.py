@@ -216,8 +216,20 @@ def test_what_was_replayed_of_a_model_that_has_changed_is_given_up(
             one.conv_out.dilation = (1 + turn, 1)
             one.conv_out.padding = (1 + turn, 1)
         another_call(fast)
+    for _ in range(3):
+        another_call(fast)
+        fast(**given())
+    everywhere = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
+    another_call(fast)
+    same(fast, plain, given())
+    assert "hooks are on all" in fast._runner.why
+    everywhere.remove()
+    another_call(fast)
+    fast(**given())
+    assert fast._runner.why is None
     heard = []
     model.mid_block.register_forward_hook(lambda *_: heard.append(1))
+    another_call(fast)
     same(fast, plain, given(side=16))  # what is not replayed is looked at before it is computed
     assert heard == [1]
     assert fast._runner.why is not None

@@ -59,7 +59,7 @@ class Structure:
         self.tables = [module.__dict__ for module in everything(model)]
         self.sizes = list(map(len, self.tables))
         self.alike: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-        self.empty: list[Any] = []
+        self.empty: list[Any] = list(_OF_ALL_MODULES)
         self.below: list[dict[Any, Any]] = []
         self.others: list[Any] = []
         for own in self.tables:
@@ -105,6 +105,8 @@ _CONCERN = frozenset(
 )
 """What a call without gradients depends on of the attributes that all modules have."""
 _OF_ALL = frozenset(vars(nn.Module()))
+_OF_ALL_MODULES = (nn.modules.module._global_forward_hooks, nn.modules.module._global_forward_pre_hooks)
+"""Hooks that a user has put on whatever module is called."""
 
 
 def everything(model: nn.Module) -> Iterator[nn.Module]:
@@ -142,7 +144,7 @@ def obstacle(model: nn.Module, kind: str = "cuda") -> str | None:
                 )
             if module.image_sources is not None:
                 return "an IP-Adapter is in it"
-    if nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks:
+    if any(_OF_ALL_MODULES):
         return "hooks are on all modules"
     devices = set()
     for tensor in _tensors(model):
