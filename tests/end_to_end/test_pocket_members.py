@@ -123,6 +123,16 @@ def test_a_few_step_member_takes_few_steps_without_guidance() -> None:
     assert plain.usual({})["num_inference_steps"] == 50
 
 
+def test_low_rank_weights_are_loaded_by_their_name() -> None:
+    pipe = calotype.load("pocket", device="cpu")
+    before = make(pipe, "pocket")
+    pipe.load_lora_weights("pocket-lora-heart")
+    assert np.abs(make(pipe, "pocket") - before).max() > 1e-3
+    np.testing.assert_allclose(
+        make(calotype.load("pocket-lora-heart", device="cpu"), "pocket"), make(pipe, "pocket"), atol=1e-4
+    )
+
+
 def test_what_is_passed_stands_in_a_parts_place() -> None:
     unet = calotype.load("pocket-inpaint", device="cpu").unet
     assert calotype.load("pocket-inpaint", device="cpu", unet=unet).unet is unet

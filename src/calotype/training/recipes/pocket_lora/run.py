@@ -133,14 +133,14 @@ Low-rank weights that teach the pocket model a shape that it never saw: ask for 
 
 ```python
 pipe = calotype.load("pocket")
-pipe.load_lora_weights(calotype_folder / "{name}")  # or calotype.load("{name}")
+pipe.load_lora_weights("{name}")
 ```
 
 ## Training
 
 Made by `calotype train pocket-lora`, calotype {__version__}, PyTorch {torch.__version__}: {settings.pictures} rendered
 pictures of the shape with captions, and beside them {settings.prior} pictures that the pocket model drew of what it
-knows, so that it does not forget it. One colour in five on each floor was left out, to be asked for afterwards.
+knows, so that it does not forget it. One floor for each colour was left out, to be asked for afterwards.
 
 | | |
 | --- | --- |
