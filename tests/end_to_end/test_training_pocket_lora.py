@@ -86,7 +86,7 @@ def test_stages_that_have_nothing_to_begin_with_are_refused(checkpoint: Path, tm
 )
 def test_the_shipped_weights_draw_the_new_shape() -> None:
     """On four prompts; the benchmark ``pocket_quality`` measures a hundred, and what is forgotten."""
-    assert (BUNDLED[SHIPPED] / FILE).stat().st_size <= 500_000
+    assert (BUNDLED[SHIPPED] / FILE).stat().st_size <= 600_000
     bench = Bench(Options(count=4, batch=4, steps=10, seed=3))
     pipe = bench.options.load("pocket")
     texts = [prompt.text for prompt in lesson_prompts("heart", 4, 3)]

@@ -20,8 +20,9 @@ class LoraLessonSettings:
     prior_steps: int = 20
     prior_guidance: float = 5.0
     prior_loss_weight: float = 1.0
-    rank: int = 16
-    targets: str = LORA_TARGETS
+    rank: int = 8
+    targets: str = f"{LORA_TARGETS},ff.net.0.proj,ff.net.2,proj_in,proj_out"
+    """attention alone knows where something goes, less what it looks like"""
     batch: int = 20
     steps: int = 800
     learning_rate: float = 1e-3
