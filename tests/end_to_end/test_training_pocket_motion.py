@@ -143,11 +143,15 @@ def test_what_changes_in_faint_clips_counts_by_itself(trained: tuple[Path, Path]
     still = batch["latents"].mean(2, keepdim=True).expand_as(batch["latents"]) + 3
 
     class Says(torch.nn.Module):
-        def forward(self, sample: torch.Tensor, *_: Any, return_dict: bool) -> Any:
-            return (-torch.stack([answer, torch.full_like(answer, 100.0)]),)
+        answer: torch.Tensor
 
-    objective = ClipObjective(Says(), parts.scheduler, changing=0.5)
+        def forward(self, sample: torch.Tensor, *_: Any, return_dict: bool) -> Any:
+            return (-torch.stack([self.answer, torch.full_like(self.answer, 100.0)]),)
+
+    says = Says()
+    objective = ClipObjective(says, parts.scheduler, changing=0.5)
     for answer, wrong in ((still[0], 1.0), (batch["latents"][0], 0.0), (-batch["latents"][0], 4.0)):
+        says.answer = answer
         told = objective(batch)
         assert float(told["changing"]) == pytest.approx(wrong, abs=1e-5)
         torch.testing.assert_close(told["loss"], told["denoising"] + 0.5 * told["changing"])
@@ -162,6 +166,9 @@ def test_motion_is_read_in_the_call_of_its_batch(trained: tuple[Path, Path], bas
     batch = ClipBatches(clips, parts, settings)(0)
     unet = build_moving_unet(settings, parts, None)
     objective = ClipObjective(unet, parts.scheduler, following=0.5)
+    assert objective.following is not None
+    for head in objective.following.heads:
+        torch.nn.init.normal_(head.weight)  # as after a step
     first = objective(batch)
     with torch.no_grad():
         unet(batch["latents"][:1], 3, batch["states"][:1])
