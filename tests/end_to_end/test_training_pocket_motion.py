@@ -315,18 +315,16 @@ def test_the_bundled_adapter_moves_things_as_asked_and_in_the_reference_too(tmp_
     import diffusers
 
     from calotype.pocket.classifier import load_classifier, read_pictures
+    from calotype.pocket.motion import FRAMES
     from calotype.pocket.motion_judging import MotionPrompt, judge_motion
 
     asked = [
-        MotionPrompt(f"a {color} {noun} {motion} to the {side} on grass", side, shape, color)
-        for color, noun, shape, motion, side in (
-            ("red", "ball", "sphere", "rolling", "right"),
-            ("blue", "cube", "cube", "sliding", "left"),
-        )
+        MotionPrompt("a red ball rolling to the right on grass", "right", "sphere", "red"),
+        MotionPrompt("a blue cube sliding to the left on snow", "left", "cube", "blue"),
     ]
     pipe = calotype.load("pocket-motion", device="cpu")
     pipe.set_progress_bar_config(disable=True)
-    options = {"num_frames": 8, "num_inference_steps": 10, "guidance_scale": 5.0, "output_type": "pt"}
+    options = {"num_frames": FRAMES, "num_inference_steps": 4, "guidance_scale": 5.0, "output_type": "pt"}
     frames = pipe(
         [prompt.text for prompt in asked],
         generator=[torch.Generator().manual_seed(s) for s in (0, 1)],
@@ -335,7 +333,7 @@ def test_the_bundled_adapter_moves_things_as_asked_and_in_the_reference_too(tmp_
     classifier = load_classifier(
         Path(__file__).parents[2] / "benchmarks" / "pocket_classifier.safetensors", "cpu"
     )
-    verdicts = judge_motion(asked, read_pictures(classifier, frames.flatten(0, 1)), 8)
+    verdicts = judge_motion(asked, read_pictures(classifier, frames.flatten(0, 1)), FRAMES)
     assert all(verdict.direction and verdict.color for verdict in verdicts), verdicts
     # as a whole pipeline, because the reference takes no embedding of time as narrow as the pocket model's
     pipe.save_pretrained(tmp_path)
