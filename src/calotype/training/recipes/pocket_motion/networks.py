@@ -37,11 +37,12 @@ class Following(nn.Module):
     def __init__(self, unet: nn.Module) -> None:
         super().__init__()
         modules = [part for name, part in unet.named_modules() if re.search(r"motion_modules\.\d+$", name)]
-        self.heads = nn.ModuleList(nn.Linear(part.norm.num_channels, 3) for part in modules)
-        for head in self.heads:
+        heads = [nn.Linear(part.norm.num_channels, 3) for part in modules]
+        for head in heads:
             # ways are small: what random heads say would have to be unlearned first
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
+        self.heads = nn.ModuleList(heads)
         self._seen: list[torch.Tensor] = []
         for part in modules:
             part.register_forward_hook(self._see)
