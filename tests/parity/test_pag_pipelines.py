@@ -65,7 +65,7 @@ def arguments(name: str, make: Case) -> Case:
     from_image = "Img2Img" in name or "Inpaint" in name
 
     def build() -> dict[str, Any]:
-        found: dict[str, Any] = {"num_inference_steps": 4}
+        found: dict[str, Any] = {"num_inference_steps": 3}
         if from_image:
             found |= {"image": photo(), "strength": 0.8}
         if "ControlNet" in name:
