@@ -387,7 +387,7 @@ def on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.setattr(generation, "checked", elsewhere)
     monkeypatch.setattr(generation, "check_finite", lambda tensor, what: tensor)
-    monkeypatch.setattr(generation.Watch, "check", lambda self, latents: None)
+    monkeypatch.setattr(generation.Watch, "check", lambda self: None)
     monkeypatch.setattr(generation, "present", lambda images, output_type: images)
 
 
@@ -409,15 +409,9 @@ MODES: dict[str, Callable[[Any], None]] = {
 }
 
 
-# What a task makes is on the wrong device in every mode, and what a mode leaves behind is so for every task: the tasks
-# with most models in each mode, the others in one.
-ON_META = [("StableDiffusionControlNetInpaintPipeline", mode) for mode in MODES]
-ON_META += [("StableDiffusionXLImg2ImgPipeline", mode) for mode in MODES]
-ON_META += [("StableDiffusionPipeline", "model"), ("StableDiffusionAdapterPipeline", "layers")]
-
-
 @pytest.mark.usefixtures("on_meta")
-@pytest.mark.parametrize(("name", "mode"), ON_META)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", CASES)
 def test_nothing_of_a_call_is_left_on_the_wrong_device(
     folder: Path, xl_folder: Path, name: str, mode: str
 ) -> None:
