@@ -5,6 +5,11 @@ OUT ?= out
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
+# Python compiles a module the first time that it is imported, which is less than a tenth of what gets installed. So pip
+# compiles nothing, and Python must be free to keep what it compiles.
+INSTALL := $(PIP) install --no-compile -c constraints.txt torch==2.13.0
+unexport PYTHONDONTWRITEBYTECODE
+
 # The first Python on this machine that is new enough and runs; PYTHON=... chooses another.
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -56,13 +61,14 @@ $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "calotype needs Python 3.11 or newer, and none was found: install one, or name it with PYTHON=..." >&2; exit 1; }
 	@echo "Making the virtual environment $(VENV) with $(PYTHON)."
 	@$(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) could not make a virtual environment; on Debian or Ubuntu: apt-get install python3-venv." >&2; exit 1; }
+	@$(PIP) install --no-compile --upgrade pip || true  # one of some years ago does the same in three times the time
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing calotype and what it stands on (some minutes the first time)."
-	@$(PIP) install -c constraints.txt torch==2.13.0 -e ".[cli]"
+	@$(INSTALL) -e ".[cli]"
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing calotype with its development tools (some minutes the first time)."
-	@$(PIP) install -c constraints.txt torch==2.13.0 -e ".[dev]"
+	@$(INSTALL) -e ".[dev]"
 	@touch $@ $(VENV)/.installed

@@ -31,10 +31,10 @@ WORDS = "a an astronaut cat dog ball cube castle forest grass in on at sunset ph
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
 VAE: dict[str, Any] = {
-    "block_out_channels": (16, 32, 32, 32),
+    "block_out_channels": (8, 16, 16, 16),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "norm_num_groups": 8,
+    "norm_num_groups": 4,
     "sample_size": SIZE,
 }
 UNET: dict[str, Any] = {

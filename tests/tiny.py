@@ -72,10 +72,10 @@ VAE = {
     "in_channels": 3,
     "out_channels": 3,
     "latent_channels": 4,
-    "block_out_channels": (16, 32, 32, 32),
+    "block_out_channels": (8, 16, 16, 16),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "norm_num_groups": 8,
+    "norm_num_groups": 4,
     "sample_size": 64,
 }
 

@@ -21,7 +21,7 @@ PROGRAMS = sorted(path for path in FOLDER.glob("*.py") if path.stem != "tiny")
 ON_POCKET = ("compare_schedulers", "prompt_to_picture", "watch_the_steps")
 """Those whose checkpoint comes with the package, which takes longer than a tiny one."""
 
-RUN_UNDER_ANOTHER_NAME = ("inpainting", "text_to_video")
+RUN_UNDER_ANOTHER_NAME = ("inpainting", "video_from_a_model_of_pictures")
 UNDER_ANOTHER_NAME = [path for path in PROGRAMS if "\nfrom calotype import" in path.read_text()]
 
 

@@ -8,7 +8,8 @@ called with, and many pairs of them that no call had before, in fewer calls.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,3 +89,15 @@ def _merged(makes: list[Case]) -> Case:
         return arguments
 
     return make
+
+
+def in_turn(
+    cases: Iterable[str], schedulers: Sequence[str | None], stepping: tuple[str, ...] = ()
+) -> list[tuple[str, str | None]]:
+    """Cases with the schedulers in turn, and those of ``stepping`` with each.
+
+    A pipeline tells its scheduler which steps to take, and hands it each prediction; so the two can only go wrong
+    together in a case that says which steps are taken. What else a case changes is the same for every scheduler.
+    """
+    turns = itertools.cycle(schedulers)
+    return [(case, one) for case in cases for one in (schedulers if case in stepping else [next(turns)])]

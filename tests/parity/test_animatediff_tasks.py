@@ -17,6 +17,7 @@ from PIL import Image
 import calotype
 from calotype.core.errors import InputError
 from tests.parity.deviations import deviation
+from tests.parity.packs import packed
 from tests.parity.pipeline_runs import TOLERANCE, Case, quiet, seeded
 from tests.parity.video_runs import ADAPTER, as_array, clip
 from tests.tiny import randomise, stable_diffusion_folder, stable_diffusion_xl_folder
@@ -179,12 +180,13 @@ OWN: dict[str, dict[str, Case]] = {
         "sizes": lambda: {"original_size": (30, 40), "crops_coords_top_left": (3, 4), "denoising_end": 0.7},
     },
 }
-CASES = [(name, case) for name in NAMES for case in (*COMMON, *OWN[name])]
+PACKED = {name: packed({**COMMON, **OWN[name]}) for name in NAMES}
+CASES = [(name, case) for name in NAMES for case in PACKED[name]]
 
 
 @pytest.mark.parametrize(("name", "case"), CASES)
 def test_calls(pair: Any, name: str, case: str) -> None:
-    compare(pair(name), name, {**COMMON, **OWN[name]}[case])
+    compare(pair(name), name, PACKED[name][case])
 
 
 @pytest.mark.parametrize("name", [STEERED, STEERED_VIDEO])

@@ -15,7 +15,7 @@ from PIL import Image
 import calotype
 from calotype.core.errors import InputError
 from tests.parity.deviations import deviation
-from tests.parity.packs import packed
+from tests.parity.packs import in_turn, packed
 from tests.parity.pipeline_runs import Case, compare, loaded, quiet, seeded
 from tests.tiny import stable_diffusion_folder
 
@@ -113,11 +113,11 @@ SCHEDULERS = [
     "EulerDiscreteScheduler",
     "DPMSolverMultistepScheduler",
 ]
+STEPPING = ("weak", "one step of many", "nearly full", "full")
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("scheduler", SCHEDULERS, ids=str)
-@pytest.mark.parametrize("case", packed(IMAGE_CALLS))
+@pytest.mark.parametrize(("case", "scheduler"), in_turn(packed(IMAGE_CALLS), SCHEDULERS, STEPPING))
 def test_image_to_image(folder: Path, case: str, scheduler: str | None) -> None:
     usual = {"num_inference_steps": 4, "image": photo()}
     compare(*pair(CLASSES[0], folder, scheduler), lambda: {**usual, **packed(IMAGE_CALLS)[case]()})
@@ -128,8 +128,7 @@ def masked(make: Case) -> Case:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("scheduler", SCHEDULERS, ids=str)
-@pytest.mark.parametrize("case", packed(MASK_CALLS))
+@pytest.mark.parametrize(("case", "scheduler"), in_turn(packed(MASK_CALLS), SCHEDULERS, STEPPING))
 def test_inpainting_with_any_checkpoint(folder: Path, case: str, scheduler: str | None) -> None:
     compare(*pair(CLASSES[1], folder, scheduler), masked(packed(MASK_CALLS)[case]))
 

@@ -18,6 +18,7 @@ from calotype.core.errors import InputError
 from calotype.guidance import ClassifierFree
 from tests.parity import unclip_parts
 from tests.parity.deviations import deviation
+from tests.parity.packs import packed
 from tests.parity.pipeline_runs import TOLERANCE, Case, arrays, compare, quiet, seeded
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -69,6 +70,8 @@ def callers(pairs: dict[str, tuple[Any, Any]], name: str) -> tuple[Any, Any]:
 
 SHORT_KARLO = {"decoder_num_inference_steps": 3, "super_res_num_inference_steps": 3}
 
+OF_PICTURES = ("StableUnCLIPImg2ImgPipeline", "UnCLIPImageVariationPipeline")
+
 CALLS: dict[str, dict[str, Case]] = {
     "StableUnCLIPPipeline": {
         "plain": dict,
@@ -91,9 +94,9 @@ CALLS: dict[str, dict[str, Case]] = {
         "tuple": lambda: {"return_dict": False},
     },
     "StableUnCLIPImg2ImgPipeline": {
-        "plain": lambda: {"prompt": None, "image": photo()},
-        "prompt": lambda: {"image": photo(), "negative_prompt": "blue cube"},
-        "one picture, several prompts": lambda: {"image": photo(), "prompt": ["a ball", "a cube"]},
+        "plain": lambda: {"prompt": None},
+        "prompt": lambda: {"negative_prompt": "blue cube"},
+        "one picture, several prompts": lambda: {"prompt": ["a ball", "a cube"]},
         "several pictures": lambda: {"image": [photo(), photo(seed=1)], "prompt": None},
         "pictures of each": lambda: {
             "image": [photo(), photo(seed=1)],
@@ -107,63 +110,55 @@ CALLS: dict[str, dict[str, Case]] = {
             "prompt": None,
             "generator": [seeded(3), seeded(4)],
         },
-        "no guidance": lambda: {"image": photo(), "guidance_scale": 1.0},
-        "noisy": lambda: {"image": photo(), "noise_level": 700},
-        "size": lambda: {"image": photo(), "height": 40, "width": 72},
+        "no guidance": lambda: {"guidance_scale": 1.0},
+        "noisy": lambda: {"noise_level": 700},
+        "size": lambda: {"height": 40, "width": 72},
         "prompt embeds": lambda: {
-            "image": photo(),
             "prompt": None,
             "prompt_embeds": noise(1, 16, 32),
             "negative_prompt_embeds": noise(1, 16, 32, seed=6),
         },
-        "latents": lambda: {"image": photo(), "latents": noise(1, 4, 8, 8)},
+        "latents": lambda: {"latents": noise(1, 4, 8, 8)},
     },
     "UnCLIPPipeline": {
-        "plain": lambda: SHORT_KARLO,
-        "batch": lambda: {"prompt": ["a ball", "a cube"], "num_images_per_prompt": 2, **SHORT_KARLO},
+        "plain": dict,
+        "batch": lambda: {"prompt": ["a ball", "a cube"], "num_images_per_prompt": 2},
         "more steps": lambda: {"decoder_num_inference_steps": 6, "super_res_num_inference_steps": 4},
         "generators": lambda: {
             "num_images_per_prompt": 2,
             "generator": [seeded(3), seeded(4)],
-            **SHORT_KARLO,
         },
         "nothing guided": lambda: {
             "prior_guidance_scale": 1.0,
             "decoder_guidance_scale": 1.0,
-            **SHORT_KARLO,
         },
-        "prior alone guided": lambda: {"decoder_guidance_scale": 1.0, **SHORT_KARLO},
-        "decoder alone guided": lambda: {"prior_guidance_scale": 1.0, **SHORT_KARLO},
+        "prior alone guided": lambda: {"decoder_guidance_scale": 1.0},
+        "decoder alone guided": lambda: {"prior_guidance_scale": 1.0},
         "latents": lambda: {
             "prior_latents": noise(1, unclip_parts.WIDTH),
             "decoder_latents": noise(1, 3, 16, 16),
             "super_res_latents": noise(1, 3, 32, 32),
-            **SHORT_KARLO,
         },
         "text as it was read": lambda: {
             "prompt": None,
             "text_model_output": (noise(2, unclip_parts.WIDTH), noise(2, 16, unclip_parts.WIDTH)),
             "text_attention_mask": torch.arange(16)[None] < torch.tensor([[5], [16]]),
-            **SHORT_KARLO,
         },
-        "pil output": lambda: {"output_type": "pil", **SHORT_KARLO},
-        "tuple": lambda: {"return_dict": False, **SHORT_KARLO},
+        "pil output": lambda: {"output_type": "pil"},
+        "tuple": lambda: {"return_dict": False},
     },
     "UnCLIPImageVariationPipeline": {
-        "plain": lambda: {"image": photo(), **SHORT_KARLO},
+        "plain": dict,
         "several": lambda: {
             "image": [photo(), photo(seed=1)],
             "num_images_per_prompt": 2,
-            **SHORT_KARLO,
         },
-        "pixels": lambda: {"image": noise(2, 3, 30, 30), **SHORT_KARLO},
-        "embeds": lambda: {"image_embeddings": noise(2, unclip_parts.WIDTH), **SHORT_KARLO},
-        "not guided": lambda: {"image": photo(), "decoder_guidance_scale": 1.0, **SHORT_KARLO},
+        "pixels": lambda: {"image": noise(2, 3, 30, 30)},
+        "embeds": lambda: {"image_embeddings": noise(2, unclip_parts.WIDTH)},
+        "not guided": lambda: {"decoder_guidance_scale": 1.0},
         "latents": lambda: {
-            "image": photo(),
             "decoder_latents": noise(1, 3, 16, 16),
             "super_res_latents": noise(1, 3, 32, 32),
-            **SHORT_KARLO,
         },
     },
     "LDMTextToImagePipeline": {
@@ -191,13 +186,23 @@ CALLS: dict[str, dict[str, Case]] = {
 }
 
 
-@pytest.mark.parametrize(("name", "case"), [(name, case) for name, cases in CALLS.items() for case in cases])
+ALONE = {"UnCLIPPipeline": "latents", "UnCLIPImageVariationPipeline": "latents"}
+"""Beside the plain calls of LDM, which nothing guides."""
+PACKED = {name: packed(cases, (ALONE.get(name, "plain"),)) for name, cases in CALLS.items()}
+
+
+@pytest.mark.parametrize(("name", "case"), [(name, case) for name, cases in PACKED.items() for case in cases])
 def test_call(pairs: dict[str, tuple[Any, Any]], name: str, case: str) -> None:
-    make = CALLS[name][case]
+    make = PACKED[name][case]
 
     def arguments() -> dict[str, Any]:
+        given = make()
         usual = {"prior_num_inference_steps": 3} if name in ("StableUnCLIPPipeline", "UnCLIPPipeline") else {}
-        return {**usual, **make()}
+        if name.startswith("UnCLIP"):
+            usual |= SHORT_KARLO
+        if name in OF_PICTURES and not {"image_embeds", "image_embeddings"} & given.keys():
+            usual |= {"image": photo()}
+        return {**usual, **given}
 
     compare(*callers(pairs, name), arguments)
 

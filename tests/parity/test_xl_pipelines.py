@@ -13,6 +13,7 @@ import torch
 
 import calotype
 from calotype.core.errors import InputError
+from tests.parity.packs import in_turn, packed
 from tests.parity.pipeline_runs import Case, compare, loaded, quiet, seeded
 from tests.parity.test_image_pipelines import mask, photo
 from tests.tiny import stable_diffusion_xl_folder
@@ -30,6 +31,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def refiner(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return stable_diffusion_xl_folder(tmp_path_factory.mktemp("models") / "refiner", diffusers, refiner=True)
+
+
+@pytest.fixture(scope="module")
+def inpainting_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose denoiser reads mask and masked picture."""
+    folder = tmp_path_factory.mktemp("models") / "inpainting"
+    return stable_diffusion_xl_folder(folder, diffusers, unet={"in_channels": 9})
 
 
 def pair(name: str, folder: Path, scheduler: str | None = None) -> tuple[Any, Any]:
@@ -98,17 +106,25 @@ PICTURES: dict[str, Case] = {
 SCHEDULERS = [None, "DDIMScheduler", "DPMSolverMultistepScheduler", "HeunDiscreteScheduler"]
 
 
+STEPPING = ("plain", "strong", "start", "start and end")
+"""Cases that say which steps are taken, so that it matters how many each scheduler makes of them."""
+
+
+ON_TEXTS = packed(TEXTS)
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("scheduler", SCHEDULERS, ids=str)
-@pytest.mark.parametrize("case", TEXTS)
+@pytest.mark.parametrize(("case", "scheduler"), in_turn(ON_TEXTS, SCHEDULERS, ("no guidance", "end")))
 def test_text_to_image(folder: Path, case: str, scheduler: str | None) -> None:
-    compare(*pair(TEXT, folder, scheduler), TEXTS[case])
+    compare(*pair(TEXT, folder, scheduler), ON_TEXTS[case])
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("scheduler", SCHEDULERS, ids=str)
-@pytest.mark.parametrize("case", PICTURES)
-@pytest.mark.parametrize("kind", ["base", "refiner"])
+@pytest.mark.parametrize(
+    ("kind", "case", "scheduler"),
+    [("refiner", *one) for one in in_turn(PICTURES, SCHEDULERS, STEPPING)]
+    + [("base", *one) for one in in_turn(PICTURES, SCHEDULERS)],
+)
 def test_image_to_image(folder: Path, refiner: Path, kind: str, case: str, scheduler: str | None) -> None:
     steps = {"num_inference_steps": 6, "image": photo()}
     pipes = pair(IMAGE, folder if kind == "base" else refiner, scheduler)
@@ -135,10 +151,9 @@ def test_inpainting_with_any_checkpoint(folder: Path, case: str) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("case", MASKED)
-def test_inpainting_with_its_own_checkpoint(tmp_path: Path, case: str) -> None:
-    own = stable_diffusion_xl_folder(tmp_path / "xl", diffusers, unet={"in_channels": 9})
+def test_inpainting_with_its_own_checkpoint(inpainting_folder: Path, case: str) -> None:
     steps = {"num_inference_steps": 5, "image": photo(), "mask_image": mask()}
-    compare(*pair(MASK, own), lambda: {**steps, **MASKED[case]()})
+    compare(*pair(MASK, inpainting_folder), lambda: {**steps, **MASKED[case]()})
 
 
 def test_base_and_refiner_as_an_ensemble(folder: Path, refiner: Path) -> None:

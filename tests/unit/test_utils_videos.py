@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +89,23 @@ def test_more_quality_is_a_larger_file_and_a_nearer_picture(tmp_path: Path) -> N
     assert sizes == sorted(sizes) and sizes[0] * 2 < sizes[2]
     slow = Path(export_to_video(noise, tmp_path / "rate.mp4", bitrate=20_000))
     assert slow.stat().st_size < sizes[1]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone fills memory that is given out")
+@pytest.mark.parametrize("width", [72, 128])
+def test_the_same_frames_are_the_same_file(width: int, tmp_path: Path) -> None:
+    """Whatever was in the memory that the encoder works in."""
+    tiles = np.random.default_rng(0).random((8, 8, 3)).repeat(8, 0).repeat(24, 1)[:, :width]
+    frames = [np.roll(tiles, (2 * i, 3 * i), (0, 1)) for i in range(14)]
+    fill, m_perturb = ctypes.CDLL(None).mallopt, -6
+    written = set()
+    try:
+        for value in (17, 99, 200):
+            fill(m_perturb, value)
+            written.add(Path(export_to_video(frames, tmp_path / "again.mp4")).read_bytes())
+    finally:
+        fill(m_perturb, 0)
+    assert len(written) == 1
 
 
 def test_a_converter_sees_all_frames(tmp_path: Path) -> None:
