@@ -22,6 +22,7 @@ from calotype.diffusion.tasks.depth import normalized
 from calotype.pocket.labels import PALETTE, SEGMENTS, painted
 from calotype.training.__main__ import main
 from calotype.training.loop import TrainingError
+from calotype.training.objectives import diffuse, prediction_target
 from calotype.training.recipes.base import Base, load_base
 from calotype.training.recipes.chunks import DONE, VALIDATION, ChunkFolder, chunk_name, clear
 from calotype.training.recipes.pocket.networks import build_unet
@@ -36,6 +37,7 @@ from calotype.training.recipes.pocket_family.members.controlnets import controln
 from calotype.training.recipes.pocket_family.members.depth import depth_beside
 from calotype.training.recipes.pocket_family.members.upscale import in_upscalers_unit
 from calotype.training.recipes.pocket_family.views import FIELDS, ViewSet
+from calotype.training.text_to_image import TextToImageObjective
 from tests.tiny import randomise
 from tests.tiny_pocket import tiny_pocket
 
@@ -175,6 +177,35 @@ def test_a_member_can_begin_as_the_base(parts: Base) -> None:
         expected = parts.unet(x[:, :4], 500, states).sample
         torch.testing.assert_close(objective.unet(x, 500, states).sample, expected, atol=1e-5, rtol=1e-5)
     assert all(parameter.requires_grad for parameter in objective.unet.parameters())
+
+
+def test_what_the_base_knows_of_whole_pictures_is_taught(work: Path, parts: Base) -> None:
+    """Not of crops, and not without a text: there it is what was added."""
+    member = member_of("pocket-xl")
+    objective: Any = member.objective(member.settings("tiny"), parts)
+    side = float(parts.pixels)
+    g = torch.Generator().manual_seed(0)
+    latents, noise = (torch.randn((3, *parts.latent_shape), generator=g) for _ in range(2))
+    batch = {
+        "pictures": torch.zeros(3, 3, parts.pixels, parts.pixels),
+        "noise": noise,
+        "timesteps": torch.tensor([900, 500, 500]),
+        "time_ids": torch.tensor([[side] * 6, [1.5 * side] * 6, [side] * 6]),
+        "dropped": torch.tensor([False, False, True]),
+    }
+    states = parts.read(parts.ids(["a red ball"] * 3))
+    level = objective.first.alphas_cumprod[batch["timesteps"]]
+    own = prediction_target(latents, noise, level, objective.first.prediction)
+    with torch.no_grad():
+        noisy = diffuse(latents, noise, level)
+        taught = parts.unet(noisy, batch["timesteps"], states).sample
+    target = objective.target(batch, latents, states)
+    torch.testing.assert_close(target[0], taught[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(target[1:], own[1:])
+    assert not torch.allclose(target[0], own[0], atol=1e-2)
+    told = {"latents": latents, "noise": noise, "timesteps": batch["timesteps"], "states": states}
+    base = TextToImageObjective(parts.unet, None, parts.scheduler.alphas_cumprod)
+    assert float(base({**told, "target": taught})["loss"]) < 1e-9 < float(base(told)["loss"])
 
 
 def test_a_controlnet_begins_as_the_encoder_of_the_base() -> None:

@@ -192,6 +192,10 @@ def test_the_bundled_models_by_what_is_asked_for() -> None:
     assert request.from_options(prompts).model == "pocket"
     assert request.from_options(prompts, True).model == "pocket-motion"
     assert request.from_options({**prompts, "model": "mine"}, True).model == "mine"
+    steps = {
+        name: request.default_steps(name) for name in ("pocket", "pocket-turbo", "pocket-motion", "mine")
+    }
+    assert steps == {"pocket": 20, "pocket-turbo": 4, "pocket-motion": 16, "mine": 20}
 
 
 def test_info_names_what_videos_are_made_of(models: dict[str, Path]) -> None:

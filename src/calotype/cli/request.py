@@ -13,8 +13,6 @@ from calotype.utils.metadata import Settings
 
 MAX_SEED = 2**63 - 1
 DEFAULT_STEPS = 20
-CLIP_STEPS = 16
-"""Of the bundled model of clips, whose steps are of sixteen pictures: a clip takes less than a minute on two cores."""
 NOTHING = 'Say what to show: calotype generate "a red ball on grass"; or give --like FILE.png.'
 
 
@@ -25,12 +23,9 @@ def default_model(video: bool) -> str:
 
 def default_steps(model: str) -> int:
     """The steps that are taken where no number is named; few-step models are made for theirs."""
-    from calotype.pipelines.bundled import MEMBERS
+    from calotype.pipelines.bundled import USUAL
 
-    if model == default_model(video=True):
-        return CLIP_STEPS
-    usual = MEMBERS[model].usual if model in MEMBERS else {}
-    return int(usual.get("num_inference_steps", DEFAULT_STEPS))
+    return int(USUAL.get(model, {}).get("num_inference_steps", DEFAULT_STEPS))
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,11 @@ MEMBERS: dict[str, Member] = {
 }
 """Name -> what the member is."""
 
+USUAL: dict[str, Mapping[str, Any]] = {name: member.usual for name, member in MEMBERS.items()}
+# sixteen pictures a step: so a clip takes no more than a minute on two cores
+USUAL |= {"pocket-motion": {"num_inference_steps": 16}}
+"""Name -> what is usual for calls of it."""
+
 FOLDER = _POCKET / "members"
 BUNDLED = {BASE: _POCKET / "weights", "pocket-motion": _POCKET / "motion_weights"}
 BUNDLED |= {name: FOLDER / name for name in (*MEMBERS, _ESTIMATOR)}

@@ -78,7 +78,6 @@ class ClipObjective(nn.Module):
 
     unet: Any
     alphas_cumprod: torch.Tensor
-    shares: torch.Tensor
 
     def __init__(
         self, unet: nn.Module, scheduler: Any, changing: float = 0.0, following: float = 0.0
@@ -88,7 +87,7 @@ class ClipObjective(nn.Module):
         self.following = Following(unet) if following > 0 else None
         self.prediction = scheduler.config.prediction_type
         self.register_buffer("alphas_cumprod", scheduler.alphas_cumprod.float(), persistent=False)
-        self.register_buffer("shares", torch.tensor([changing, following]), persistent=False)
+        self._changing, self._following = changing, following
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """``latents`` and ``noise`` [B, C, F, H, W], ``timesteps`` [B], ``states`` [B, L, D], ``signal`` [B] in [0, 1],
@@ -111,10 +110,10 @@ class ClipObjective(nn.Module):
         missed, there = ((faint * each.square()).mean() for each in moved)
         changing = missed / there.clamp_min(1e-3)
         told = {"denoising": denoising, "changing": changing}
-        loss = denoising + self.shares[0] * changing
+        loss = denoising + self._changing * changing
         if self.following is not None:
             told["following"] = self.following(batch["ways"])
-            loss = loss + self.shares[1] * told["following"]
+            loss = loss + self._following * told["following"]
         return {"loss": loss, **told}
 
 
