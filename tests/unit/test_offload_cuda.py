@@ -42,6 +42,12 @@ def picture(pipe: Any, seed: int = 0, **arguments: Any) -> torch.Tensor:
     return pipe("a ball", num_inference_steps=3, output_type="pt", generator=generator, **arguments).images
 
 
+def on_cuda(pipe: Any) -> Any:
+    """The pipeline on CUDA as it is written: so offloaded models are computed, acceleration rounds otherwise."""
+    pipe.acceleration = None
+    return pipe.to("cuda")
+
+
 def peak_bytes(function: Callable[[], Any]) -> int:
     """The most memory held during ``function`` beyond what was held before."""
     torch.cuda.synchronize()
@@ -63,9 +69,7 @@ def weights(model: torch.nn.Module) -> int:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_picture_is_that_of_a_pipeline_on_cuda(folder: Path, mode: str) -> None:
-    plain = load(folder).to("cuda")
-    plain.acceleration = None  # offloaded models are computed so; its convolutions round otherwise
-    expected = picture(plain)
+    expected = picture(on_cuda(load(folder)))
     pipe = load(folder)
     getattr(pipe, mode)()
     assert pipe._execution_device.type == "cuda"
@@ -110,9 +114,7 @@ def test_the_models_take_turns(folder: Path) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_half_precision_with_an_autoencoder_in_float32(xl_folder: Path, mode: str) -> None:
     half = {"torch_dtype": torch.float16}
-    plain = load(xl_folder, **half).to("cuda")
-    plain.acceleration = None  # as above
-    expected = picture(plain)
+    expected = picture(on_cuda(load(xl_folder, **half)))
     pipe = load(xl_folder, **half)
     getattr(pipe, mode)()
     torch.testing.assert_close(picture(pipe), expected, atol=5e-3, rtol=0)
@@ -130,7 +132,7 @@ def test_a_controlnet_comes_too(folder: Path, mode: str) -> None:
     )
     pipe.set_progress_bar_config(disable=True)
     start = torch.rand(1, 3, 64, 64)
-    expected = picture(pipe.to("cuda"), image=start)
+    expected = picture(on_cuda(pipe), image=start)
     getattr(pipe.to("cpu"), mode)()
     torch.testing.assert_close(picture(pipe, image=start), expected, atol=1e-4, rtol=0)
 
@@ -173,7 +175,7 @@ CUDA = torch.device("cuda")
 
 @pytest.mark.parametrize("name", GROUPS)
 def test_groups_make_the_same_picture(folder: Path, name: str) -> None:
-    expected = picture(load(folder).to("cuda"))
+    expected = picture(on_cuda(load(folder)))
     pipe = load(folder)
     pipe.enable_group_offload(CUDA, **GROUPS[name])
     for _ in range(3):  # the first learns the order, the others send ahead
@@ -204,7 +206,7 @@ def test_groups_save_memory_and_give_it_back(folder: Path, name: str) -> None:
 @pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
 @pytest.mark.parametrize("stream", [False, True])
 def test_groups_on_disk(folder: Path, tmp_path: Path, kind: str, stream: bool) -> None:
-    expected = picture(load(folder).to("cuda"))
+    expected = picture(on_cuda(load(folder)))
     pipe = load(folder)
     pipe.enable_group_offload(
         CUDA, offload_type=kind, num_blocks_per_group=1, use_stream=stream, offload_to_disk_path=str(tmp_path)
@@ -256,10 +258,10 @@ def test_copies_overlap_with_computation_and_are_never_read_early(record: bool) 
 
 
 def test_one_model_in_groups_beside_others_on_cuda(folder: Path) -> None:
-    expected = picture(load(folder).to("cuda"))
+    expected = picture(on_cuda(load(folder)))
     pipe = load(folder)
     pipe.unet.enable_group_offload(CUDA, num_blocks_per_group=1, use_stream=True)
-    pipe.to("cuda")
+    on_cuda(pipe)
     assert pipe.unet.device.type == "cpu"
     assert pipe.vae.device.type == "cuda"
     torch.testing.assert_close(picture(pipe), expected, atol=1e-4, rtol=0)
