@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from calotype.acceleration.kernels import group_norm, layer_norm, pointwise, softmax
+from calotype.acceleration.kernels import group_norm, layer_norm, pointwise, products, softmax
 
 
 def compare() -> None:
@@ -49,6 +49,16 @@ def compare() -> None:
     x = torch.randn(3, 5, 70) * 10
     close(softmax.fused(x, 0.3, torch.float32), softmax.plain(x, 0.3, torch.float32))
     print("softmax")
+    for rows, width in ((5, 64), (77, 128)):
+        x = torch.randn(1, rows, width)
+        groups = [[torch.randn(n, width) for n in sizes] for sizes in ((40, 40), (256, 130), (64,))]
+        assert all(products.fit(x, weight) for group in groups for weight in group)
+        found, right = products.fused(x, products.Table(x, groups)), products.plain(x, groups)
+        for one, other in zip(found, right, strict=True):
+            close(one, other)
+    assert not products.fit(x, torch.randn(8, 96))
+    assert not products.fit(x, torch.randn(8, width).double())
+    print("products")
 
 
 if __name__ == "__main__":

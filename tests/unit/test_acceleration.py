@@ -26,26 +26,27 @@ from torch import Tensor
 
 import calotype
 from calotype import acceleration
-from calotype.acceleration import accelerated, pipeline, switch
+from calotype.acceleration import accelerated, pipeline, stand_ins, switch
 from calotype.acceleration.accelerated import Accelerated, runner_of
 from calotype.acceleration.options import Options
 from calotype.acceleration.stand_ins import packed
 from calotype.acceleration.state import channels_last, pack, siblings
 from calotype.core.errors import InputError
+from calotype.core.lanes import lane, side_by_side
 from tests.tiny import UNET, randomise, stable_diffusion_folder
 
 
 class Repeats:
     """In the place of CUDA graphs: the function again, its results into the memory of the first ones."""
 
-    def __init__(self, place: torch.device) -> None:
+    def __init__(self, place: torch.device, lane: int = 0) -> None:
         self.lock = threading.RLock()
 
     def capture(self, function: Callable[[], Any]) -> tuple[Any, Any]:
         result = function()
         return Again(function, result), result
 
-    def in_order(self) -> Any:
+    def in_order(self, *kept: Any) -> Any:
         return self.lock
 
     def current(self) -> Any:
@@ -348,6 +349,122 @@ def test_a_runner_does_not_keep_its_model(pretend: None, monkeypatch: pytest.Mon
     assert [one() for one in gone] == [None, None]
 
 
+@torch.no_grad()
+def test_keys_and_values_are_kept_as_long_as_a_capture_reads_them(
+    pretend: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Forgotten:
+        def replay(self) -> None:
+            pass
+
+    found: list[Any] = []
+
+    def capture(self: Any, function: Any) -> Any:
+        result = function()
+        if isinstance(result, list):
+            found.extend(weakref.ref(one) for pair in result for one in pair)
+        return Forgotten(), result
+
+    monkeypatch.setattr(Repeats, "capture", capture)
+    fast = Accelerated(unet(), Options())
+    fast(**given()), fast(**given())
+    gc.collect()
+    assert found
+    assert all(one() is not None for one in found)
+
+
+@torch.no_grad()
+def test_keys_and_values_of_all_layers_come_from_one_launch_wherever_weights_are(
+    pretend: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels = stand_ins.kernels_for(torch.device("cpu"))
+    if kernels is None:
+        pytest.skip("Triton is not installed")
+
+    class Table:
+        """What was at addresses when they were noted."""
+
+        def __init__(self, x: Tensor, groups: Any) -> None:
+            self.groups = [[weight.data for weight in group] for group in groups]
+
+    launches = []
+
+    def fused(x: Tensor, table: Any) -> Any:
+        launches.append(len(table.groups))
+        return kernels.products.plain(x, table.groups)
+
+    monkeypatch.setattr(kernels.products, "Table", Table)
+    monkeypatch.setattr(kernels.products, "fused", fused)
+    takes = lambda *given: len(given) == 1 and given[0].shape[1:] == (16, 64)  # noqa: E731
+    monkeypatch.setattr(stand_ins.Kernels, "take", staticmethod(takes))
+    model, plain = (
+        randomise(calotype.UNet2DConditionModel(**{**UNET, "cross_attention_dim": 64})) for _ in "ab"
+    )
+    fast = Accelerated(model, Options())
+    layers = [layer for key, layer in model.named_modules() if key.endswith("attn2")]
+    context = torch.randn(2, 16, 64)
+
+    def change(weight: Callable[[Tensor], None]) -> None:
+        for one in (model, plain):
+            weight(one.mid_block.attentions[0].transformer_blocks[0].attn2.to_v.weight)
+
+    for turn in range(4):
+        for _ in range(3):
+            same(fast, plain, {**given(), "encoder_hidden_states": torch.randn(2, 16, 64)})
+            same(fast, plain, {**given(), "encoder_hidden_states": context})
+        another_call(fast)
+        if turn == 0:
+            change(lambda weight: weight.mul_(1.5))
+        elif turn == 1:
+            change(lambda weight: setattr(weight, "data", weight.data * -1.0))
+        elif turn == 2:
+            add_lora(model), add_lora(plain)
+    assert set(launches) == {len(layers), len(layers) - 1}
+    assert "grouped" in fast._runner.report()
+
+
+def add_lora(model: Any) -> None:
+    """An adapter on one layer that reads the prompt, which is then computed by itself."""
+    generator = torch.Generator().manual_seed(3)
+    name = next(key for key, _ in model.named_modules() if key.endswith("attn2.to_k"))
+    layer = model.get_submodule(name)
+    tensors = {
+        f"unet.{name}.lora_A.weight": torch.randn(2, layer.in_features, generator=generator),
+        f"unet.{name}.lora_B.weight": torch.randn(layer.out_features, 2, generator=generator),
+    }
+    model.load_lora_adapter(tensors)
+
+
+@torch.no_grad()
+def test_lanes_have_captures_of_their_own_and_meet_before_anything_is_computed_with(pretend: None) -> None:
+    models, plain = (
+        [clip(), clip("CLIPTextModelWithProjection")],
+        [clip(), clip("CLIPTextModelWithProjection")],
+    )
+    for _ in range(4):
+        tokens = ids()
+        found = []
+        with side_by_side() as lanes:
+            for number, model in zip((1, 0), models, strict=True):
+                with lanes.lane(number):
+                    found.append(Accelerated(model, Options())(tokens, output_hidden_states=True))
+        assert lane() is None
+        for one, model in zip(found, plain, strict=True):
+            right = model(tokens, output_hidden_states=True)
+            torch.testing.assert_close(one.to_tuple(), right.to_tuple(), rtol=1e-4, atol=1e-5)
+    first, second = (runner_of(model, Options()) for model in models)
+    assert [*first.captures] == ["__call__, lane 1"]
+    assert [*second.captures] == ["__call__"]
+    assert first.captures["__call__, lane 1"].device is not second.captures["__call__"].device
+    met: list[int] = []
+    with side_by_side() as lanes:
+        lanes.ends.append(lambda: met.append(len(lanes.kept)))
+        lanes.kept.append("memory")
+        assert not met
+    assert met == [1]
+    assert not lanes.kept
+
+
 def clip(name: str = "CLIPTextModel", **options: Any) -> Any:
     import transformers
 
@@ -550,4 +667,4 @@ def test_kernels_compute_what_their_twins_compute() -> None:
         [sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.split() == ["group", "layer", "gate", "sum", "twice", "softmax"]
+    assert done.stdout.split() == ["group", "layer", "gate", "sum", "twice", "softmax", "products"]

@@ -15,6 +15,7 @@ import calotype
 from calotype import acceleration
 from calotype.acceleration.accelerated import Accelerated, runner_of
 from calotype.acceleration.options import Options
+from calotype.core.lanes import side_by_side
 from calotype.diffusion.images import NonFiniteError
 from tests.tiny import UNET, VAE, randomise, stable_diffusion_folder
 
@@ -134,6 +135,19 @@ def test_one_wide_head(dtype: torch.dtype, size: tuple[int, int]) -> None:
     assert error(found[:1], right) < max(1.5 * error(usual, right), BOUND[dtype])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 77, 154, 300])
+def test_products_with_many_matrices(dtype: torch.dtype, rows: int) -> None:
+    from calotype.acceleration.kernels import products
+
+    x = random(1, rows, 768, dtype=dtype)
+    groups = [[random(n, 768, dtype=dtype) for n in sizes] for sizes in ((320, 320), (640,), (40, 1280, 8))]
+    found = products.fused(x, products.Table(x, groups))
+    right = products.plain(x.double(), [[weight.double() for weight in group] for group in groups])
+    for one, other in zip(found, right, strict=True):
+        assert all(error(a, b) < BOUND[dtype] for a, b in zip(one, other, strict=True))
+
+
 def unet(linear: bool = False) -> Any:
     return randomise(calotype.UNet2DConditionModel(**WIDE, use_linear_projection=linear)).cuda()
 
@@ -177,6 +191,38 @@ def test_every_call_is_that_of_the_model(options: Options) -> None:
         captures = fast._runner.captures["__call__"]
         assert captures.count == 1
         assert not captures.failed
+
+
+@torch.no_grad()
+def test_keys_and_values_of_all_layers_are_read_from_weights_where_they_are_now() -> None:
+    config = {**WIDE, "cross_attention_dim": 64}
+    plain, model = (randomise(calotype.UNet2DConditionModel(**config)).cuda() for _ in range(2))
+    fast = Accelerated(model, Options())
+    context = random(2, 16, 64)
+    for turn in range(3):
+        for index in range(4):
+            arguments = {**given(), "encoder_hidden_states": context if index % 2 else random(2, 16, 64)}
+            assert error(fast(**arguments)[0], plain(**arguments)[0]) < 1e-4
+        assert next(iter(fast._runner.captures["__call__"].kept.values())).memory[1].count > 4
+        fast.__dict__["_begun"] = False
+        for one in (model, plain):
+            weight = one.mid_block.attentions[0].transformer_blocks[0].attn2.to_v.weight
+            if turn:
+                weight.mul_(1.5)
+            else:
+                weight.data = weight.data * -1.0
+
+
+@torch.no_grad()
+def test_models_that_take_turns_leave_each_other_keys_and_values() -> None:
+    pairs = [(unet(), Accelerated(unet(), Options())) for _ in range(2)]
+    arguments = [given(), given(side=24)]
+    for _ in range(3):
+        for (plain, fast), one in zip(pairs, arguments, strict=True):
+            for _ in range(3):
+                assert error(fast(**one)[0], plain(**one)[0]) < 1e-4
+    for (plain, fast), one in zip(pairs * 3, arguments * 3, strict=True):
+        assert error(fast(**one)[0], plain(**one)[0]) < 1e-4
 
 
 @torch.no_grad()
@@ -309,6 +355,30 @@ def test_text_encoders_read_new_prompts_from_one_graph(name: str, dtype: torch.d
     for _ in range(3):
         alike()
     assert runner.captures["__call__"].count == 1  # of captures since
+
+
+@torch.no_grad()
+def test_text_encoders_side_by_side_read_what_they_read_alone() -> None:
+    names = ("CLIPTextModel", "CLIPTextModelWithProjection")
+    plain, models = ([text_encoder(name, torch.float16) for name in names] for _ in range(2))
+    for turn in range(30):
+        tokens, found = prompt_ids(), []
+        with side_by_side() as lanes:
+            for number, model in zip((1, 0), models, strict=True):
+                with lanes.lane(number):
+                    states = Accelerated(model, Options())(tokens, output_hidden_states=True).hidden_states[
+                        -2
+                    ]
+                    found.append(states)
+                del states
+            if turn % 2:
+                del tokens
+        whole = torch.cat(found, dim=-1)
+        if not turn % 2:
+            right = [model(tokens, output_hidden_states=True).hidden_states[-2] for model in plain]
+            assert error(whole, torch.cat(right, dim=-1)) < BOUND[torch.float16]
+    assert [*runner_of(models[0], Options()).captures] == ["__call__, lane 1"]
+    assert runner_of(models[0], Options()).captures["__call__, lane 1"].count == 1
 
 
 def test_a_lora_of_the_text_encoder_is_heard(tmp_path: Path) -> None:

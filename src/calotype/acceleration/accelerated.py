@@ -8,7 +8,6 @@ import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from calotype.acceleration.stand_ins import Kernels, Prompt, Readers, StandIns, 
 from calotype.acceleration.state import Structure, Weights, channels_last, obstacle, pack
 from calotype.acceleration.values import taken_apart
 from calotype.adapters.strength import at_strength, strength
+from calotype.core.lanes import lane
 from calotype.nn.replaceable import replaced
 
 logger = logging.getLogger(__name__)
@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 PROMPTS = frozenset({"encoder_hidden_states"})
 UNREAD = ("generator",)
 """Arguments of the methods beside ``forward`` that these accept and do not read."""
-_DEVICES: dict[str, Callable[[torch.device], Device]] = {"cuda": CudaGraphs}
-"""Kinds of devices that calls are captured on."""
+_DEVICES: dict[str, Callable[[torch.device, int], Device]] = {"cuda": CudaGraphs}
+"""What captures on a lane of a device, by the device's kind."""
 
 
 class Accelerated:
@@ -71,6 +71,7 @@ class Runner:
     def __init__(self, model: nn.Module, options: Options) -> None:
         self.name, self.options = type(model).__name__, options
         self.device: Device | None = None
+        self.place = torch.device("meta")
         self.captures: dict[str, Captures] = {}
         self.kernels: Kernels | None = None
         self.lock = threading.RLock()
@@ -97,7 +98,7 @@ class Runner:
             self._say(self.why)
             self.device = self.kernels = self.weights = self.structure = None
         else:
-            self.device = device_of(place)
+            self.device, self.place = device_of(place), place
             settle(model)
             with torch.inference_mode(False), torch.no_grad():
                 if self.options.kernels:
@@ -135,7 +136,8 @@ class Runner:
         if method != "__call__":
             kwargs = {name: value for name, value in kwargs.items() if name not in UNREAD}
         why, tensors, form = taken(args, kwargs, weights.tensors[0].device)
-        replays = why is None and method in self.captures and form in self.captures[method].kept
+        path = self._path(method)
+        replays = why is None and path in self.captures and form in self.captures[path].kept
         if begins and not replays and self._changed(model, weights):
             return self(model, method, args, kwargs)
         if why is not None:
@@ -147,8 +149,19 @@ class Runner:
                 return function(*args, **kwargs)
 
         def noting() -> tuple[Any, Readers]:
-            readers = Readers([kwargs[name] for name in PROMPTS if isinstance(kwargs.get(name), Tensor)])
-            return compiled_first(partial(ordinary, readers)), readers.done()
+            contexts = [kwargs[name] for name in PROMPTS if isinstance(kwargs.get(name), Tensor)]
+            readers = Readers(contexts)
+
+            def first() -> Any:
+                result = ordinary(readers)
+                if contexts and readers.layers and self.options.grouped:
+                    prompt = Prompt(contexts[0].contiguous(), readers.layers, kernels)
+                    if prompt.table is not None:  # so that its kernel is compiled with the others
+                        with device.current():
+                            prompt.computed()
+                return result
+
+            return compiled_first(first), readers.done()
 
         try:
             if not self.options.graphs:
@@ -156,7 +169,7 @@ class Runner:
             with self.lock:
                 if self.weights is not weights:  # another thread has found that the model has changed
                     return ordinary()
-                captures = self._captures_of(method, device)
+                captures = self._captures_of(path, device)
                 stamp = Stamp(self.epoch, weights.versions)
                 with device.current():
                     result = captures(ordinary, noting, self._preparing(function), stamp, tensors, form)
@@ -184,11 +197,18 @@ class Runner:
             self._anew(model)
             return True
 
-    def _captures_of(self, method: str, device: Device) -> Captures:
-        if method not in self.captures:
+    def _path(self, method: str) -> str:
+        """What the captures of a method are kept by: those of each lane are its own."""
+        number = 0 if not self.options.lanes or (found := lane()) is None else found[0]
+        return f"{method}, lane {number}" if number else method
+
+    def _captures_of(self, path: str, device: Device) -> Captures:
+        if path not in self.captures:
             prompts = PROMPTS if self.options.prompts else frozenset()
-            self.captures[method] = Captures(self.name, device, self.options.shapes, prompts)
-        return self.captures[method]
+            _, _, number = path.partition(", lane ")
+            beside = device_of(self.place, int(number)) if number else device
+            self.captures[path] = Captures(self.name, beside, self.options.shapes, prompts)
+        return self.captures[path]
 
     def _preparing(self, function: Callable[..., Any]) -> Callable[..., Prepared]:
         """How a call of ``function`` is captured."""
@@ -197,9 +217,11 @@ class Runner:
             buffers: list[Tensor], form: Hashable, prompts: frozenset[int], readers: Readers
         ) -> Prepared:
             args, kwargs = put_back(form, buffers)
-            layers = list(readers.layers)
-            prompt = Prompt(buffers[next(iter(prompts))]) if prompts and layers else None
-            kernels = self.kernels
+            layers, kernels = list(readers.layers), self.kernels
+            prompt = None
+            if prompts and layers:
+                grouped = kernels if self.options.grouped else None
+                prompt = Prompt(buffers[next(iter(prompts))], layers, grouped)
 
             def call() -> Any:
                 with self._faster(StandIns(self.options, kernels, prompt)):
@@ -208,15 +230,12 @@ class Runner:
             if prompt is None:
                 return Prepared(None, call)
 
-            def before() -> list[Any]:  # adapters act as they do within the call
+            def before() -> Any:  # adapters act as they do within the call
                 scale = (kwargs.get("cross_attention_kwargs") or {}).get("scale")
                 with at_strength(scale), self._faster(StandIns(self.options, kernels)):
-                    return [prompt.computed(layer) for layer in layers]
+                    return prompt.computed()
 
-            def use(found: list[Any]) -> None:
-                prompt.found = dict(zip(layers, found, strict=True))
-
-            return Prepared(before, call, use)
+            return Prepared(before, call, prompt.use, prompt.table)
 
         return prepared
 
@@ -237,7 +256,7 @@ class Runner:
             return f"plain: {self.why}"
         if self.weights is None:
             return "has not been called"
-        names = ("graphs", "channels_last", "kernels", "packed", "prompts", "tuned")
+        names = ("graphs", "channels_last", "kernels", "packed", "prompts", "grouped", "tuned")
         used = [name for name in names if getattr(self.options, name)]
         if self.kernels is None and self.options.kernels:
             used[used.index("kernels")] = "PyTorch in place of kernels, which Triton cannot build here"
@@ -303,16 +322,16 @@ def tuned() -> Iterator[None]:
 MOST = 2
 """Ways of running a model that are kept, for pipelines that share it and differ in their options."""
 _LOCK = threading.RLock()
-_OF_DEVICES: weakref.WeakValueDictionary[torch.device, Device] = weakref.WeakValueDictionary()
+_OF_DEVICES: weakref.WeakValueDictionary[tuple[torch.device, int], Device] = weakref.WeakValueDictionary()
 _RUNNERS: weakref.WeakKeyDictionary[nn.Module, dict[Options, Runner]] = weakref.WeakKeyDictionary()
 
 
-def device_of(place: torch.device) -> Device:
-    """What captures on a device; all its graphs share memory."""
+def device_of(place: torch.device, lane: int = 0) -> Device:
+    """What captures on a lane of a device; all graphs of a lane share memory."""
     with _LOCK:
-        found = _OF_DEVICES.get(place)
+        found = _OF_DEVICES.get((place, lane))
         if found is None:
-            found = _OF_DEVICES[place] = _DEVICES[place.type](place)
+            found = _OF_DEVICES[place, lane] = _DEVICES[place.type](place, lane)
         return found
 
 

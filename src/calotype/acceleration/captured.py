@@ -62,9 +62,11 @@ class Capture:
     stamp: tuple[int, object] | None = None
     """The epoch and versions that the work before was done for."""
     uses: int = 0
+    memory: Any = None
+    """What the work reads beside: kept, so that nothing else is given that memory."""
 
-    def run(self, tensors: list[Tensor], now: Stamp) -> Any:
-        """The result for these tensors, in memory of its own; ``now`` is the stamp of what else counts."""
+    def run(self, tensors: list[Tensor], now: Stamp, into: list[Tensor]) -> Any:
+        """The result for these tensors, put ``into`` memory of its own; ``now`` is the stamp of what else counts."""
         then, self.stamp = self.stamp, None  # should anything fail, all is done again
         anew = self.before is None or then is None or then[0] != now.epoch or then[1] != now.versions()
         for i, (buffer, tensor) in enumerate(zip(self.buffers, tensors, strict=True)):
@@ -79,7 +81,9 @@ class Capture:
             self.before.replay()
         self.work.replay()
         self.uses += 1
-        result = put_together(self.shape, copied(self.results))
+        if into:
+            torch._foreach_copy_(into, self.results)
+        result = put_together(self.shape, into)
         if self.before is not None:
             self.stamp = (now.epoch, now.versions()) if anew else then
         return result
@@ -92,6 +96,8 @@ class Prepared:
     before: Callable[[], Any] | None
     call: Callable[[], Any]
     use: Callable[[Any], None] = lambda found: None
+    reads: Any = None
+    """What the captured work reads beside its buffers and the model's weights."""
 
 
 Prepare = Callable[[list[Tensor], Hashable, frozenset[int], Any], Prepared]
@@ -154,8 +160,9 @@ class Captures:
                 if capture is None:
                     return ordinary()
             self.kept.move_to_end(form)
-            with self.device.in_order():
-                return capture.run(tensors, stamp)
+            into = room_for(capture.results)
+            with self.device.in_order(tensors, into):
+                return capture.run(tensors, stamp, into)
 
     def _captured(self, prepare: Prepare, form: Hashable, tensors: list[Tensor]) -> Capture | None:
         keywords = form.parts[1]  # type: ignore[attr-defined]
@@ -168,7 +175,7 @@ class Captures:
             with self.device.in_order(), torch.inference_mode(False), torch.no_grad():
                 buffers = [torch.empty_like(tensor).copy_(tensor) for tensor in tensors]
                 prepared = prepare(buffers, form, prompts, self.seen[form])
-                before = None
+                before = found = None
                 if prepared.before is not None:
                     before, found = self.device.capture(prepared.before)
                     prepared.use(found)
@@ -181,16 +188,25 @@ class Captures:
             logger.warning("%s is computed without a CUDA graph: %s.", self.name, self.failed[form])
             return None
         self.count += 1
-        self.kept[form] = Capture(buffers, work, results, shape, before, prompts)
+        memory = found, prepared.reads
+        self.kept[form] = Capture(buffers, work, results, shape, before, prompts, memory=memory)
         return self.kept[form]
 
 
-def copied(tensors: list[Tensor]) -> list[Tensor]:
-    """The same tensors in memory of their own; many are copied at once, as an encoder's hidden states."""
-    new = [torch.empty_like(tensor) for tensor in tensors]
-    if new:
-        torch._foreach_copy_(new, tensors)
-    return new
+def room_for(tensors: list[Tensor]) -> list[Tensor]:
+    """Memory as these tensors have; those alike get theirs at once, as an encoder's hidden states."""
+    alike: dict[Hashable, list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        alike.setdefault((tensor.shape, tensor.dtype, -1 if tensor.is_contiguous() else i), []).append(i)
+    found: dict[int, Tensor] = {}
+    for several in alike.values():
+        first = tensors[several[0]]
+        if len(several) == 1:
+            found[several[0]] = torch.empty_like(first)
+        else:
+            parts = first.new_empty(len(several), *first.shape).unbind()
+            found.update((i, part.data) for i, part in zip(several, parts, strict=True))
+    return [found[i] for i in range(len(tensors))]
 
 
 def put_back(form: Hashable, tensors: list[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:

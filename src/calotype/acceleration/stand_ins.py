@@ -7,7 +7,7 @@ weights are still asked by name, so adapters that stand in a layer's place are h
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from functools import cache
 from types import ModuleType
@@ -42,10 +42,15 @@ class Kernels:
     """The kernels where they can run on a tensor; the same in PyTorch elsewhere."""
 
     def __init__(
-        self, group_norm: ModuleType, layer_norm: ModuleType, pointwise: ModuleType, softmax: ModuleType
+        self,
+        group_norm: ModuleType,
+        layer_norm: ModuleType,
+        pointwise: ModuleType,
+        softmax: ModuleType,
+        products: ModuleType,
     ) -> None:
         self.group_norm, self.layer_norm = group_norm, layer_norm
-        self.pointwise, self.softmax = pointwise, softmax
+        self.pointwise, self.softmax, self.products = pointwise, softmax, products
 
     @staticmethod
     def take(*tensors: Tensor | None) -> bool:
@@ -64,7 +69,7 @@ def kernels_for(device: torch.device) -> Kernels | None:
 
         if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 3):
             raise ImportError(f"Triton {triton.__version__} is too old")
-        from calotype.acceleration.kernels import group_norm, layer_norm, pointwise, softmax
+        from calotype.acceleration.kernels import group_norm, layer_norm, pointwise, products, softmax
 
         if device.type == "cuda":
             with torch.cuda.device(device):
@@ -76,7 +81,7 @@ def kernels_for(device: torch.device) -> Kernels | None:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         logger.warning("Norms, gates and sums are computed without Triton: %s.", reason)
         return None
-    return Kernels(group_norm, layer_norm, pointwise, softmax)
+    return Kernels(group_norm, layer_norm, pointwise, softmax, products)
 
 
 class StandIns:
@@ -320,25 +325,60 @@ class Readers:
 
 
 class Prompt:
-    """Keys and values of one context, computed once for each layer."""
+    """Keys and values of one context for the ``layers`` that read it, computed once.
 
-    def __init__(self, context: Tensor) -> None:
-        self.context = context
+    With ``kernels`` those of plain layers come from one launch, which reads weights where they are now.
+    """
+
+    def __init__(self, context: Tensor, layers: Iterable[Attention], kernels: Kernels | None) -> None:
+        self.context, self.layers, self.kernels = context, list(layers), kernels
         self.found: dict[Attention, tuple[Tensor, Tensor]] = {}
+        self.together: dict[Attention, list[Tensor]] = {}
+        """Weights of keys and values of the layers whose products are computed together."""
+        self.table: Any = None
+        if kernels is not None and kernels.take(context) and context.is_contiguous():
+            weights = {layer: _weights(layer) for layer in self.layers}
+            fits = kernels.products.fit
+            self.together = {
+                layer: pair
+                for layer, pair in weights.items()
+                if pair is not None and all(fits(context, weight) for weight in pair)
+            }
+            if self.together:
+                self.table = kernels.products.Table(context, list(self.together.values()))
 
     def keys_and_values(self, layer: Attention) -> tuple[Tensor, Tensor]:
         """Keys and values of the context in this layer."""
         if layer not in self.found:
-            self.found[layer] = self.computed(layer)
+            self.found[layer] = self._alone(layer)
         return self.found[layer]
 
-    def computed(self, layer: Attention) -> tuple[Tensor, Tensor]:
-        """The same, computed now."""
+    def computed(self) -> list[tuple[Tensor, Tensor]]:
+        """Those of all layers in their order, computed now."""
+        found: dict[Attention, tuple[Tensor, Tensor]] = {}
+        if self.table is not None and self.kernels is not None:
+            products = self.kernels.products.fused(self.context, self.table)
+            found = {layer: (k, v) for layer, (k, v) in zip(self.together, products, strict=True)}
+        return [found.get(layer) or self._alone(layer) for layer in self.layers]
+
+    def use(self, computed: list[tuple[Tensor, Tensor]]) -> None:
+        """From now on these are the keys and values."""
+        self.found = dict(zip(self.layers, computed, strict=True))
+
+    def _alone(self, layer: Attention) -> tuple[Tensor, Tensor]:
         if layer.is_cross_attention and (weights := packed(layer)) is not None:
             k, v = F.linear(self.context, *weights).chunk(2, dim=-1)
             return k, v
         assert layer.to_k is not None and layer.to_v is not None
         return layer.to_k(self.context), layer.to_v(self.context)
+
+
+def _weights(layer: Attention) -> list[Tensor] | None:
+    """The weights of keys and values, where nothing but these decides them."""
+    parts = layer.to_k, layer.to_v
+    if not all(is_plain(part, nn.Linear) and part.bias is None for part in parts):  # type: ignore[union-attr]
+        return None
+    return [part.weight for part in parts]  # type: ignore[union-attr, misc]
 
 
 _SCORES = 2**24
