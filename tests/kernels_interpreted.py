@@ -6,7 +6,15 @@ from typing import Any
 
 import torch
 
-from calotype.acceleration.kernels import group_norm, layer_norm, pointwise, products, softmax
+from calotype.acceleration.kernels import (
+    gate_products,
+    group_norm,
+    layer_norm,
+    pointwise,
+    products,
+    short_attention,
+    softmax,
+)
 
 
 def compare() -> None:
@@ -59,6 +67,22 @@ def compare() -> None:
     assert not products.fit(x, torch.randn(8, 96))
     assert not products.fit(x, torch.randn(8, width).double())
     print("products")
+    x, w, b = torch.randn(3, 50, 128), torch.randn(512, 128) * 0.1, torch.randn(512)
+    close(gate_products.fused(x, w, b), gate_products.plain(x, w, b))
+    print("gates")
+    for keys, heads, channels in ((77, 2, 40), (130, 1, 64)):
+        q, whole = torch.randn(2, 70, heads * channels) * 3, torch.randn(2, keys, 2 * heads * channels)
+        k, v = whole.chunk(2, dim=-1)
+        found = short_attention.fused(q, k, v, heads, channels**-0.5)
+        close(found, short_attention.plain(q, k, v, heads, channels**-0.5))
+        fit = short_attention.fit
+        q, (k, v) = q.half(), whole.half().chunk(2, dim=-1)
+        assert fit(q, k, v, heads)
+        assert not fit(q.float(), k.float(), v.float(), heads)
+        assert not fit(q[:1], k, v, heads)
+        assert not fit(q, k, v.contiguous(), heads)
+    assert not fit(*(torch.zeros(1, 257, 64).half() for _ in range(3)), 1)
+    print("short")
 
 
 if __name__ == "__main__":

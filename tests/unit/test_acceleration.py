@@ -23,6 +23,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import calotype
 from calotype import acceleration
@@ -34,21 +36,20 @@ from calotype.acceleration.state import channels_last, pack, siblings
 from calotype.adapters.model import add
 from calotype.adapters.updates import Decomposed, Hadamard, Kronecker, LowRank, Replaced, Scaled
 from calotype.core.errors import InputError
-from calotype.core.lanes import lane, side_by_side
 from tests.tiny import UNET, randomise, stable_diffusion_folder
 
 
 class Repeats:
     """In the place of CUDA graphs: the function again, its results into the memory of the first ones."""
 
-    def __init__(self, place: torch.device, lane: int = 0) -> None:
+    def __init__(self, place: torch.device) -> None:
         self.lock = threading.RLock()
 
     def capture(self, function: Callable[[], Any]) -> tuple[Any, Any]:
         result = function()
         return Again(function, result), result
 
-    def in_order(self, *kept: Any) -> Any:
+    def in_order(self) -> Any:
         return self.lock
 
     def current(self) -> Any:
@@ -56,6 +57,49 @@ class Repeats:
 
     def settle(self) -> None:
         pass
+
+
+class Pool(Repeats):
+    """As graphs in one pool of memory: a replay writes wherever another graph's capture has allocated something."""
+
+    def __init__(self, place: torch.device) -> None:
+        super().__init__(place)
+        self.made: list[list[Tensor]] = []
+
+    def capture(self, function: Callable[[], Any]) -> tuple[Any, Any]:
+        with Allocations() as noted:
+            result = function()
+        self.made.append(noted.made)
+        return Overwriting(self, noted.made, Again(function, result)), result
+
+
+class Allocations(TorchDispatchMode):
+    """Notes the tensors that operations allocate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[Tensor] = []
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {one.untyped_storage().data_ptr() for one in tensors_in((args, kwargs))}
+        found = operation(*args, **(kwargs or {}))
+        self.made += [one for one in tensors_in(found) if one.untyped_storage().data_ptr() not in given]
+        return found
+
+
+class Overwriting:
+    def __init__(self, pool: Pool, own: list[Tensor], work: Again) -> None:
+        self.pool, self.own, self.work = pool, own, work
+
+    def replay(self) -> None:
+        for made in self.pool.made:
+            for one in made if made is not self.own else ():
+                one.fill_(7)
+        self.work.replay()
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    return [one for one in tree_leaves(value) if isinstance(one, Tensor)]
 
 
 class Again:
@@ -352,27 +396,21 @@ def test_a_runner_does_not_keep_its_model(pretend: None, monkeypatch: pytest.Mon
 
 
 @torch.no_grad()
-def test_keys_and_values_are_kept_as_long_as_a_capture_reads_them(
+def test_keys_and_values_outlive_what_other_graphs_write(
     pretend: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Forgotten:
-        def replay(self) -> None:
-            pass
-
-    found: list[Any] = []
-
-    def capture(self: Any, function: Any) -> Any:
-        result = function()
-        if isinstance(result, list):
-            found.extend(weakref.ref(one) for pair in result for one in pair)
-        return Forgotten(), result
-
-    monkeypatch.setattr(Repeats, "capture", capture)
-    fast = Accelerated(unet(), Options())
-    fast(**given()), fast(**given())
-    gc.collect()
-    assert found
-    assert all(one() is not None for one in found)
+    monkeypatch.setitem(accelerated._DEVICES, "cpu", Pool)
+    monkeypatch.setattr(accelerated, "_OF_DEVICES", weakref.WeakValueDictionary())
+    pairs = [(Accelerated(unet(seed), Options()), unet(seed)) for seed in range(2)]
+    prompts = [given()["encoder_hidden_states"] for _ in pairs]
+    for _ in range(4):
+        for (fast, plain), prompt in zip(pairs, prompts, strict=True):
+            for side in (8, 16):
+                same(fast, plain, {**given(side=side), "encoder_hidden_states": prompt})
+    assert [captures(fast).count for fast, _ in pairs] == [2, 2]
+    pool = pairs[0][0]._runner.device
+    assert len(pool.made) == 8
+    assert all(pool.made)
 
 
 @torch.no_grad()
@@ -384,16 +422,18 @@ def test_keys_and_values_of_all_layers_come_from_one_launch_wherever_weights_are
         pytest.skip("Triton is not installed")
 
     class Table:
-        """What was at addresses when they were noted."""
+        """What was at addresses when they were noted, and the memory of its products."""
 
         def __init__(self, x: Tensor, groups: Any) -> None:
             self.groups = [[weight.data for weight in group] for group in groups]
+            self.results = kernels.products.plain(x, self.groups)
 
     launches = []
 
     def fused(x: Tensor, table: Any) -> Any:
         launches.append(len(table.groups))
-        return kernels.products.plain(x, table.groups)
+        fill(table.results, kernels.products.plain(x, table.groups))
+        return table.results
 
     monkeypatch.setattr(kernels.products, "Table", Table)
     monkeypatch.setattr(kernels.products, "fused", fused)
@@ -435,36 +475,6 @@ def add_lora(model: Any) -> None:
         f"unet.{name}.lora_B.weight": torch.randn(layer.out_features, 2, generator=generator),
     }
     model.load_lora_adapter(tensors)
-
-
-@torch.no_grad()
-def test_lanes_have_captures_of_their_own_and_meet_before_anything_is_computed_with(pretend: None) -> None:
-    models, plain = (
-        [clip(), clip("CLIPTextModelWithProjection")],
-        [clip(), clip("CLIPTextModelWithProjection")],
-    )
-    for _ in range(4):
-        tokens = ids()
-        found = []
-        with side_by_side() as lanes:
-            for number, model in zip((1, 0), models, strict=True):
-                with lanes.lane(number):
-                    found.append(Accelerated(model, Options())(tokens, output_hidden_states=True))
-        assert lane() is None
-        for one, model in zip(found, plain, strict=True):
-            right = model(tokens, output_hidden_states=True)
-            torch.testing.assert_close(one.to_tuple(), right.to_tuple(), rtol=1e-4, atol=1e-5)
-    first, second = (runner_of(model, Options()) for model in models)
-    assert [*first.captures] == ["__call__, lane 1"]
-    assert [*second.captures] == ["__call__"]
-    assert first.captures["__call__, lane 1"].device is not second.captures["__call__"].device
-    met: list[int] = []
-    with side_by_side() as lanes:
-        lanes.ends.append(lambda: met.append(len(lanes.kept)))
-        lanes.kept.append("memory")
-        assert not met
-    assert met == [1]
-    assert not lanes.kept
 
 
 def clip(name: str = "CLIPTextModel", **options: Any) -> Any:
@@ -739,4 +749,6 @@ def test_kernels_compute_what_their_twins_compute() -> None:
         [sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.split() == ["group", "layer", "gate", "sum", "twice", "softmax", "products"]
+    assert done.stdout.split() == [
+        "group", "layer", "gate", "sum", "twice", "softmax", "products", "gates", "short",
+    ]  # fmt: skip

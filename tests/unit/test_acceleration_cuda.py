@@ -15,7 +15,6 @@ import calotype
 from calotype import acceleration
 from calotype.acceleration.accelerated import Accelerated, runner_of
 from calotype.acceleration.options import Options
-from calotype.core.lanes import side_by_side
 from calotype.diffusion.images import NonFiniteError
 from tests.tiny import UNET, VAE, randomise, stable_diffusion_folder
 
@@ -146,6 +145,72 @@ def test_products_with_many_matrices(dtype: torch.dtype, rows: int) -> None:
     right = products.plain(x.double(), [[weight.double() for weight in group] for group in groups])
     for one, other in zip(found, right, strict=True):
         assert all(error(a, b) < BOUND[dtype] for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+@pytest.mark.parametrize("size", [(1, 2048, 1280, 5120), (3, 700, 320, 1280)])
+def test_gates_with_their_product(dtype: torch.dtype, size: tuple[int, ...]) -> None:
+    from calotype.acceleration.kernels import gate_products
+
+    batch, rows, width, half = size
+    x, weight, bias = (
+        random(*shape, dtype=dtype) for shape in ((batch, rows, width), (2 * half, width), (2 * half,))
+    )
+    weight *= width**-0.5
+    assert gate_products.fit(x, weight, bias) == gate_products.available(x.device)
+    assert not gate_products.fit(x[:, :600], weight, bias)
+    if not gate_products.available(x.device):
+        pytest.skip("needs tensor descriptors")
+    right = gate_products.plain(x.float(), weight.float(), bias.float())
+    assert error(gate_products.fused(x, weight, bias), right) < BOUND[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+@pytest.mark.parametrize(
+    "size",
+    [
+        (2, 20, 1024, 64, 77),
+        (2, 8, 1000, 40, 154),
+        (3, 8, 256, 80, 77),
+        (2, 8, 64, 160, 77),
+        (1, 5, 70, 64, 256),
+    ],
+)
+def test_attention_to_a_prompt(dtype: torch.dtype, size: tuple[int, ...]) -> None:
+    from calotype.acceleration.stand_ins import StandIns, kernels_for
+    from calotype.nn.attention import Attention
+
+    batch, heads, rows, channels, keys = size
+    layer = Attention(heads * channels, 768, heads=heads, dim_head=channels).cuda().to(dtype).eval()
+    q = random(batch, rows, heads * channels, dtype=dtype) * 4  # so that some keys matter more than others
+    k, v = random(batch, keys, 2 * heads * channels, dtype=dtype).chunk(2, dim=-1)
+    stand_ins = StandIns(Options(), kernels_for(q.device))
+    assert stand_ins._is_short(layer, q, k, v, None)
+    assert not stand_ins._is_short(layer, q, k, v, torch.zeros(1, 1, keys, device="cuda", dtype=dtype))
+    found = stand_ins.attend(layer, q, k, v)
+    alone = [t.float() for t in (q, k, v)]
+    right = stand_ins.kernels.short_attention.plain(*alone, heads, layer.scale)
+    usual = stand_ins.kernels.short_attention.plain(q, k, v, heads, layer.scale)
+    assert error(found, right) < max(1.5 * error(usual, right), BOUND[dtype])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prompts", [True, False])
+def test_a_model_in_half_precision_is_nearly_what_it_is_in_float32(prompts: bool) -> None:
+    config = {**WIDE, "cross_attention_dim": 64}
+    right, model = (randomise(calotype.UNet2DConditionModel(**config)).cuda() for _ in range(2))
+    usual = randomise(calotype.UNet2DConditionModel(**config)).cuda().bfloat16()
+    fast = Accelerated(model.bfloat16(), Options(prompts=prompts))
+    for _ in range(4):
+        arguments = {**given(side=64), "encoder_hidden_states": random(2, 77, 64)}
+        halves = {
+            name: value.bfloat16() if isinstance(value, Tensor) and value.ndim else value
+            for name, value in arguments.items()
+        }
+        exact = right(**arguments)[0]
+        apart = error(usual(**halves)[0], exact)
+        assert apart < 0.2
+        assert error(fast(**halves)[0], exact) < 1.5 * apart
 
 
 def unet(linear: bool = False) -> Any:
@@ -355,30 +420,6 @@ def test_text_encoders_read_new_prompts_from_one_graph(name: str, dtype: torch.d
     for _ in range(3):
         alike()
     assert runner.captures["__call__"].count == 1  # of captures since
-
-
-@torch.no_grad()
-def test_text_encoders_side_by_side_read_what_they_read_alone() -> None:
-    names = ("CLIPTextModel", "CLIPTextModelWithProjection")
-    plain, models = ([text_encoder(name, torch.float16) for name in names] for _ in range(2))
-    for turn in range(30):
-        tokens, found = prompt_ids(), []
-        with side_by_side() as lanes:
-            for number, model in zip((1, 0), models, strict=True):
-                with lanes.lane(number):
-                    states = Accelerated(model, Options())(tokens, output_hidden_states=True).hidden_states[
-                        -2
-                    ]
-                    found.append(states)
-                del states
-            if turn % 2:
-                del tokens
-        whole = torch.cat(found, dim=-1)
-        if not turn % 2:
-            right = [model(tokens, output_hidden_states=True).hidden_states[-2] for model in plain]
-            assert error(whole, torch.cat(right, dim=-1)) < BOUND[torch.float16]
-    assert [*runner_of(models[0], Options()).captures] == ["__call__, lane 1"]
-    assert runner_of(models[0], Options()).captures["__call__, lane 1"].count == 1
 
 
 def test_a_lora_of_the_text_encoder_is_heard(tmp_path: Path) -> None:

@@ -23,16 +23,17 @@ from calotype.acceleration.options import Options
 from calotype.acceleration.stand_ins import Kernels, Prompt, Readers, StandIns, kernels_for
 from calotype.acceleration.state import Structure, Weights, channels_last, obstacle, pack
 from calotype.acceleration.values import taken_apart
-from calotype.core.lanes import lane
 from calotype.nn.replaceable import replaced
 
 logger = logging.getLogger(__name__)
 
 PROMPTS = frozenset({"encoder_hidden_states"})
+OF_KERNELS = ("grouped", "gates", "short", "wide")
+"""The options that are about some of the kernels."""
 UNREAD = ("generator",)
 """Arguments of the methods beside ``forward`` that these accept and do not read."""
-_DEVICES: dict[str, Callable[[torch.device, int], Device]] = {"cuda": CudaGraphs}
-"""What captures on a lane of a device, by the device's kind."""
+_DEVICES: dict[str, Callable[[torch.device], Device]] = {"cuda": CudaGraphs}
+"""What captures on a device, by its kind."""
 
 
 class Accelerated:
@@ -72,7 +73,6 @@ class Runner:
     def __init__(self, model: nn.Module, options: Options) -> None:
         self.name, self.options = type(model).__name__, options
         self.device: Device | None = None
-        self.place = torch.device("meta")
         self.captures: dict[str, Captures] = {}
         self.kernels: Kernels | None = None
         self.lock = threading.RLock()
@@ -102,7 +102,7 @@ class Runner:
             self.device = self.kernels = self.weights = self.structure = None
             self.amounts = self.weighed = None
         else:
-            self.device, self.place = device_of(place), place
+            self.device = device_of(place)
             settle(model)
             with torch.inference_mode(False), torch.no_grad():
                 if self.options.kernels:
@@ -143,8 +143,7 @@ class Runner:
             kwargs = {name: value for name, value in kwargs.items() if name not in UNREAD}
         overall, live = without_strength(weighed(kwargs))
         why, tensors, form = taken(args, live, weights.tensors[0].device)
-        path = self._path(method)
-        replays = why is None and path in self.captures and form in self.captures[path].kept
+        replays = why is None and method in self.captures and form in self.captures[method].kept
         if begins and not replays and self._changed(model, weights):
             return self(model, method, args, kwargs)
         if why is not None:
@@ -165,7 +164,7 @@ class Runner:
                     prompt = Prompt(contexts[0].contiguous(), readers.layers, kernels)
                     if prompt.table is not None:  # so that its kernel is compiled with the others
                         with device.current():
-                            prompt.computed()
+                            prompt.compute()
                 return result
 
             return compiled_first(first), readers.done()
@@ -176,7 +175,7 @@ class Runner:
             with self.lock:
                 if self.weights is not weights:  # another thread has found that the model has changed
                     return ordinary()
-                captures = self._captures_of(path, device)
+                captures = self._captures_of(method, device)
                 stamp = Stamp(self.epoch, weights.versions, partial(amounts.settle, self.epoch, overall))
                 with device.current():
                     result = captures(ordinary, noting, self._preparing(function), stamp, tensors, form)
@@ -204,18 +203,11 @@ class Runner:
             self._anew(model)
             return True
 
-    def _path(self, method: str) -> str:
-        """What the captures of a method are kept by: those of each lane are its own."""
-        number = 0 if not self.options.lanes or (found := lane()) is None else found[0]
-        return f"{method}, lane {number}" if number else method
-
-    def _captures_of(self, path: str, device: Device) -> Captures:
-        if path not in self.captures:
+    def _captures_of(self, method: str, device: Device) -> Captures:
+        if method not in self.captures:
             prompts = PROMPTS if self.options.prompts else frozenset()
-            _, _, number = path.partition(", lane ")
-            beside = device_of(self.place, int(number)) if number else device
-            self.captures[path] = Captures(self.name, beside, self.options.shapes, prompts)
-        return self.captures[path]
+            self.captures[method] = Captures(self.name, device, self.options.shapes, prompts)
+        return self.captures[method]
 
     def _preparing(self, function: Callable[..., Any]) -> Callable[..., Prepared]:
         """How a call of ``function`` is captured."""
@@ -235,13 +227,14 @@ class Runner:
                     return function(*args, **kwargs)
 
             if prompt is None:
-                return Prepared(None, call)
+                return Prepared(call)
 
-            def before() -> Any:
+            def before() -> None:
                 with self._faster(StandIns(self.options, kernels, amounts=amounts)):
-                    return prompt.computed()
+                    prompt.compute()
 
-            return Prepared(before, call, prompt.use, prompt.table)
+            before()
+            return Prepared(call, before, prompt.memory())
 
         return prepared
 
@@ -262,10 +255,16 @@ class Runner:
             return f"plain: {self.why}"
         if self.weights is None:
             return "has not been called"
-        names = ("graphs", "channels_last", "kernels", "packed", "prompts", "grouped", "tuned")
+        names = (
+            "graphs", "channels_last", "kernels", "packed", "prompts", "grouped", "gates", "short", "wide", "tuned",
+        )  # fmt: skip
         used = [name for name in names if getattr(self.options, name)]
-        if self.kernels is None and self.options.kernels:
-            used[used.index("kernels")] = "PyTorch in place of kernels, which Triton cannot build here"
+        if self.kernels is None:
+            used = [name for name in used if name not in OF_KERNELS]
+            if self.options.kernels:
+                used[used.index("kernels")] = "PyTorch in place of kernels, which Triton cannot build here"
+        elif "gates" in used and not self.kernels.gate_products.available(self.weights.tensors[0].device):
+            used.remove("gates")
         if self.options.attention:
             used.append(f"attention by {', '.join(self.options.attention)}")
         kept = sum(len(captures.kept) for captures in self.captures.values())
@@ -328,16 +327,16 @@ def tuned() -> Iterator[None]:
 MOST = 2
 """Ways of running a model that are kept, for pipelines that share it and differ in their options."""
 _LOCK = threading.RLock()
-_OF_DEVICES: weakref.WeakValueDictionary[tuple[torch.device, int], Device] = weakref.WeakValueDictionary()
+_OF_DEVICES: weakref.WeakValueDictionary[torch.device, Device] = weakref.WeakValueDictionary()
 _RUNNERS: weakref.WeakKeyDictionary[nn.Module, dict[Options, Runner]] = weakref.WeakKeyDictionary()
 
 
-def device_of(place: torch.device, lane: int = 0) -> Device:
-    """What captures on a lane of a device; all graphs of a lane share memory."""
+def device_of(place: torch.device) -> Device:
+    """What captures on a device; all its graphs share memory."""
     with _LOCK:
-        found = _OF_DEVICES.get((place, lane))
+        found = _OF_DEVICES.get(place)
         if found is None:
-            found = _OF_DEVICES[place, lane] = _DEVICES[place.type](place, lane)
+            found = _OF_DEVICES[place] = _DEVICES[place.type](place)
         return found
 
 

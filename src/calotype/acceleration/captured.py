@@ -66,10 +66,10 @@ class Capture:
     """The epoch, changes of numbers, and versions that the work before was done for."""
     uses: int = 0
     memory: Any = None
-    """What the work reads beside: kept, so that nothing else is given that memory."""
+    """What the work before writes for later replays to read, allocated before it was captured."""
 
-    def run(self, tensors: list[Tensor], now: Stamp, into: list[Tensor]) -> Any:
-        """The result for these tensors, put ``into`` memory of its own; ``now`` is the stamp of what else counts."""
+    def run(self, tensors: list[Tensor], now: Stamp) -> Any:
+        """The result for these tensors, in memory of its own; ``now`` is the stamp of what else counts."""
         then, self.stamp = self.stamp, None  # should anything fail, all is done again
         time = (now.epoch, now.settle())
         anew = self.before is None or then is None or then[0] != time or then[1] != now.versions()
@@ -85,9 +85,7 @@ class Capture:
             self.before.replay()
         self.work.replay()
         self.uses += 1
-        if into:
-            torch._foreach_copy_(into, self.results)
-        result = put_together(self.shape, into)
+        result = put_together(self.shape, copied(self.results))
         if self.before is not None:
             self.stamp = (time, now.versions()) if anew else then
         return result
@@ -95,13 +93,14 @@ class Capture:
 
 @dataclass
 class Prepared:
-    """A function ready to be captured: what comes before, the call itself, and how the latter is told of the former."""
+    """A function ready to be captured: the call, and the work on the prompt that is not done in each call.
 
-    before: Callable[[], Any] | None
+    What the latter leaves for calls is the ``memory``, which is there already: it was done once.
+    """
+
     call: Callable[[], Any]
-    use: Callable[[Any], None] = lambda found: None
-    reads: Any = None
-    """What the captured work reads beside its buffers and the model's weights."""
+    before: Callable[[], None] | None = None
+    memory: Any = None
 
 
 Prepare = Callable[[list[Tensor], Hashable, frozenset[int], Any], Prepared]
@@ -164,9 +163,8 @@ class Captures:
                 if capture is None:
                     return ordinary()
             self.kept.move_to_end(form)
-            into = room_for(capture.results)
-            with self.device.in_order(tensors, into):
-                return capture.run(tensors, stamp, into)
+            with self.device.in_order():
+                return capture.run(tensors, stamp)
 
     def _captured(self, prepare: Prepare, form: Hashable, tensors: list[Tensor]) -> Capture | None:
         keywords = form.parts[1]  # type: ignore[attr-defined]
@@ -179,10 +177,9 @@ class Captures:
             with self.device.in_order(), torch.inference_mode(False), torch.no_grad():
                 buffers = [torch.empty_like(tensor).copy_(tensor) for tensor in tensors]
                 prepared = prepare(buffers, form, prompts, self.seen[form])
-                before = found = None
+                before = None
                 if prepared.before is not None:
-                    before, found = self.device.capture(prepared.before)
-                    prepared.use(found)
+                    before, _ = self.device.capture(prepared.before)
                 work, result = self.device.capture(prepared.call)
                 results, shape = taken_apart(result)
         except Exception as error:
@@ -192,13 +189,12 @@ class Captures:
             logger.warning("%s is computed without a CUDA graph: %s.", self.name, self.failed[form])
             return None
         self.count += 1
-        memory = found, prepared.reads
-        self.kept[form] = Capture(buffers, work, results, shape, before, prompts, memory=memory)
+        self.kept[form] = Capture(buffers, work, results, shape, before, prompts, memory=prepared.memory)
         return self.kept[form]
 
 
-def room_for(tensors: list[Tensor]) -> list[Tensor]:
-    """Memory as these tensors have; those alike get theirs at once, as an encoder's hidden states."""
+def copied(tensors: list[Tensor]) -> list[Tensor]:
+    """The same tensors in memory of their own, which those alike get at once, as an encoder's hidden states."""
     alike: dict[Hashable, list[int]] = {}
     for i, tensor in enumerate(tensors):
         alike.setdefault((tensor.shape, tensor.dtype, -1 if tensor.is_contiguous() else i), []).append(i)
@@ -210,7 +206,10 @@ def room_for(tensors: list[Tensor]) -> list[Tensor]:
         else:
             parts = first.new_empty(len(several), *first.shape).unbind()
             found.update((i, part.data) for i, part in zip(several, parts, strict=True))
-    return [found[i] for i in range(len(tensors))]
+    new = [found[i] for i in range(len(tensors))]
+    if new:
+        torch._foreach_copy_(new, tensors)
+    return new
 
 
 def put_back(form: Hashable, tensors: list[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import torch
 
-from calotype.core.lanes import lane
 from calotype.core.random import UNSEEDED
 
 
@@ -24,14 +23,15 @@ class Device(Protocol):
     """A device that can capture the work that a function gives it."""
 
     def capture(self, function: Callable[[], Any]) -> tuple[Replay, Any]:
-        """The captured work, and what the function returned: memory that each replay fills anew."""
+        """The captured work, and what the function returned: memory that each replay fills anew.
+
+        All that is allocated in a capture, the result too, is there until another capture is replayed. What is to be
+        read later lies in memory that was allocated before.
+        """
         ...
 
-    def in_order(self, *kept: Any) -> AbstractContextManager[Any]:
-        """Within this, work waits for all replays before it, on whatever stream they were.
-
-        What it reads and writes is ``kept`` as long as others could be given that memory too early.
-        """
+    def in_order(self) -> AbstractContextManager[Any]:
+        """Within this, work waits for all replays before it, on whatever stream they were."""
         ...
 
     def current(self) -> AbstractContextManager[Any]:
@@ -46,17 +46,14 @@ class Device(Protocol):
 class CudaGraphs:
     """CUDA graphs of one device, whose intermediate results share one pool of memory.
 
-    The pool is why replays must not overlap: each waits for the one before. Those of one ``lane`` do not wait for those
-    of another: each has a pool, and all but the first a stream, on which its work begins after what the caller has
-    launched so far and which the caller waits for where the lanes meet.
+    The pool is why replays must not overlap: each waits for the one before. And it is why nothing in it outlives
+    another graph's replay: a graph writes to whatever was free when it was captured, though tensors that are kept may
+    have got that memory since.
     """
 
-    def __init__(self, device: torch.device, lane: int = 0) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.device = device
         self.pool: Any = None
-        self.stream = torch.cuda.Stream(device) if lane else None
-        # libraries have memory for each stream, which work that is captured on it shares
-        self._capturing = torch.cuda.Stream(device) if lane else None
         self._graphs: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
         self._last: torch.cuda.Event | None = None
         self._lock = threading.RLock()
@@ -68,18 +65,13 @@ class CudaGraphs:
             graph = torch.cuda.CUDAGraph()
             torch.cuda.current_stream().synchronize()
             # the device's own generator takes part in a capture and cannot be drawn from meanwhile
-            with (
-                UNSEEDED,
-                torch.cuda.graph(
-                    graph, pool=self.pool, stream=self._capturing, capture_error_mode="thread_local"
-                ),
-            ):
+            with UNSEEDED, torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
                 result = function()
         self._graphs.add(graph)
         return graph, result
 
-    def in_order(self, *kept: Any) -> AbstractContextManager[Any]:
-        return _InOrder(self, kept)
+    def in_order(self) -> AbstractContextManager[Any]:
+        return _InOrder(self)
 
     def current(self) -> AbstractContextManager[Any]:
         return torch.cuda.device(self.device)
@@ -91,40 +83,18 @@ class CudaGraphs:
 
 
 class _InOrder:
-    def __init__(self, graphs: CudaGraphs, kept: tuple[Any, ...]) -> None:
-        self.graphs, self.kept = graphs, kept
-        self.beside: Any = None
+    def __init__(self, graphs: CudaGraphs) -> None:
+        self.graphs = graphs
 
     def __enter__(self) -> None:
-        graphs = self.graphs
-        graphs._lock.acquire()
-        stream = torch.cuda.current_stream(graphs.device)
-        if graphs.stream is not None:
-            graphs.stream.wait_stream(stream)
-            self.beside = torch.cuda.stream(graphs.stream)
-            self.beside.__enter__()
-        elif graphs._last is not None:
-            stream.wait_event(graphs._last)
+        self.graphs._lock.acquire()
+        if self.graphs._last is not None:
+            torch.cuda.current_stream(self.graphs.device).wait_event(self.graphs._last)
 
     def __exit__(self, *exception: Any) -> None:
-        graphs = self.graphs
         try:
             event = torch.cuda.Event()
-            event.record(torch.cuda.current_stream(graphs.device))
-            graphs._last = event
-            if self.beside is not None:
-                self.beside.__exit__(*exception)
-                self._until_lanes_meet(event)
+            event.record(torch.cuda.current_stream(self.graphs.device))
+            self.graphs._last = event
         finally:
-            graphs._lock.release()
-
-    def _until_lanes_meet(self, event: torch.cuda.Event) -> None:
-        def wait() -> None:
-            torch.cuda.current_stream(self.graphs.device).wait_event(event)
-
-        if (found := lane()) is None:
-            wait()
-            return
-        _, lanes = found
-        lanes.ends.append(wait)
-        lanes.kept.append(self.kept)
+            self.graphs._lock.release()

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 
 from calotype.core.errors import InputError
-from calotype.core.lanes import side_by_side
 from calotype.core.tokenizing import TOKENIZING, written_out
 from calotype.core.transfer import sent
 from calotype.diffusion.inputs import Prompt
@@ -158,14 +157,11 @@ def encode_side_by_side(
     """
     states, pooled = [], None
     remedy = CHUNKS if length is None else None
-    with side_by_side() as lanes:
-        for left, (tokenizer, encoder, texts) in enumerate(readings, 1 - len(readings)):
-            # of texts that are laid out in chunks, states are computed with at once
-            with lanes.lane(-left if laid is None else 0):
-                hidden, pooled = encode_penultimate(
-                    encoder, tokenizer, texts, length or tokenizer.model_max_length, clip_skip, laid, remedy
-                )
-            states.append(hidden)
+    for tokenizer, encoder, texts in readings:
+        hidden, pooled = encode_penultimate(
+            encoder, tokenizer, texts, length or tokenizer.model_max_length, clip_skip, laid, remedy
+        )
+        states.append(hidden)
     assert pooled is not None
     return torch.cat(states, dim=-1), pooled
 

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from calotype.acceleration.ahead import Kernel
+from calotype.acceleration.kernels.limits import shared_memory
 from calotype.core.transfer import sent
 
 COLUMNS = 128
@@ -72,7 +73,8 @@ def fit(x: Tensor, weight: Tensor) -> bool:
 class Table:
     """Matrices (columns, width) in groups, whose products with ``rows`` rows lie side by side; see :func:`fused`.
 
-    Their addresses are kept, not the matrices: whoever has it knows that these are where they were.
+    Their addresses are kept, not the matrices: whoever has it knows that these are where they were. The results' memory
+    is the table's.
     """
 
     def __init__(self, x: Tensor, groups: Sequence[Sequence[Tensor]]) -> None:
@@ -89,17 +91,19 @@ class Table:
                     entries.append((of + column * weight.shape[1] // unit, start + at + column, whole, left))
                 at += len(weight)
             start += self.rows * whole
-        self.unit, self.size, self.count = unit, start, len(entries)
-        self.entries = sent(torch.tensor(entries), x.device)
+        self.unit, self.count = unit, len(entries)
+        self.entries, self.results = sent(torch.tensor(entries), x.device), x.new_empty(start)
 
 
 def fused(x: Tensor, table: Table) -> list[list[Tensor]]:
-    """The products of ``x`` (…, width), contiguous, with each matrix: (…, columns), views of one memory."""
-    y = x.new_empty(table.size)
-    rows = 128 if table.rows > 64 else 64
+    """The products of ``x`` (…, width), contiguous, with each matrix: (…, columns), views of the table's memory."""
+    y = table.results
+    few, many = triton.cdiv(table.rows, 64) * 64, triton.cdiv(table.rows, 128) * 128
+    rows = 64 if few < many else 128
+    stages = shared_memory(x.device) // ((rows + COLUMNS) * DEPTH * x.element_size())
     columns_of[(triton.cdiv(table.rows, rows), table.count)](
-        x, table.first, y, table.entries, table.rows, x.shape[-1], table.unit, rows, COLUMNS, DEPTH, num_warps=8,
-        num_stages=3,
+        x, table.first, y, table.entries, table.rows, x.shape[-1], table.unit, rows, COLUMNS, DEPTH,
+        num_warps=rows // 16, num_stages=max(min(stages, 4), 1),
     )  # fmt: skip
     found, start = [], 0
     for widths in table.widths:
