@@ -157,10 +157,12 @@ def test_gates_with_their_product(dtype: torch.dtype, size: tuple[int, ...]) -> 
         random(*shape, dtype=dtype) for shape in ((batch, rows, width), (2 * half, width), (2 * half,))
     )
     weight *= width**-0.5
-    assert gate_products.fit(x, weight, bias) == gate_products.available(x.device)
-    assert not gate_products.fit(x[:, :600], weight, bias)
     if not gate_products.available(x.device):
         pytest.skip("needs tensor descriptors")
+    enough = gate_products.TURNS * gate_products.processors(x.device)
+    assert gate_products.fit(x, weight, bias) == (-(-batch * rows // 128) * half // 128 >= enough)
+    assert not gate_products.fit(x[:, :1], weight, bias)
+    assert not gate_products.fit(x, weight[:, :-1], bias)
     right = gate_products.plain(x.float(), weight.float(), bias.float())
     assert error(gate_products.fused(x, weight, bias), right) < BOUND[dtype]
 
@@ -196,7 +198,20 @@ def test_attention_to_a_prompt(dtype: torch.dtype, size: tuple[int, ...]) -> Non
 
 @torch.no_grad()
 @pytest.mark.parametrize("prompts", [True, False])
-def test_a_model_in_half_precision_is_nearly_what_it_is_in_float32(prompts: bool) -> None:
+def test_a_model_in_half_precision_is_nearly_what_it_is_in_float32(
+    prompts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from calotype.acceleration.kernels import gate_products, short_attention
+
+    used = set()
+    for module in (gate_products, short_attention):
+
+        def noted(*given: Any, fused: Any = module.fused, name: str = module.__name__) -> Tensor:
+            used.add(name)
+            found: Tensor = fused(*given)
+            return found
+
+        monkeypatch.setattr(module, "fused", noted)
     config = {**WIDE, "cross_attention_dim": 64}
     right, model = (randomise(calotype.UNet2DConditionModel(**config)).cuda() for _ in range(2))
     usual = randomise(calotype.UNet2DConditionModel(**config)).cuda().bfloat16()
@@ -211,6 +226,8 @@ def test_a_model_in_half_precision_is_nearly_what_it_is_in_float32(prompts: bool
         apart = error(usual(**halves)[0], exact)
         assert apart < 0.2
         assert error(fast(**halves)[0], exact) < 1.5 * apart
+    assert short_attention.__name__ in used
+    assert gate_products.__name__ in used or not gate_products.available(torch.device("cuda", 0))
 
 
 def unet(linear: bool = False) -> Any:

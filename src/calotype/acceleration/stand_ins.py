@@ -78,7 +78,7 @@ def kernels_for(device: torch.device) -> Kernels | None:
             products,
             short_attention,
             softmax,
-        )  # fmt: skip
+        )
 
         if device.type == "cuda":
             with torch.cuda.device(device):
@@ -421,7 +421,7 @@ def _weights(layer: Attention) -> list[Tensor] | None:
     parts = layer.to_k, layer.to_v
     if not all(is_plain(part, nn.Linear) and part.bias is None for part in parts):  # type: ignore[union-attr]
         return None
-    return [part.weight for part in parts]  # type: ignore[union-attr, misc]
+    return [part.weight for part in parts]  # type: ignore[union-attr]
 
 
 _SCORES = 2**24

@@ -17,3 +17,9 @@ def shared_memory(device: torch.device) -> int:
         return 2**30
     index = torch.cuda.current_device() if device.index is None else device.index
     return driver.active.utils.get_device_properties(index)["max_shared_mem"]
+
+
+@cache
+def processors(device: torch.device) -> int:
+    """How many programs a CUDA device computes at a time, if each takes a whole processor."""
+    return torch.cuda.get_device_properties(device).multi_processor_count

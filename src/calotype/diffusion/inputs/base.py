@@ -29,7 +29,8 @@ class Inputs:
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> Self:
         """The group's values among a call's arguments; what the pipeline does not take keeps its default."""
-        return cls(**{name: arguments[name] for name in _names(cls) if name in arguments})
+        names = _names(cls)  # type: ignore[arg-type]  # mypy takes the class for one of its dataclasses
+        return cls(**{name: arguments[name] for name in names if name in arguments})
 
 
 @cache
