@@ -172,10 +172,10 @@ def test_gates_with_their_product(dtype: torch.dtype, size: tuple[int, ...]) -> 
     "size",
     [
         (2, 20, 1024, 64, 77),
-        (2, 8, 1000, 40, 154),
+        (2, 8, 1000, 40, 128),
         (3, 8, 256, 80, 77),
         (2, 8, 64, 160, 77),
-        (1, 5, 70, 64, 256),
+        (1, 5, 70, 64, 113),
     ],
 )
 def test_attention_to_a_prompt(dtype: torch.dtype, size: tuple[int, ...]) -> None:

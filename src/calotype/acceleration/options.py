@@ -16,7 +16,7 @@ class Options:
     those of all layers in one launch (needs ``prompts`` and ``kernels``). ``gates``: GEGLU in one kernel with its
     product where that is quicker (needs ``kernels``). ``tuned``: cuDNN tries its algorithms on the first use of a
     shape. ``attention`` is the order in which PyTorch's backends are tried; empty leaves it to PyTorch. ``short``:
-    attention to a prompt of at most 256 tokens in Triton, ``wide``: attention of one wide head, an autoencoder's, by
+    attention to a prompt of at most 128 tokens in Triton, ``wide``: attention of one wide head, an autoencoder's, by
     matrix products and a softmax in Triton (both need ``kernels``). ``shapes`` is how many captured graphs a model
     keeps.
     """
