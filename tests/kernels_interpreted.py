@@ -6,7 +6,15 @@ from typing import Any
 
 import torch
 
-from calotype.acceleration.kernels import group_norm, layer_norm, pointwise, softmax
+from calotype.acceleration.kernels import (
+    gate_products,
+    group_norm,
+    layer_norm,
+    pointwise,
+    products,
+    short_attention,
+    softmax,
+)
 
 
 def compare() -> None:
@@ -49,6 +57,32 @@ def compare() -> None:
     x = torch.randn(3, 5, 70) * 10
     close(softmax.fused(x, 0.3, torch.float32), softmax.plain(x, 0.3, torch.float32))
     print("softmax")
+    for rows, width in ((5, 64), (77, 128)):
+        x = torch.randn(1, rows, width)
+        groups = [[torch.randn(n, width) for n in sizes] for sizes in ((40, 40), (256, 130), (64,))]
+        assert all(products.fit(x, weight) for group in groups for weight in group)
+        found, right = products.fused(x, products.Table(x, groups)), products.plain(x, groups)
+        for one, other in zip(found, right, strict=True):
+            close(one, other)
+    assert not products.fit(x, torch.randn(8, 96))
+    assert not products.fit(x, torch.randn(8, width).double())
+    print("products")
+    x, w, b = torch.randn(3, 50, 128), torch.randn(512, 128) * 0.1, torch.randn(512)
+    close(gate_products.fused(x, w, b), gate_products.plain(x, w, b))
+    print("gates")
+    for keys, heads, channels in ((77, 2, 40), (113, 1, 64)):
+        q, whole = torch.randn(2, 70, heads * channels) * 3, torch.randn(2, keys, 2 * heads * channels)
+        k, v = whole.chunk(2, dim=-1)
+        found = short_attention.fused(q, k, v, heads, channels**-0.5)
+        close(found, short_attention.plain(q, k, v, heads, channels**-0.5))
+        fit = short_attention.fit
+        q, (k, v) = q.half(), whole.half().chunk(2, dim=-1)
+        assert fit(q, k, v, heads)
+        assert not fit(q.float(), k.float(), v.float(), heads)
+        assert not fit(q[:1], k, v, heads)
+        assert not fit(q, k, v.contiguous(), heads)
+    assert not fit(*(torch.zeros(1, 257, 64).half() for _ in range(3)), 1)
+    print("short")
 
 
 if __name__ == "__main__":

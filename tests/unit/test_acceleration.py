@@ -23,10 +23,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import calotype
 from calotype import acceleration
-from calotype.acceleration import accelerated, pipeline, switch
+from calotype.acceleration import accelerated, pipeline, stand_ins, switch
 from calotype.acceleration.accelerated import Accelerated, runner_of
 from calotype.acceleration.options import Options
 from calotype.acceleration.stand_ins import packed
@@ -55,6 +57,49 @@ class Repeats:
 
     def settle(self) -> None:
         pass
+
+
+class Pool(Repeats):
+    """As graphs in one pool of memory: a replay writes wherever another graph's capture has allocated something."""
+
+    def __init__(self, place: torch.device) -> None:
+        super().__init__(place)
+        self.made: list[list[Tensor]] = []
+
+    def capture(self, function: Callable[[], Any]) -> tuple[Any, Any]:
+        with Allocations() as noted:
+            result = function()
+        self.made.append(noted.made)
+        return Overwriting(self, noted.made, Again(function, result)), result
+
+
+class Allocations(TorchDispatchMode):
+    """Notes the tensors that operations allocate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[Tensor] = []
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {one.untyped_storage().data_ptr() for one in tensors_in((args, kwargs))}
+        found = operation(*args, **(kwargs or {}))
+        self.made += [one for one in tensors_in(found) if one.untyped_storage().data_ptr() not in given]
+        return found
+
+
+class Overwriting:
+    def __init__(self, pool: Pool, own: list[Tensor], work: Again) -> None:
+        self.pool, self.own, self.work = pool, own, work
+
+    def replay(self) -> None:
+        for made in self.pool.made:
+            for one in made if made is not self.own else ():
+                one.fill_(7)
+        self.work.replay()
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    return [one for one in tree_leaves(value) if isinstance(one, Tensor)]
 
 
 class Again:
@@ -350,6 +395,88 @@ def test_a_runner_does_not_keep_its_model(pretend: None, monkeypatch: pytest.Mon
     assert [one() for one in gone] == [None, None]
 
 
+@torch.no_grad()
+def test_keys_and_values_outlive_what_other_graphs_write(
+    pretend: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(accelerated._DEVICES, "cpu", Pool)
+    monkeypatch.setattr(accelerated, "_OF_DEVICES", weakref.WeakValueDictionary())
+    pairs = [(Accelerated(unet(seed), Options()), unet(seed)) for seed in range(2)]
+    prompts = [given()["encoder_hidden_states"] for _ in pairs]
+    for _ in range(4):
+        for (fast, plain), prompt in zip(pairs, prompts, strict=True):
+            for side in (8, 16):
+                same(fast, plain, {**given(side=side), "encoder_hidden_states": prompt})
+    assert [captures(fast).count for fast, _ in pairs] == [2, 2]
+    pool = pairs[0][0]._runner.device
+    assert len(pool.made) == 8
+    assert all(pool.made)
+
+
+@torch.no_grad()
+def test_keys_and_values_of_all_layers_come_from_one_launch_wherever_weights_are(
+    pretend: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels = stand_ins.kernels_for(torch.device("cpu"))
+    if kernels is None:
+        pytest.skip("Triton is not installed")
+
+    class Table:
+        """What was at addresses when they were noted, and the memory of its products."""
+
+        def __init__(self, x: Tensor, groups: Any) -> None:
+            self.groups = [[weight.data for weight in group] for group in groups]
+            self.results = kernels.products.plain(x, self.groups)
+
+    launches = []
+
+    def fused(x: Tensor, table: Any) -> Any:
+        launches.append(len(table.groups))
+        fill(table.results, kernels.products.plain(x, table.groups))
+        return table.results
+
+    monkeypatch.setattr(kernels.products, "Table", Table)
+    monkeypatch.setattr(kernels.products, "fused", fused)
+    takes = lambda *given: len(given) == 1 and given[0].shape[1:] == (16, 64)  # noqa: E731
+    monkeypatch.setattr(stand_ins.Kernels, "take", staticmethod(takes))
+    model, plain = (
+        randomise(calotype.UNet2DConditionModel(**{**UNET, "cross_attention_dim": 64})) for _ in "ab"
+    )
+    fast = Accelerated(model, Options())
+    layers = [layer for key, layer in model.named_modules() if key.endswith("attn2")]
+    context = torch.randn(2, 16, 64)
+
+    def change(weight: Callable[[Tensor], None]) -> None:
+        for one in (model, plain):
+            weight(one.mid_block.attentions[0].transformer_blocks[0].attn2.to_v.weight)
+
+    for turn in range(4):
+        for _ in range(3):
+            same(fast, plain, {**given(), "encoder_hidden_states": torch.randn(2, 16, 64)})
+            same(fast, plain, {**given(), "encoder_hidden_states": context})
+        another_call(fast)
+        if turn == 0:
+            change(lambda weight: weight.mul_(1.5))
+        elif turn == 1:
+            change(lambda weight: setattr(weight, "data", weight.data * -1.0))
+        elif turn == 2:
+            add_lora(model), add_lora(plain)
+    assert set(launches) == {len(layers), len(layers) - 1}
+    assert "grouped" in fast._runner.report()
+
+
+def add_lora(model: Any) -> None:
+    """An adapter on one layer that reads the prompt, which is then computed by itself."""
+    generator = torch.Generator().manual_seed(3)
+    name = next(key for key, _ in model.named_modules() if key.endswith("attn2.to_k"))
+    layer = model.get_submodule(name)
+    tensors = {
+        f"unet.{name}.lora_A.weight": torch.randn(2, layer.in_features, generator=generator),
+        f"unet.{name}.lora_B.weight": torch.randn(layer.out_features, 2, generator=generator),
+    }
+    model.load_lora_adapter(tensors)
+
+
 def clip(name: str = "CLIPTextModel", **options: Any) -> Any:
     import transformers
 
@@ -622,4 +749,6 @@ def test_kernels_compute_what_their_twins_compute() -> None:
         [sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.split() == ["group", "layer", "gate", "sum", "twice", "softmax"]
+    assert done.stdout.split() == [
+        "group", "layer", "gate", "sum", "twice", "softmax", "products", "gates", "short",
+    ]  # fmt: skip

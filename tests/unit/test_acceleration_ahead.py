@@ -115,7 +115,7 @@ def test_triton_compiles_for_a_device_that_is_not_here_what_a_launch_then_finds(
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
 
-    from calotype.acceleration.kernels import layer_norm, pointwise
+    from calotype.acceleration.kernels import gate_products, layer_norm, pointwise
 
     launched = []
     pretended = SimpleNamespace(
@@ -133,21 +133,25 @@ def test_triton_compiles_for_a_device_that_is_not_here_what_a_launch_then_finds(
     monkeypatch.setattr(
         triton.knobs.compilation, "listener", lambda **what: compiled.append(what["src"].name)
     )
-    x = torch.zeros(2, 16, 256, dtype=torch.bfloat16)
+    x = torch.zeros(2, 128, 256, dtype=torch.bfloat16)
     w = torch.zeros(256, dtype=torch.bfloat16)
+    described = gate_products.TensorDescriptor is not None
+    names = ["gated", *(["gated_columns"] if described else []), "rows_normalised"]
 
     def call() -> None:
         layer_norm.fused(x, w, w, 1e-5)
         pointwise.geglu(x)
+        if described:
+            gate_products.fused(x, x.view(-1, 256)[:256], w)
 
     monkeypatch.setattr(driver, "_active", pretended)
     try:
         compiled_first(call)
-        assert sorted(compiled) == sorted(launched) == ["gated", "rows_normalised"]
+        assert sorted(compiled) == sorted(launched) == names
         compiled_first(call)
-        assert len(compiled) == 2
-        assert len(launched) == 4
+        assert len(compiled) == len(names)
+        assert len(launched) == 2 * len(names)
     finally:
-        for kernel in (layer_norm.rows_normalised, pointwise.gated):
+        for kernel in (layer_norm.rows_normalised, pointwise.gated, gate_products.gated_columns):
             kernel.function.device_caches.clear()
             kernel.known.clear()

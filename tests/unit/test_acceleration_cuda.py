@@ -134,6 +134,102 @@ def test_one_wide_head(dtype: torch.dtype, size: tuple[int, int]) -> None:
     assert error(found[:1], right) < max(1.5 * error(usual, right), BOUND[dtype])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 77, 154, 300])
+def test_products_with_many_matrices(dtype: torch.dtype, rows: int) -> None:
+    from calotype.acceleration.kernels import products
+
+    x = random(1, rows, 768, dtype=dtype)
+    groups = [[random(n, 768, dtype=dtype) for n in sizes] for sizes in ((320, 320), (640,), (40, 1280, 8))]
+    found = products.fused(x, products.Table(x, groups))
+    right = products.plain(x.double(), [[weight.double() for weight in group] for group in groups])
+    for one, other in zip(found, right, strict=True):
+        assert all(error(a, b) < BOUND[dtype] for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+@pytest.mark.parametrize("size", [(1, 2048, 1280, 5120), (3, 700, 320, 1280)])
+def test_gates_with_their_product(dtype: torch.dtype, size: tuple[int, ...]) -> None:
+    from calotype.acceleration.kernels import gate_products
+
+    batch, rows, width, half = size
+    x, weight, bias = (
+        random(*shape, dtype=dtype) for shape in ((batch, rows, width), (2 * half, width), (2 * half,))
+    )
+    weight *= width**-0.5
+    if not gate_products.available(x.device):
+        pytest.skip("needs tensor descriptors")
+    enough = gate_products.TURNS * gate_products.processors(x.device)
+    assert gate_products.fit(x, weight, bias) == (-(-batch * rows // 128) * half // 128 >= enough)
+    assert not gate_products.fit(x[:, :1], weight, bias)
+    assert not gate_products.fit(x, weight[:, :-1], bias)
+    right = gate_products.plain(x.float(), weight.float(), bias.float())
+    assert error(gate_products.fused(x, weight, bias), right) < BOUND[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+@pytest.mark.parametrize(
+    "size",
+    [
+        (2, 20, 1024, 64, 77),
+        (2, 8, 1000, 40, 128),
+        (3, 8, 256, 80, 77),
+        (2, 8, 64, 160, 77),
+        (1, 5, 70, 64, 113),
+    ],
+)
+def test_attention_to_a_prompt(dtype: torch.dtype, size: tuple[int, ...]) -> None:
+    from calotype.acceleration.stand_ins import StandIns, kernels_for
+    from calotype.nn.attention import Attention
+
+    batch, heads, rows, channels, keys = size
+    layer = Attention(heads * channels, 768, heads=heads, dim_head=channels).cuda().to(dtype).eval()
+    q = random(batch, rows, heads * channels, dtype=dtype) * 4  # so that some keys matter more than others
+    k, v = random(batch, keys, 2 * heads * channels, dtype=dtype).chunk(2, dim=-1)
+    stand_ins = StandIns(Options(), kernels_for(q.device))
+    assert stand_ins._is_short(layer, q, k, v, None)
+    assert not stand_ins._is_short(layer, q, k, v, torch.zeros(1, 1, keys, device="cuda", dtype=dtype))
+    found = stand_ins.attend(layer, q, k, v)
+    alone = [t.float() for t in (q, k, v)]
+    right = stand_ins.kernels.short_attention.plain(*alone, heads, layer.scale)
+    usual = stand_ins.kernels.short_attention.plain(q, k, v, heads, layer.scale)
+    assert error(found, right) < max(1.5 * error(usual, right), BOUND[dtype])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prompts", [True, False])
+def test_a_model_in_half_precision_is_nearly_what_it_is_in_float32(
+    prompts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from calotype.acceleration.kernels import gate_products, short_attention
+
+    used = set()
+    for module in (gate_products, short_attention):
+
+        def noted(*given: Any, fused: Any = module.fused, name: str = module.__name__) -> Tensor:
+            used.add(name)
+            found: Tensor = fused(*given)
+            return found
+
+        monkeypatch.setattr(module, "fused", noted)
+    config = {**WIDE, "cross_attention_dim": 64}
+    right, model = (randomise(calotype.UNet2DConditionModel(**config)).cuda() for _ in range(2))
+    usual = randomise(calotype.UNet2DConditionModel(**config)).cuda().bfloat16()
+    fast = Accelerated(model.bfloat16(), Options(prompts=prompts))
+    for _ in range(4):
+        arguments = {**given(side=64), "encoder_hidden_states": random(2, 77, 64)}
+        halves = {
+            name: value.bfloat16() if isinstance(value, Tensor) and value.ndim else value
+            for name, value in arguments.items()
+        }
+        exact = right(**arguments)[0]
+        apart = error(usual(**halves)[0], exact)
+        assert apart < 0.2
+        assert error(fast(**halves)[0], exact) < 1.5 * apart
+    assert short_attention.__name__ in used
+    assert gate_products.__name__ in used or not gate_products.available(torch.device("cuda", 0))
+
+
 def unet(linear: bool = False) -> Any:
     return randomise(calotype.UNet2DConditionModel(**WIDE, use_linear_projection=linear)).cuda()
 
@@ -177,6 +273,45 @@ def test_every_call_is_that_of_the_model(options: Options) -> None:
         captures = fast._runner.captures["__call__"]
         assert captures.count == 1
         assert not captures.failed
+
+
+@torch.no_grad()
+def test_keys_and_values_of_all_layers_are_read_from_weights_where_they_are_now(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from calotype.acceleration.kernels import products
+
+    seen, right = [], products.fused
+    monkeypatch.setattr(products, "fused", lambda x, table: (seen.append(table), right(x, table))[1])
+    config = {**WIDE, "cross_attention_dim": 64}
+    plain, model = (randomise(calotype.UNet2DConditionModel(**config)).cuda() for _ in range(2))
+    fast = Accelerated(model, Options())
+    context = random(2, 16, 64)
+    for turn in range(3):
+        for index in range(4):
+            arguments = {**given(), "encoder_hidden_states": context if index % 2 else random(2, 16, 64)}
+            assert error(fast(**arguments)[0], plain(**arguments)[0]) < 1e-4
+        assert next(iter(fast._runner.captures["__call__"].kept.values())).before is not None
+        assert seen[-1].count > 4  # pieces of matrices in one launch
+        fast.__dict__["_begun"] = False
+        for one in (model, plain):
+            weight = one.mid_block.attentions[0].transformer_blocks[0].attn2.to_v.weight
+            if turn:
+                weight.mul_(1.5)
+            else:
+                weight.data = weight.data * -1.0
+
+
+@torch.no_grad()
+def test_models_that_take_turns_leave_each_other_keys_and_values() -> None:
+    pairs = [(unet(), Accelerated(unet(), Options())) for _ in range(2)]
+    arguments = [given(), given(side=24)]
+    for _ in range(3):
+        for (plain, fast), one in zip(pairs, arguments, strict=True):
+            for _ in range(3):
+                assert error(fast(**one)[0], plain(**one)[0]) < 1e-4
+    for (plain, fast), one in zip(pairs * 3, arguments * 3, strict=True):
+        assert error(fast(**one)[0], plain(**one)[0]) < 1e-4
 
 
 @torch.no_grad()

@@ -28,10 +28,12 @@ from calotype.nn.replaceable import replaced
 logger = logging.getLogger(__name__)
 
 PROMPTS = frozenset({"encoder_hidden_states"})
+OF_KERNELS = ("grouped", "gates", "short", "wide")
+"""The options that are about some of the kernels."""
 UNREAD = ("generator",)
 """Arguments of the methods beside ``forward`` that these accept and do not read."""
 _DEVICES: dict[str, Callable[[torch.device], Device]] = {"cuda": CudaGraphs}
-"""Kinds of devices that calls are captured on."""
+"""What captures on a device, by its kind."""
 
 
 class Accelerated:
@@ -153,8 +155,19 @@ class Runner:
                 return function(*args, **kwargs)
 
         def noting() -> tuple[Any, Readers]:
-            readers = Readers([kwargs[name] for name in PROMPTS if isinstance(kwargs.get(name), Tensor)])
-            return compiled_first(partial(ordinary, readers)), readers.done()
+            contexts = [kwargs[name] for name in PROMPTS if isinstance(kwargs.get(name), Tensor)]
+            readers = Readers(contexts)
+
+            def first() -> Any:
+                result = ordinary(readers)
+                if contexts and readers.layers and self.options.grouped:
+                    prompt = Prompt(contexts[0].contiguous(), readers.layers, kernels)
+                    if prompt.table is not None:  # so that its kernel is compiled with the others
+                        with device.current():
+                            prompt.compute()
+                return result
+
+            return compiled_first(first), readers.done()
 
         try:
             if not self.options.graphs:
@@ -203,25 +216,25 @@ class Runner:
             buffers: list[Tensor], form: Hashable, prompts: frozenset[int], readers: Readers
         ) -> Prepared:
             args, kwargs = put_back(form, buffers)
-            layers = list(readers.layers)
-            prompt = Prompt(buffers[next(iter(prompts))]) if prompts and layers else None
-            kernels, amounts = self.kernels, self.amounts
+            layers, kernels, amounts = list(readers.layers), self.kernels, self.amounts
+            prompt = None
+            if prompts and layers:
+                grouped = kernels if self.options.grouped else None
+                prompt = Prompt(buffers[next(iter(prompts))], layers, grouped)
 
             def call() -> Any:
                 with self._faster(StandIns(self.options, kernels, prompt, amounts=amounts)):
                     return function(*args, **kwargs)
 
             if prompt is None:
-                return Prepared(None, call)
+                return Prepared(call)
 
-            def before() -> list[Any]:
+            def before() -> None:
                 with self._faster(StandIns(self.options, kernels, amounts=amounts)):
-                    return [prompt.computed(layer) for layer in layers]
+                    prompt.compute()
 
-            def use(found: list[Any]) -> None:
-                prompt.found = dict(zip(layers, found, strict=True))
-
-            return Prepared(before, call, use)
+            before()
+            return Prepared(call, before, prompt.memory())
 
         return prepared
 
@@ -242,10 +255,16 @@ class Runner:
             return f"plain: {self.why}"
         if self.weights is None:
             return "has not been called"
-        names = ("graphs", "channels_last", "kernels", "packed", "prompts", "tuned")
+        names = (
+            "graphs", "channels_last", "kernels", "packed", "prompts", "grouped", "gates", "short", "wide", "tuned",
+        )  # fmt: skip
         used = [name for name in names if getattr(self.options, name)]
-        if self.kernels is None and self.options.kernels:
-            used[used.index("kernels")] = "PyTorch in place of kernels, which Triton cannot build here"
+        if self.kernels is None:
+            used = [name for name in used if name not in OF_KERNELS]
+            if self.options.kernels:
+                used[used.index("kernels")] = "PyTorch in place of kernels, which Triton cannot build here"
+        elif "gates" in used and not self.kernels.gate_products.available(self.weights.tensors[0].device):
+            used.remove("gates")
         if self.options.attention:
             used.append(f"attention by {', '.join(self.options.attention)}")
         kept = sum(len(captures.kept) for captures in self.captures.values())

@@ -65,6 +65,8 @@ class Capture:
     stamp: tuple[tuple[int, int], object] | None = None
     """The epoch, changes of numbers, and versions that the work before was done for."""
     uses: int = 0
+    memory: Any = None
+    """What the work before writes for later replays to read, allocated before it was captured."""
 
     def run(self, tensors: list[Tensor], now: Stamp) -> Any:
         """The result for these tensors, in memory of its own; ``now`` is the stamp of what else counts."""
@@ -91,11 +93,14 @@ class Capture:
 
 @dataclass
 class Prepared:
-    """A function ready to be captured: what comes before, the call itself, and how the latter is told of the former."""
+    """A function ready to be captured: the call, and the work on the prompt that is not done in each call.
 
-    before: Callable[[], Any] | None
+    What the latter leaves for calls is the ``memory``, which is there already: it was done once.
+    """
+
     call: Callable[[], Any]
-    use: Callable[[Any], None] = lambda found: None
+    before: Callable[[], None] | None = None
+    memory: Any = None
 
 
 Prepare = Callable[[list[Tensor], Hashable, frozenset[int], Any], Prepared]
@@ -174,8 +179,7 @@ class Captures:
                 prepared = prepare(buffers, form, prompts, self.seen[form])
                 before = None
                 if prepared.before is not None:
-                    before, found = self.device.capture(prepared.before)
-                    prepared.use(found)
+                    before, _ = self.device.capture(prepared.before)
                 work, result = self.device.capture(prepared.call)
                 results, shape = taken_apart(result)
         except Exception as error:
@@ -185,13 +189,24 @@ class Captures:
             logger.warning("%s is computed without a CUDA graph: %s.", self.name, self.failed[form])
             return None
         self.count += 1
-        self.kept[form] = Capture(buffers, work, results, shape, before, prompts)
+        self.kept[form] = Capture(buffers, work, results, shape, before, prompts, memory=prepared.memory)
         return self.kept[form]
 
 
 def copied(tensors: list[Tensor]) -> list[Tensor]:
-    """The same tensors in memory of their own; many are copied at once, as an encoder's hidden states."""
-    new = [torch.empty_like(tensor) for tensor in tensors]
+    """The same tensors in memory of their own, which those alike get at once, as an encoder's hidden states."""
+    alike: dict[Hashable, list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        alike.setdefault((tensor.shape, tensor.dtype, -1 if tensor.is_contiguous() else i), []).append(i)
+    found: dict[int, Tensor] = {}
+    for several in alike.values():
+        first = tensors[several[0]]
+        if len(several) == 1:
+            found[several[0]] = torch.empty_like(first)
+        else:
+            parts = first.new_empty(len(several), *first.shape).unbind()
+            found.update((i, part.data) for i, part in zip(several, parts, strict=True))
+    new = [found[i] for i in range(len(tensors))]
     if new:
         torch._foreach_copy_(new, tensors)
     return new

@@ -23,7 +23,11 @@ class Device(Protocol):
     """A device that can capture the work that a function gives it."""
 
     def capture(self, function: Callable[[], Any]) -> tuple[Replay, Any]:
-        """The captured work, and what the function returned: memory that each replay fills anew."""
+        """The captured work, and what the function returned: memory that each replay fills anew.
+
+        All that is allocated in a capture, the result too, is there until another capture is replayed. What is to be
+        read later lies in memory that was allocated before.
+        """
         ...
 
     def in_order(self) -> AbstractContextManager[Any]:
@@ -42,7 +46,9 @@ class Device(Protocol):
 class CudaGraphs:
     """CUDA graphs of one device, whose intermediate results share one pool of memory.
 
-    The pool is why replays must not overlap: each waits for the one before.
+    The pool is why replays must not overlap: each waits for the one before. And it is why nothing in it outlives
+    another graph's replay: a graph writes to whatever was free when it was captured, though tensors that are kept may
+    have got that memory since.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -7,8 +7,9 @@ weights are still asked by name, so adapters that stand in a layer's place are h
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -40,14 +41,17 @@ def plain(procedure: Callable[..., Any]) -> Callable[..., Any]:
     return procedure.__wrapped__  # type: ignore[attr-defined]
 
 
+@dataclass(frozen=True)
 class Kernels:
     """The kernels where they can run on a tensor; the same in PyTorch elsewhere."""
 
-    def __init__(
-        self, group_norm: ModuleType, layer_norm: ModuleType, pointwise: ModuleType, softmax: ModuleType
-    ) -> None:
-        self.group_norm, self.layer_norm = group_norm, layer_norm
-        self.pointwise, self.softmax = pointwise, softmax
+    group_norm: ModuleType
+    layer_norm: ModuleType
+    pointwise: ModuleType
+    softmax: ModuleType
+    products: ModuleType
+    gate_products: ModuleType
+    short_attention: ModuleType
 
     @staticmethod
     def take(*tensors: Tensor | None) -> bool:
@@ -66,7 +70,15 @@ def kernels_for(device: torch.device) -> Kernels | None:
 
         if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 3):
             raise ImportError(f"Triton {triton.__version__} is too old")
-        from calotype.acceleration.kernels import group_norm, layer_norm, pointwise, softmax
+        from calotype.acceleration.kernels import (
+            gate_products,
+            group_norm,
+            layer_norm,
+            pointwise,
+            products,
+            short_attention,
+            softmax,
+        )
 
         if device.type == "cuda":
             with torch.cuda.device(device):
@@ -78,7 +90,7 @@ def kernels_for(device: torch.device) -> Kernels | None:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         logger.warning("Norms, gates and sums are computed without Triton: %s.", reason)
         return None
-    return Kernels(group_norm, layer_norm, pointwise, softmax)
+    return Kernels(group_norm, layer_norm, pointwise, softmax, products, gate_products, short_attention)
 
 
 class StandIns:
@@ -102,7 +114,8 @@ class StandIns:
         found: dict[Callable[..., Any], Callable[..., Any]] = {Attention.project: self.project}
         if self.amounts is not None:
             found[Adapted.amount] = self.amounts.of
-        if self.options.attention or (self.options.wide and self.kernels is not None):
+        own = (self.options.short or self.options.wide) and self.kernels is not None
+        if self.options.attention or own:
             found[Attention.attend] = self.attend
         if self.kernels is not None:
             found |= {
@@ -134,6 +147,10 @@ class StandIns:
     def attend(self, layer: Attention, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
         if self.options.wide and self._is_wide(layer, q, k, bias):
             return self.wide(q, k, v, layer.scale)
+        if self.options.short and self._is_short(layer, q, k, v, bias):
+            assert self.kernels is not None
+            found: Tensor = self.kernels.short_attention.fused(q, k, v, layer.heads, layer.scale)
+            return found
         if not self.options.attention:
             return plain(Attention.attend)(layer, q, k, v, bias)
         backends = [_BACKENDS[name] for name in self.options.attention]
@@ -150,6 +167,16 @@ class StandIns:
             and q.shape[-1] > 256
             and q.dtype in (torch.float16, torch.bfloat16)
             and k.shape[1] <= self.kernels.softmax.WIDEST
+        )
+
+    def _is_short(self, layer: Attention, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> bool:
+        """Whether this is attention to a prompt that a program of the kernel can hold."""
+        return (
+            self.kernels is not None
+            and layer.is_cross_attention
+            and bias is None
+            and self.kernels.take(q, k, v)
+            and self.kernels.short_attention.fit(q, k, v, layer.heads)
         )
 
     def wide(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -246,7 +273,16 @@ class StandIns:
 
     def geglu(self, layer: GEGLU, x: Tensor) -> Tensor:
         assert self.kernels is not None
-        h = layer.proj(x)
+        proj, module = layer.proj, self.kernels.gate_products
+        if (
+            self.options.gates
+            and is_plain(proj, nn.Linear)
+            and proj.bias is not None
+            and self.kernels.take(x, proj.weight, proj.bias)
+            and module.fit(x, proj.weight, proj.bias)
+        ):
+            return module.fused(x, proj.weight, proj.bias)
+        h = proj(x)
         pointwise = self.kernels.pointwise
         return (pointwise.geglu if self.kernels.take(h) else pointwise.plain_geglu)(h)
 
@@ -326,25 +362,66 @@ class Readers:
 
 
 class Prompt:
-    """Keys and values of one context, computed once for each layer."""
+    """Keys and values of one context for the ``layers`` that read it, computed once, in memory that stays.
 
-    def __init__(self, context: Tensor) -> None:
-        self.context = context
+    With ``kernels`` those of plain layers come from one launch, which reads weights where they are now.
+    """
+
+    def __init__(self, context: Tensor, layers: Iterable[Attention], kernels: Kernels | None) -> None:
+        self.context, self.layers, self.kernels = context, list(layers), kernels
         self.found: dict[Attention, tuple[Tensor, Tensor]] = {}
+        self.together: dict[Attention, list[Tensor]] = {}
+        """Weights of keys and values of the layers whose products are computed together."""
+        self.table: Any = None
+        if kernels is not None and kernels.take(context) and context.is_contiguous():
+            weights = {layer: _weights(layer) for layer in self.layers}
+            fits = kernels.products.fit
+            self.together = {
+                layer: pair
+                for layer, pair in weights.items()
+                if pair is not None and all(fits(context, weight) for weight in pair)
+            }
+            if self.together:
+                self.table = kernels.products.Table(context, list(self.together.values()))
 
     def keys_and_values(self, layer: Attention) -> tuple[Tensor, Tensor]:
         """Keys and values of the context in this layer."""
         if layer not in self.found:
-            self.found[layer] = self.computed(layer)
+            self.found[layer] = self._alone(layer)
         return self.found[layer]
 
-    def computed(self, layer: Attention) -> tuple[Tensor, Tensor]:
-        """The same, computed now."""
+    def compute(self) -> None:
+        """Compute those of all layers, the first time into new memory and later into the same."""
+        if self.table is not None and self.kernels is not None:
+            products = self.kernels.products.fused(self.context, self.table)
+            self.found |= {layer: (k, v) for layer, (k, v) in zip(self.together, products, strict=True)}
+        for layer in self.layers:
+            if layer in self.together:
+                continue
+            new = self._alone(layer)
+            if layer not in self.found:
+                self.found[layer] = new
+            else:
+                torch._foreach_copy_(self.found[layer], new)
+
+    def memory(self) -> list[Any]:
+        """What was computed, and what that is computed with beside the context and the weights."""
+        return [self.table, *self.found.values()]
+
+    def _alone(self, layer: Attention) -> tuple[Tensor, Tensor]:
         if layer.is_cross_attention and (weights := packed(layer)) is not None:
             k, v = F.linear(self.context, *weights).chunk(2, dim=-1)
             return k, v
         assert layer.to_k is not None and layer.to_v is not None
         return layer.to_k(self.context), layer.to_v(self.context)
+
+
+def _weights(layer: Attention) -> list[Tensor] | None:
+    """The weights of keys and values, where nothing but these decides them."""
+    parts = layer.to_k, layer.to_v
+    if not all(is_plain(part, nn.Linear) and part.bias is None for part in parts):  # type: ignore[union-attr]
+        return None
+    return [part.weight for part in parts]  # type: ignore[union-attr]
 
 
 _SCORES = 2**24

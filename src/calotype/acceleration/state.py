@@ -20,6 +20,8 @@ _PROCESSORS = (AttnProcessor, AttnAddedKVProcessor)
 """The attention procedures that compute the same each time, which a user's own need not."""
 _TYPE, _VERSION = attrgetter("dtype"), attrgetter("_version")
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+_STAND = getattr(torch._C, "_tensors_data_ptrs_at_indices_equal", None)
+"""(tensors, addresses, which of them) -> whether they are there; not in all builds of PyTorch."""
 
 
 class Weights:
@@ -29,9 +31,12 @@ class Weights:
         self.tensors: list[Tensor] = list(_tensors(model))
         self.addresses = list(map(Tensor.data_ptr, self.tensors))
         self.types = list(map(_TYPE, self.tensors))
+        self.all = list(range(len(self.tensors)))
 
     def stand(self) -> bool:
         """Whether all are where they were; their values may have changed."""
+        if _STAND is not None:
+            return bool(_STAND(self.tensors, self.addresses, self.all))
         return list(map(Tensor.data_ptr, self.tensors)) == self.addresses
 
     def are_alike(self) -> bool:

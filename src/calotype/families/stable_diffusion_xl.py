@@ -118,7 +118,7 @@ class StableDiffusionXL(LatentFamily):
         cond = self.time_ids(original, told.crops_coords_top_left, target, told.aesthetic_score, text)
         uncond = self._negative_time_ids(told, original, target, text) if guided else cond
         ids = [cond if name in TOLD_THE_PROMPT else uncond for name in branches]
-        rows = torch.tensor(ids, dtype=self.dtype)
+        rows = torch.tensor(ids, dtype=text.prompt_embeds.dtype)
         return XLConditions(
             prompt_embeds=_stacked(branches, text.prompt_embeds, text.negative_prompt_embeds),
             add_text_embeds=_stacked(branches, text.pooled_prompt_embeds, text.negative_pooled_prompt_embeds),
@@ -193,8 +193,10 @@ class StableDiffusionXL(LatentFamily):
                 uncond, made = clip_text.encode_side_by_side(negatives, whole.shape[1], None, laid)
                 uncond_pooled = made if uncond_pooled is None else uncond_pooled
 
+        dtype = self.dtype
+
         def placed(embeds: torch.Tensor) -> torch.Tensor:
-            return repeated(embeds.to(device, self.dtype), subject.repeats)
+            return repeated(embeds.to(device, dtype), subject.repeats)
 
         return Embedded(
             placed(whole),

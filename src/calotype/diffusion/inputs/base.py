@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any, Self
 
 from calotype.core.errors import InputError
@@ -28,7 +29,13 @@ class Inputs:
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> Self:
         """The group's values among a call's arguments; what the pipeline does not take keeps its default."""
-        return cls(**{f.name: arguments[f.name] for f in fields(cls) if f.name in arguments})
+        names = _names(cls)  # type: ignore[arg-type]  # mypy takes the class for one of its dataclasses
+        return cls(**{name: arguments[name] for name in names if name in arguments})
+
+
+@cache
+def _names(group: type[Inputs]) -> tuple[str, ...]:
+    return tuple(f.name for f in fields(group))
 
 
 def positive(name: str, value: Any, what: str) -> int:

@@ -1,0 +1,25 @@
+"""What a device allows a kernel."""
+
+# mypy: disable-error-code="no-any-return"
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from triton.runtime import driver
+
+
+@cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes near a processor that one program may use; the host, which interprets kernels, knows no limit."""
+    if device.type != "cuda":
+        return 2**30
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return driver.active.utils.get_device_properties(index)["max_shared_mem"]
+
+
+@cache
+def processors(device: torch.device) -> int:
+    """How many programs a CUDA device computes at a time, if each takes a whole processor."""
+    return torch.cuda.get_device_properties(device).multi_processor_count
