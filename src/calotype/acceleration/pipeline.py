@@ -10,8 +10,12 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from calotype.acceleration.concerned import methods_of
+from calotype.acceleration.concerned import is_stepwise, methods_of
 from calotype.acceleration.options import Options
+from calotype.acceleration.quantised import check as check_products
+from calotype.acceleration.step_cache import CachedSteps, Place
+from calotype.acceleration.step_cache import fits as can_be_cached
+from calotype.core.errors import InputError
 
 Bound = TypeVar("Bound")
 
@@ -32,11 +36,37 @@ class Acceleration:
         for one in fields(family):  # type: ignore[arg-type]
             model = getattr(family, one.name)
             methods = methods_of(type(model))
-            if methods is not None and is_on_device(model):
+            if methods is not None and (is_on_device(model) or self._by_name(model)):
                 from calotype.acceleration.accelerated import Accelerated
 
+                if self.options.linears is not None and is_stepwise(type(model)):
+                    check_products(self.options.linears, place_of(model))
                 found[one.name] = Accelerated(model, self.options, methods)
         return replace(family, **found) if found else family  # type: ignore[type-var]
+
+    def _by_name(self, model: nn.Module) -> bool:
+        """Whether something is asked for by name that concerns this model, wherever it is."""
+        cached = self.options.step_cache is not None and can_be_cached(model)
+        return cached or (self.options.linears is not None and is_stepwise(type(model)))
+
+    def check(self) -> None:
+        """Raise ``InputError`` where what is asked for by name concerns no model, or they have no such branch."""
+        cache, models = (
+            self.options.step_cache,
+            [m for m in self._components().values() if isinstance(m, nn.Module)],
+        )
+        if cache is not None:
+            fitting = [model for model in models if can_be_cached(model)]
+            if not fitting:
+                raise InputError(
+                    "None of the pipeline's models is a U-Net of stages, so no steps can be cached."
+                )
+            for model in fitting:
+                Place.of(model, cache.branch)
+        if self.options.linears is not None and not any(is_stepwise(type(model)) for model in models):
+            raise InputError(
+                "None of the pipeline's models is called in each step, so linears has nothing to do."
+            )
 
     def report(self) -> str:
         """A line for each model that is called in each step, decodes or reads: what is in use, or why nothing is."""
@@ -46,7 +76,7 @@ class Acceleration:
                 continue
             if not isinstance(model, nn.Module) or hasattr(model, "_orig_mod"):
                 what = "plain: it is compiled already"
-            elif is_on_device(model):
+            elif is_on_device(model) or self._by_name(model):
                 from calotype.acceleration.accelerated import runner_of
 
                 what = runner_of(model, self.options).report()
@@ -62,6 +92,14 @@ def look_again(family: Any) -> None:
         table = getattr(getattr(family, one.name), "__dict__", {})
         if "_runner" in table:
             table["_begun"] = False
+
+
+def begin_step(family: Any, step: int) -> None:
+    """A step of a call begins, in which the family's models are called."""
+    for one in fields(family):
+        steps = getattr(getattr(family, one.name), "__dict__", {}).get("_steps")
+        if isinstance(steps, CachedSteps):
+            steps.begin(step)
 
 
 def give_back(models: Iterable[Any]) -> None:

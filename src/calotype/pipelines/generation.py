@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from calotype.acceleration.pipeline import begin_step
 from calotype.adapters.strength import at_strength
 from calotype.core.errors import InputError
 from calotype.diffusion.call import Call
@@ -170,6 +171,7 @@ def predictor(call: Call, start: Start, steer: Steer | None) -> Predict:
             beside = [tensor.repeat(len(latents) // len(tensor), 1, 1, 1) for tensor in beside]
             latents = torch.cat([latents, *beside], dim=1)
         branches, rows = state.guidance.branches, len(latents)
+        begin_step(call.family, index)
 
         def compute(latents: torch.Tensor, told: tuple[Any, Residuals]) -> torch.Tensor:
             conditions, beside = told
