@@ -23,7 +23,7 @@ from calotype.diffusion.inputs import EARLIER_CALLBACK, Attention, Callbacks, Fr
 from calotype.diffusion.loop import Predict, State, denoise
 from calotype.diffusion.parts import Parts
 from calotype.diffusion.tasks.task import Path, Start, Task
-from calotype.diffusion.timesteps import check_seeded, set_timesteps, step_arguments, until_end
+from calotype.diffusion.timesteps import NoiseLevels, check_seeded, set_timesteps, step_arguments, until_end
 from calotype.diffusion.watch import Watch
 from calotype.nn.perturbation import Perturbation, self_attention
 from calotype.nn.shared_attention import batch_of
@@ -107,6 +107,7 @@ def sampled(pipe: Any, parts: Parts, call: Call, stopped: bool = False) -> tuple
                 observe=watch.over(observe),
                 before=path.before,
                 whole=whole,
+                noise=NoiseLevels(call.scheduler, path.timesteps),
             )
         watch.ended(state.latents)
         return state
