@@ -51,7 +51,8 @@ class Place:
             left -= counts[up]
             up -= 1
         layer = counts[up] - 1 - left
-        left, down = branch, 0
+        unread = 1 + sum(len(stage.resnets) + _keeps_smaller(stage) for stage in downs) - sum(counts)
+        left, down = branch + unread, 0  # k-diffusion's way up leaves the outermost features unread
         while left and left > len(downs[down].resnets):
             left -= len(downs[down].resnets) + _keeps_smaller(downs[down])
             down += 1
@@ -137,7 +138,8 @@ def shallow(model: Any, place: Place, *args: Any, deep_features: Tensor, **kwarg
         stage = model.down_blocks[place.down]
         for index in range(place.layers):
             h = stage.layer(index, [h], given)
-            if left and stage.has_cross_attention and index == len(stage.resnets) - 1:
+            is_last = index == len(stage.resnets) - 1
+            if left and is_last and (stage.has_cross_attention or stage.downsamplers is None):
                 h = h + left[0]
             kept.append(h)
         if added.across is not None:
