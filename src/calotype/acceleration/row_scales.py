@@ -29,9 +29,10 @@ def plain_quantised(x: Tensor, kind: str) -> tuple[Tensor, Tensor]:
     """The same in PyTorch."""
     dtype, top = TYPES[kind]
     x = x.float()
-    scales = x.abs().amax(dim=-1, keepdim=True).clamp_(min=SMALLEST) / top
-    values = (x / scales).clamp_(-top, top)
-    return (values.round_() if dtype == torch.int8 else values).to(dtype), scales
+    highest, lowest = x.amax(dim=-1, keepdim=True), x.amin(dim=-1, keepdim=True)
+    scales = torch.maximum(highest, -lowest).clamp_(min=SMALLEST) / top
+    values = x * scales.reciprocal()
+    return (values.round_() if dtype == torch.int8 else values.clamp_(-top, top)).to(dtype), scales
 
 
 def dequantised(
@@ -48,8 +49,8 @@ def plain_dequantised(
     sums: Tensor, rows: Tensor, columns: Tensor, bias: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
     """The same in PyTorch."""
-    out = sums.float().mul_(rows).mul_(columns.t())
-    return (out if bias is None else out.add_(bias)).to(dtype)
+    out, factors = sums.float().mul_(rows), columns.t()
+    return (out.mul_(factors) if bias is None else torch.addcmul(bias.float(), out, factors)).to(dtype)
 
 
 @cache
