@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from calotype.acceleration.kernels import group_norm, layer_norm, pointwise, softmax
+from calotype.acceleration import row_scales
+from calotype.acceleration.kernels import group_norm, layer_norm, pointwise, rows, softmax
 
 
 def compare() -> None:
@@ -49,6 +50,17 @@ def compare() -> None:
     x = torch.randn(3, 5, 70) * 10
     close(softmax.fused(x, 0.3, torch.float32), softmax.plain(x, 0.3, torch.float32))
     print("softmax")
+    x, b = torch.randn(5, 70) * torch.tensor([1.0, 1e-3, 50.0, 0.0, 7.0])[:, None], torch.randn(600)
+    values, scales = rows.quantised(x, *row_scales.TYPES["int8"])
+    right = row_scales.plain_quantised(x, "int8")
+    close(scales, right[1])
+    torch.testing.assert_close(values.int(), right[0].int(), rtol=0, atol=1)  # ties
+    assert (values != right[0]).sum() <= 2
+    sums, columns = torch.randint(-9000, 9000, (5, 600), dtype=torch.int32), torch.rand(600, 1)
+    for bias in (b, None):
+        given = (sums, scales, columns, bias, torch.float32)
+        close(rows.dequantised(*given), row_scales.plain_dequantised(*given))
+    print("rows")
 
 
 if __name__ == "__main__":

@@ -550,4 +550,4 @@ def test_kernels_compute_what_their_twins_compute() -> None:
         [sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.split() == ["group", "layer", "gate", "sum", "twice", "softmax"]
+    assert done.stdout.split() == ["group", "layer", "gate", "sum", "twice", "softmax", "rows"]

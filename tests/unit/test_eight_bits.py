@@ -54,7 +54,9 @@ def test_int8_products_are_those_of_the_rounded_values_and_near_the_exact_ones()
     sums = torch.tensor([[3, -4]], dtype=torch.int32)
     rows, columns = torch.tensor([[0.5]]), torch.tensor([[2.0], [1.0]])
     right = torch.tensor([[13.0, 18.0]])
-    assert torch.equal(plain_dequantised(sums, rows, columns, torch.tensor([10.0, 20.0]), torch.float32), right)
+    assert torch.equal(
+        plain_dequantised(sums, rows, columns, torch.tensor([10.0, 20.0]), torch.float32), right
+    )
 
 
 def test_fp8_is_near_the_exact_products_too() -> None:
@@ -68,7 +70,11 @@ def test_the_layers_of_blocks_are_in_eight_bits_and_those_that_read_the_prompt_a
     products = Products("int8")
     with products.within(model, looks=True):
         kinds = {id(weight.source) for weight in products.table.values()}
-    named = {name for name, part in model.named_modules() if isinstance(part, nn.Linear) and id(part.weight) in kinds}
+    named = {
+        name
+        for name, part in model.named_modules()
+        if isinstance(part, nn.Linear) and id(part.weight) in kinds
+    }
     assert any(name.endswith("attn1.to_q") for name in named)
     assert any(name.endswith("ff.net.0.proj") for name in named)
     assert not any(name.endswith(("attn2.to_k", "attn2.to_v")) for name in named)
@@ -166,7 +172,9 @@ def test_adapters_are_heard_beside_them(folder: Path) -> None:
 def test_what_a_device_cannot_multiply_is_refused_in_words(folder: Path) -> None:
     pipe = calotype.StableDiffusionPipeline.from_pretrained(folder)
     pipe.acceleration = Options(linears="fp8")
-    with pytest.raises(InputError, match="compute capability 9.0 .Hopper. or newer, and this model is on cpu; take"):
+    with pytest.raises(
+        InputError, match="compute capability 9.0 .Hopper. or newer, and this model is on cpu; take"
+    ):
         picture(pipe)
     check("int8", torch.device("cpu"))
     with pytest.raises(InputError, match="linears is None, 'int8' or 'fp8', not 'int4'"):

@@ -110,7 +110,9 @@ def test_steps_of_another_batch_have_features_of_their_own(pipe: Any) -> None:
 
 def test_threads_have_features_of_their_own(pipe: Any) -> None:
     other = cached(pipe, 3)
-    calls = [{"seed": s, "prompt": p, "num_inference_steps": n} for s, p, n in ((1, "a ball", 7), (2, "sand", 6))]
+    calls = [
+        {"seed": s, "prompt": p, "num_inference_steps": n} for s, p, n in ((1, "a ball", 7), (2, "sand", 6))
+    ]
     alone = [picture(other, **call) for call in calls]
     found: list[Any] = [None] * 4
     start = threading.Barrier(4)
@@ -155,7 +157,10 @@ def test_where_it_cannot_be_all_steps_are_whole_and_that_is_said(pipe: Any) -> N
 BAD: dict[str, tuple[Any, str]] = {
     "no interval": (lambda: StepCache(0), "StepCache's interval is a whole number from 1, not 0"),
     "no branch": (lambda: StepCache(3, -1), "StepCache's branch is a whole number from 0, not -1"),
-    "no setting": (lambda: Options(step_cache=3), "step_cache is a calotype.acceleration.StepCache or None, not 3"),  # type: ignore[arg-type]
+    "no setting": (
+        lambda: Options(step_cache=3),
+        "step_cache is a calotype.acceleration.StepCache or None, not 3",
+    ),  # type: ignore[arg-type]
 }
 
 

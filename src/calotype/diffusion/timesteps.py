@@ -98,7 +98,11 @@ class NoiseLevels:
     @cached_property
     def _levels(self) -> list[float]:
         times = self._timesteps.detach().to("cpu", torch.float64)
-        if self._scheduler.config.get("timestep_type") == "continuous":  # then they are ln(σ)/4
+        config = self._scheduler.config
+        if (config.get("timestep_type"), config.get("prediction_type")) == (
+            "continuous",
+            "v_prediction",
+        ):  # ln(σ)/4
             return (4 * times).exp().tolist()
         bar = getattr(self._scheduler, "alphas_cumprod", None)
         if not isinstance(bar, torch.Tensor):
