@@ -3,10 +3,10 @@
     python -m benchmarks.options [--rounds 3] [--steps 20] [--prompts 3] [--threads 2] [--device cpu] [--seconds 600]
                                  [--only WORDS] [--large sd15,sdxl]
 
-The bundled ``pocket`` makes a picture of each prompt with each option, which take turns; times are medians. The distance
-is the signal-to-noise ratio between the pictures and those without options (PSNR in dB, the mean and the worst of the
-prompts; 30 is hardly seen, 20 is another picture of the same). On a GPU, models of the size of Stable Diffusion 1.5 and
-XL with random weights in bfloat16 follow (``--large``), whose distances are relative errors of the last latents.
+The bundled ``pocket`` makes a picture of each prompt with each option, which take turns; times are medians. The
+distance is the signal-to-noise ratio between the pictures and those without options (PSNR in dB, the mean and the worst
+of the prompts; 30 is hardly seen, 20 is another picture of the same). On a GPU, models of the size of Stable Diffusion
+1.5 and XL with random weights in bfloat16 follow (``--large``), whose distances are relative errors of the last latents.
 ``--only`` leaves out the options in whose names none of the words, separated by commas, occurs.
 """
 
@@ -18,7 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ EXACT = "exact"
 class Setting:
     """How a pipeline's call differs from the exact one: its options, its guidance, the type or layout of its UNet."""
 
-    options: Options = Options()
+    options: Options = field(default_factory=Options)
     guidance: Any = None
     dtype: torch.dtype | None = None
     channels_last: bool = False
@@ -200,9 +200,6 @@ def large(which: str, arguments: argparse.Namespace, names: list[str]) -> None:
         far = float((latents[name][0] - right).norm() / right.norm())
         print(f"{name:36s} {1e3 * now:8.1f} {exact / now:5.2f}x   {far:14.2e}")
     print(pipe.acceleration.report())
-    del pipe
-    gc.collect()
-    torch.cuda.empty_cache()
 
 
 def main() -> None:
@@ -227,6 +224,8 @@ def main() -> None:
     if arguments.device == "cuda":
         for which in filter(None, arguments.large.split(",")):
             large(which, arguments, names)
+            gc.collect()
+            torch.cuda.empty_cache()
         print(f"\n{torch.cuda.get_device_name()}, PyTorch {torch.__version__}")
     print(f"{machine(arguments.threads)}, PyTorch {torch.__version__}")
 

@@ -247,4 +247,4 @@ def shapes(value: Any) -> Hashable:
         return tuple((name, shapes(entry)) for name, entry in value.items())
     if isinstance(value, list | tuple):
         return tuple(shapes(entry) for entry in value)
-    return type(value)
+    return type(value).__name__
