@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 import calotype
-from calotype.acceleration import Options, StepCache
+from calotype.acceleration import Options, StepCache, host
 from calotype.acceleration.accelerated import runner_of
 from calotype.acceleration.pipeline import Acceleration
 from calotype.core.errors import InputError
 from calotype.guidance import ClassifierFree, Interval
-from tests.tiny import stable_diffusion_parts
+from tests.tiny import UNET, stable_diffusion_parts
 from tests.unit.test_acceleration import pretend  # noqa: F401 (a fixture)
 
 STEPS = 7
@@ -177,3 +177,21 @@ def test_pipelines_that_have_no_such_branch_or_u_net_refuse_it(pipe: Any, tmp_pa
     setting = Options(step_cache=StepCache())
     with pytest.raises(InputError, match="None of the pipeline's models is a U-Net of stages"):
         Acceleration(lambda: {"vae": pipe.vae}, setting).check()
+
+
+@pytest.mark.parametrize(
+    ("has", "words"), [("_is_amx_tile_supported", "by AMX."), (None, "float32 is quicker.")]
+)
+def test_a_report_says_how_bfloat16_is_multiplied_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch, has: str | None, words: str
+) -> None:
+    for question, _ in host.INSTRUCTIONS:
+        monkeypatch.setattr(torch.cpu, question, lambda question=question: question == has, raising=False)
+    model = calotype.UNet2DConditionModel(**UNET)
+    acceleration = Acceleration(lambda: {"unet": model}, Options())
+    assert "bfloat16" not in acceleration.report()
+    model.bfloat16()
+    assert acceleration.report().startswith(
+        "unet (UNet2DConditionModel): plain: its weights are on cpu, in bfloat16"
+    )
+    assert acceleration.report().endswith(words)

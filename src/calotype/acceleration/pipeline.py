@@ -10,12 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from calotype.acceleration.concerned import is_stepwise, methods_of
+from calotype.acceleration.concerned import methods_of
 from calotype.acceleration.options import Options
-from calotype.acceleration.quantised import check as check_products
-from calotype.acceleration.step_cache import CachedSteps, Place
-from calotype.acceleration.step_cache import fits as can_be_cached
-from calotype.core.errors import InputError
 
 Bound = TypeVar("Bound")
 
@@ -31,45 +27,41 @@ class Acceleration:
         return f"Acceleration({self.options})"
 
     def bound(self, family: Bound) -> Bound:
-        """A family (a dataclass of components) whose models on CUDA are called by what makes them faster."""
+        """A family (a dataclass of components) whose models on CUDA are called by what makes them faster.
+
+        So are models elsewhere that something is asked for by name; ``InputError`` where their device cannot do it.
+        """
         found: dict[str, Any] = {}
         for one in fields(family):  # type: ignore[arg-type]
             model = getattr(family, one.name)
             methods = methods_of(type(model))
             if methods is not None and (is_on_device(model) or self._by_name(model)):
                 from calotype.acceleration.accelerated import Accelerated
+                from calotype.acceleration.by_name import check_place
 
-                if self.options.linears is not None and is_stepwise(type(model)):
-                    check_products(self.options.linears, place_of(model))
+                check_place(self.options, model)
                 found[one.name] = Accelerated(model, self.options, methods)
         return replace(family, **found) if found else family  # type: ignore[type-var]
 
     def _by_name(self, model: nn.Module) -> bool:
         """Whether something is asked for by name that concerns this model, wherever it is."""
-        cached = self.options.step_cache is not None and can_be_cached(model)
-        return cached or (self.options.linears is not None and is_stepwise(type(model)))
+        if not self.options.by_name:
+            return False
+        from calotype.acceleration import by_name
+
+        return by_name.concern(self.options, model)
 
     def check(self) -> None:
         """Raise ``InputError`` where what is asked for by name concerns no model, or they have no such branch."""
-        cache, models = (
-            self.options.step_cache,
-            [m for m in self._components().values() if isinstance(m, nn.Module)],
-        )
-        if cache is not None:
-            fitting = [model for model in models if can_be_cached(model)]
-            if not fitting:
-                raise InputError(
-                    "None of the pipeline's models is a U-Net of stages, so no steps can be cached."
-                )
-            for model in fitting:
-                Place.of(model, cache.branch)
-        if self.options.linears is not None and not any(is_stepwise(type(model)) for model in models):
-            raise InputError(
-                "None of the pipeline's models is called in each step, so linears has nothing to do."
-            )
+        if self.options.by_name:
+            from calotype.acceleration import by_name
+
+            by_name.check(self.options, self._components().values())
 
     def report(self) -> str:
         """A line for each model that is called in each step, decodes or reads: what is in use, or why nothing is."""
+        from calotype.acceleration import host
+
         lines = []
         for name, model in self._components().items():
             if methods_of(type(getattr(model, "_orig_mod", model))) is None:
@@ -82,6 +74,8 @@ class Acceleration:
                 what = runner_of(model, self.options).report()
             else:
                 what = f"plain: its weights are on {place_of(model).type}"
+            if isinstance(model, nn.Module) and place_of(model).type == "cpu":
+                what += host.note(next((tensor.dtype for tensor in model.parameters()), torch.float32))
             lines.append(f"{name} ({type(model).__name__}): {what}.")
         return "\n".join(lines)
 
@@ -98,7 +92,7 @@ def begin_step(family: Any, step: int) -> None:
     """A step of a call begins, in which the family's models are called."""
     for one in fields(family):
         steps = getattr(getattr(family, one.name), "__dict__", {}).get("_steps")
-        if isinstance(steps, CachedSteps):
+        if steps is not None:
             steps.begin(step)
 
 
