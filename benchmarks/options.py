@@ -3,11 +3,11 @@
     python -m benchmarks.options [--rounds 3] [--steps 20] [--prompts 3] [--threads 2] [--device cpu] [--seconds 600]
                                  [--only WORDS] [--large sd15,sdxl]
 
-The bundled ``pocket`` makes a picture of each prompt with each option, which take turns; times are medians (on a CPU of
-the processor's time in all threads). The distance is the signal-to-noise ratio between the pictures and those without
-options (PSNR in dB, the mean and the worst of the prompts; 30 is hardly seen, 20 is another picture of the same). On a
-GPU, models of the size of Stable Diffusion 1.5 and XL with random weights in bfloat16 follow (``--large``), whose
-distances are relative errors of their latents.
+The bundled ``pocket`` makes a picture of each prompt with each option; times are medians (on a CPU of the processor's
+time in all threads, and the options take turns). The distance is the signal-to-noise ratio between the pictures and
+those without options (PSNR in dB, the mean and the worst of the prompts; 30 is hardly seen, 20 is another picture of the
+same). On a GPU, models of the size of Stable Diffusion 1.5 and XL with random weights in bfloat16 follow (``--large``),
+whose distances are relative errors of their latents.
 ``--only`` leaves out the options in whose names none of the words, separated by commas, occurs.
 """
 
@@ -96,7 +96,12 @@ def timed(function: Callable[[], Any], device: str) -> tuple[float, Any]:
 def turned(
     names: list[str], make: Callable[[str, int], Any], prompts: int, rounds: int, device: str, seconds: float
 ) -> tuple[dict[str, list[float]], dict[str, list[Any]], dict[str, str]]:
-    """Times and results of each option for each prompt, taken in turn, and what was refused."""
+    """Times and results of each option for each prompt, and what was refused.
+
+    On a CPU they take turns. On a GPU one comes after the other, since a model keeps what was captured of it for two
+    options only.
+    """
+    in_turn = device != "cuda"
     until = time.perf_counter() + seconds
     times: dict[str, list[float]] = {name: [] for name in names}
     results: dict[str, list[Any]] = {name: [] for name in names}
@@ -104,11 +109,13 @@ def turned(
     for name in names:  # what is captured or set up is no part of the times
         try:
             results[name] = [make(name, prompt) for prompt in range(prompts)]
-            if device == "cuda":
-                make(name, 0), make(name, 0)
         except InputError as error:
             refused[name] = str(error)
-    for turn in range(rounds):
+            continue
+        if not in_turn:
+            make(name, 0)
+            times[name] = [timed(lambda name=name: make(name, 0), device)[0] for _ in range(rounds)]
+    for turn in range(rounds if in_turn else 0):
         for name in names:
             if name not in refused and (turn == 0 or time.perf_counter() < until):
                 times[name].append(timed(lambda name=name: make(name, 0), device)[0])
@@ -212,9 +219,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=3, choices=range(1, len(PROMPTS) + 1))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument(
-        "--seconds", type=float, default=600, help="after which a table takes no further rounds"
-    )
+    parser.add_argument("--seconds", type=float, default=600, help="after which no further turns are taken")
     parser.add_argument("--only", default="", help="words in the names of options, separated by commas")
     parser.add_argument("--large", default="sd15,sdxl", help="models of full size that follow on a GPU")
     arguments = parser.parse_args()
