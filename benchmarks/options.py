@@ -5,7 +5,7 @@
 
 The bundled ``pocket`` makes a picture of each prompt with each option; times are medians (on a CPU of the processor's
 time in all threads, and the options take turns). The distance is the signal-to-noise ratio between the pictures and
-those without options (PSNR in dB, the mean and the worst of the prompts; 30 is hardly seen, 20 is another picture of the
+those without options (PSNR in dB, the mean and the worst of the prompts; 30 is hardly seen, 20 another picture of the
 same). On a GPU, models of the size of Stable Diffusion 1.5 and XL with random weights in bfloat16 follow (``--large``),
 whose distances are relative errors of their latents.
 ``--only`` leaves out the options in whose names none of the words, separated by commas, occurs.
