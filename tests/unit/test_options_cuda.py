@@ -73,7 +73,7 @@ def test_products(kind: str, dtype: torch.dtype) -> None:
         for bias in (None, torch.randn(out, device="cuda", dtype=dtype) * 10):
             found = product(x, weight, bias, kind)
             assert found.dtype == dtype and found.shape == (2, rows, out)
-            assert error(found, twin(x, weight, bias, kind)) < 6e-3
+            assert error(found, twin(x, weight, bias, kind)) < 1e-2
             exact = F.linear(x.double(), w.double(), None if bias is None else bias.double())
             assert error(found, exact) < EXACT[kind]
 
@@ -104,6 +104,7 @@ def test_models_replay_them_and_weights_that_change_are_followed(kind: str) -> N
 def pipe(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder: Path = stable_diffusion_folder(tmp_path_factory.mktemp("sd"), calotype)
     made = calotype.StableDiffusionPipeline.from_pretrained(folder).to("cuda")
+    made.scheduler = calotype.EulerDiscreteScheduler.from_config(made.scheduler.config)
     made.set_progress_bar_config(disable=True)
     return made
 
@@ -126,6 +127,5 @@ def test_cached_steps_are_replayed_from_two_graphs(pipe: Any) -> None:
     runner = runner_of(pipe.unet, pipe.acceleration.options)
     assert {name: captures.count for name, captures in runner.captures.items()} == {"whole": 1, "shallow": 1}
     assert dict(runner.steps.of) == {"whole": 18, "shallow": 36}
-    exact = Options()
-    pipe.acceleration = exact
+    pipe.acceleration = Options()
     assert 1e-4 < (picture(pipe, 0) - right[0]).abs().mean() < 0.1
