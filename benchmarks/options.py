@@ -4,7 +4,7 @@
                                  [--only WORDS] [--large sd15,sdxl]
 
 The bundled ``pocket`` makes a picture of each prompt with each option; times are medians (on a CPU of the processor's
-time in all threads, and the options take turns). The distance is the signal-to-noise ratio between the pictures and
+time in all threads, beside an exact call each time). The distance is the signal-to-noise ratio between the pictures and
 those without options (PSNR in dB, the mean and the worst of the prompts; 30 is hardly seen, 20 another picture of the
 same). On a GPU, models of the size of Stable Diffusion 1.5 and XL with random weights in bfloat16 follow (``--large``),
 whose distances are relative errors of their latents.
@@ -83,43 +83,59 @@ def waited(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def timed(function: Callable[[], Any], device: str) -> tuple[float, Any]:
-    """The time of a call, and what it gives; on a CPU the processor's own, which others do not lengthen."""
+def timed(function: Callable[[], Any], device: str) -> float:
+    """The time of a call; on a CPU the processor's own, which others do not lengthen much."""
     clock = time.perf_counter if device == "cuda" else time.process_time
     waited(device)
     start = clock()
-    found = function()
+    function()
     waited(device)
-    return clock() - start, found
+    return clock() - start
 
 
-def turned(
+@dataclass
+class Measured:
+    """The times of an option, how many times quicker than the exact calls beside them each was, and the results."""
+
+    times: list[float] = field(default_factory=list)
+    gains: list[float] = field(default_factory=list)
+    results: list[Any] = field(default_factory=list)
+    refused: str = ""
+
+    @property
+    def line(self) -> str:
+        """The medians."""
+        return f"{statistics.median(self.times):8.3f} {statistics.median(self.gains):5.2f}x"
+
+
+def measured(
     names: list[str], make: Callable[[str, int], Any], prompts: int, rounds: int, device: str, seconds: float
-) -> tuple[dict[str, list[float]], dict[str, list[Any]], dict[str, str]]:
-    """Times and results of each option for each prompt, and what was refused.
+) -> dict[str, Measured]:
+    """Times and results of each option, results for each prompt.
 
-    On a CPU they take turns. On a GPU one comes after the other, since a model keeps what was captured of it for two
-    options only.
+    On a CPU an exact call comes before each other one. On a GPU they come one after the other, since a model keeps what
+    was captured of it for two options only.
     """
-    in_turn = device != "cuda"
     until = time.perf_counter() + seconds
-    times: dict[str, list[float]] = {name: [] for name in names}
-    results: dict[str, list[Any]] = {name: [] for name in names}
-    refused: dict[str, str] = {}
-    for name in names:  # what is captured or set up is no part of the times
+    found = {name: Measured() for name in names}
+    in_turn = device != "cuda"
+    for name, one in found.items():  # what is captured or set up is no part of the times
         try:
-            results[name] = [make(name, prompt) for prompt in range(prompts)]
+            one.results = [make(name, prompt) for prompt in range(prompts)]
         except InputError as error:
-            refused[name] = str(error)
+            one.refused = str(error).splitlines()[0]
             continue
         if not in_turn:
             make(name, 0)
-            times[name] = [timed(lambda name=name: make(name, 0), device)[0] for _ in range(rounds)]
+            one.times = [timed(lambda name=name: make(name, 0), device) for _ in range(rounds)]
+            one.gains = [statistics.median(found[EXACT].times) / now for now in one.times]
     for turn in range(rounds if in_turn else 0):
-        for name in names:
-            if name not in refused and (turn == 0 or time.perf_counter() < until):
-                times[name].append(timed(lambda name=name: make(name, 0), device)[0])
-    return times, results, refused
+        for name, one in found.items():
+            if not one.refused and (turn == 0 or time.perf_counter() < until):
+                exact = timed(lambda: make(EXACT, 0), device)
+                one.times.append(timed(lambda name=name: make(name, 0), device))
+                one.gains.append(exact / one.times[-1])
+    return found
 
 
 def pocket(arguments: argparse.Namespace, names: list[str]) -> None:
@@ -154,21 +170,16 @@ def pocket(arguments: argparse.Namespace, names: list[str]) -> None:
 
     if arguments.device == "cuda":
         names = [name for name in names if not SETTINGS[name].channels_last]
-    times, pictures, refused = turned(
-        names, make, arguments.prompts, arguments.rounds, arguments.device, arguments.seconds
-    )
+    found = measured(names, make, arguments.prompts, arguments.rounds, arguments.device, arguments.seconds)
     print(f"\npocket, 128 x 128, {arguments.steps} steps, {arguments.device}")
     print(f"{'':36s} {'seconds':>8s} {'faster':>6s}   {'PSNR, mean':>10s} {'worst':>6s}")
-    exact = statistics.median(times[EXACT])
-    for name in names:
-        if name in refused:
-            print(f"{name:36s} refused: {refused[name].splitlines()[0]}")
+    for name, one in found.items():
+        if one.refused:
+            print(f"{name:36s} refused: {one.refused}")
             continue
-        pairs = zip(pictures[name], pictures[EXACT], strict=True)
-        distances = [psnr(found, right) for found, right in pairs]
-        now = statistics.median(times[name])
-        far = "exact" if min(distances) > 119 else f"{statistics.mean(distances):10.1f} {min(distances):6.1f}"
-        print(f"{name:36s} {now:8.3f} {exact / now:5.2f}x   {far:>10s}")
+        far = [psnr(*pair) for pair in zip(one.results, found[EXACT].results, strict=True)]
+        said = "exact" if min(far) > 119 else f"{statistics.mean(far):10.1f} {min(far):6.1f}"
+        print(f"{name:36s} {one.line}   {said:>10s}")
 
 
 def large(which: str, arguments: argparse.Namespace, names: list[str]) -> None:
@@ -195,18 +206,16 @@ def large(which: str, arguments: argparse.Namespace, names: list[str]) -> None:
         return found.float()
 
     names = [name for name in names if not SETTINGS[name].channels_last and SETTINGS[name].dtype is None]
-    times, latents, refused = turned(names, make, 1, arguments.rounds, "cuda", arguments.seconds)
+    found = measured(names, make, 1, arguments.rounds, "cuda", arguments.seconds)
     print(f"\n{which} of random weights in bfloat16, {side} x {side}, {steps} steps, latents, cuda")
-    print(f"{'':36s} {'ms':>8s} {'faster':>6s}   {'relative error':>14s}")
-    exact = statistics.median(times[EXACT])
-    right = latents[EXACT][0]
-    for name in names:
-        if name in refused:
-            print(f"{name:36s} refused: {refused[name].splitlines()[0]}")
+    print(f"{'':36s} {'seconds':>8s} {'faster':>6s}   {'relative error':>14s}")
+    right = found[EXACT].results[0]
+    for name, one in found.items():
+        if one.refused:
+            print(f"{name:36s} refused: {one.refused}")
             continue
-        now = statistics.median(times[name])
-        far = float((latents[name][0] - right).norm() / right.norm())
-        print(f"{name:36s} {1e3 * now:8.1f} {exact / now:5.2f}x   {far:14.2e}")
+        far = float((one.results[0] - right).norm() / right.norm())
+        print(f"{name:36s} {one.line}   {far:14.2e}")
     print(pipe.acceleration.report())
 
 
