@@ -103,6 +103,10 @@ def test_weights_that_change_are_followed_and_a_compiled_model_is_left_alone() -
     few = random(8, 32, seed=4)
     with products.within(layer, looks=False):
         assert torch.equal(layer(few), F.linear(few, layer[0].weight, layer[0].bias))
+    hook = layer.register_forward_pre_hook(lambda *_: None)
+    assert torch.equal(found(looks=True), F.linear(x, layer[0].weight, layer[0].bias))
+    assert "as offloading puts them there" in products.report()
+    hook.remove()
     layer[0].compile(backend="eager")
     with products.within(layer, looks=True):
         assert products.report() == "no linear layers in int8: it is compiled"

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from calotype.acceleration.row_scales import dequantised, quantised
 from calotype.acceleration.state import everything
+from calotype.adapters.model import is_strength_hook
 from calotype.core.errors import InputError
 from calotype.nn.attention import Attention
 
@@ -112,9 +113,7 @@ class Products:
 
     def _look(self, model: nn.Module) -> None:
         """Find the weights; of those that are known the eight bits are kept."""
-        self.why = next(
-            ("it is compiled" for part in model.modules() if part.__dict__.get("_compiled_call_impl")), None
-        )
+        self.why = next(filter(None, map(_obstacle, model.modules())), None)
         found = [] if self.why else weights_of(model)
         self.linears = sum(type(part) is nn.Linear for part in everything(model))
         if [id(one) for one in found] != list(self.table):
@@ -128,6 +127,16 @@ class Products:
         if self.why is not None:
             return f"no linear layers in {self.kind}: {self.why}"
         return f"{len(self.table)} of {self.linears or 'its'} linear layers in {self.kind}"
+
+
+def _obstacle(part: nn.Module) -> str | None:
+    """Why the weights of a part of a model are left to be as they are, if so."""
+    own = part.__dict__
+    if own.get("_compiled_call_impl") is not None:
+        return "it is compiled"
+    if not all(is_strength_hook(hook) for hook in own["_forward_pre_hooks"].values()):
+        return "hooks are on it before its calls, as offloading puts them there"
+    return None
 
 
 def weights_of(model: nn.Module) -> list[Tensor]:
