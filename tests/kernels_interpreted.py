@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 
+from calotype.acceleration import row_scales
 from calotype.acceleration.kernels import (
     gate_products,
     group_norm,
     layer_norm,
     pointwise,
     products,
+    rows,
     short_attention,
     softmax,
 )
@@ -57,8 +59,8 @@ def compare() -> None:
     x = torch.randn(3, 5, 70) * 10
     close(softmax.fused(x, 0.3, torch.float32), softmax.plain(x, 0.3, torch.float32))
     print("softmax")
-    for rows, width in ((5, 64), (77, 128)):
-        x = torch.randn(1, rows, width)
+    for count, width in ((5, 64), (77, 128)):
+        x = torch.randn(1, count, width)
         groups = [[torch.randn(n, width) for n in sizes] for sizes in ((40, 40), (256, 130), (64,))]
         assert all(products.fit(x, weight) for group in groups for weight in group)
         found, right = products.fused(x, products.Table(x, groups)), products.plain(x, groups)
@@ -83,6 +85,17 @@ def compare() -> None:
         assert not fit(q, k, v.contiguous(), heads)
     assert not fit(*(torch.zeros(1, 257, 64).half() for _ in range(3)), 1)
     print("short")
+    x, b = torch.randn(5, 70) * torch.tensor([1.0, 1e-3, 50.0, 0.0, 7.0])[:, None], torch.randn(600)
+    values, scales = rows.quantised(x, *row_scales.TYPES["int8"])
+    right = row_scales.plain_quantised(x, "int8")
+    close(scales, right[1])
+    torch.testing.assert_close(values.int(), right[0].int(), rtol=0, atol=1)  # ties
+    assert (values != right[0]).sum() <= 2
+    sums, columns = torch.randint(-9000, 9000, (5, 600), dtype=torch.int32), torch.rand(600, 1)
+    for bias in (b, None):
+        given = (sums, scales, columns, bias, torch.float32)
+        close(rows.dequantised(*given), row_scales.plain_dequantised(*given))
+    print("rows")
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from torch.utils._pytree import tree_map_only
 
 import calotype
 from calotype.models.unet_conditioning import project_context
-from calotype.models.unet_paths import down_path
 from calotype.nn.stage import Conditioning
+from calotype.nn.unet_paths import down_path
 from tests.parity.unet_table import (
     BATCH,
     CONDITIONAL,

@@ -750,5 +750,5 @@ def test_kernels_compute_what_their_twins_compute() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.split() == [
-        "group", "layer", "gate", "sum", "twice", "softmax", "products", "gates", "short",
+        "group", "layer", "gate", "sum", "twice", "softmax", "products", "gates", "short", "rows",
     ]  # fmt: skip

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+import calotype
 from calotype.core.errors import InputError
 from calotype.diffusion.guidance import Moment, Sum, rescaled
+from calotype.diffusion.timesteps import NoiseLevels
 from calotype.guidance import (
     ClassifierFree,
     Interval,
+    NoiseInterval,
     PerturbedAttention,
     Rescaled,
     TextAndImage,
@@ -95,6 +100,36 @@ def test_an_interval_asks_for_one_branch_outside():
     assert counts == [1, 2, 2, 2, 1]
 
 
+def test_an_interval_of_noise_levels_asks_for_one_branch_outside():
+    guidance = NoiseInterval(ClassifierFree(7.5), low=0.5, high=4.0)
+    levels = (14.0, 4.0, 1.0, 0.5, 0.1)
+    moments = [replace(moment(index), noise=lambda level=level: level) for index, level in enumerate(levels)]
+    assert [len(guidance.at(one).branches) for one in moments] == [1, 2, 2, 1, 1]
+    assert guidance.at(moments[1]) == ClassifierFree(7.5)
+    with pytest.raises(InputError, match="does not tell the noise levels of its steps; use Interval"):
+        guidance.at(moment(0))
+
+
+def test_noise_levels_are_those_of_the_schedulers():
+    for name, continuous in (
+        ("EulerDiscrete", False),
+        ("DPMSolverMultistep", False),
+        ("EulerDiscrete", True),
+    ):
+        more = {"timestep_type": "continuous", "prediction_type": "v_prediction"} if continuous else {}
+        scheduler = getattr(calotype, f"{name}Scheduler")(**more)
+        scheduler.set_timesteps(7)
+        levels = NoiseLevels(scheduler, scheduler.timesteps)
+        found = torch.tensor([levels(index) for index in range(7)])
+        torch.testing.assert_close(found, scheduler.sigmas[:7], rtol=1e-4, atol=1e-5)
+    flow = calotype.FlowMatchEulerDiscreteScheduler()
+    flow.set_timesteps(3)
+    with pytest.raises(
+        InputError, match="noise levels of a FlowMatchEulerDiscreteScheduler's steps are not known"
+    ):
+        NoiseLevels(flow, flow.timesteps)(0)
+
+
 def test_intervals_add_step_by_step():
     guidance = Interval(ClassifierFree(2.0), end=0.4) + Interval(ClassifierFree(9.0), start=0.4)
     guidance = Rescaled(guidance + Interval(PerturbedAttention(1.0), start=0.8), 0.5)
@@ -114,6 +149,11 @@ BAD: dict[str, tuple[Any, str]] = {
     "not finite": (lambda: PerturbedAttention(float("nan")), "must be a finite number"),
     "beyond one": (lambda: ClassifierFree(2.0, rescale=1.5), "rescale of a guidance must be between 0 and 1"),
     "backwards": (lambda: Interval(ClassifierFree(2.0), 0.8, 0.2), "cannot go from start=0.8 to end=0.2"),
+    "noise backwards": (
+        lambda: NoiseInterval(ClassifierFree(2.0), 4.0, 0.5),
+        "cannot go from low=4.0 to high=0.5",
+    ),
+    "no noise": (lambda: NoiseInterval(ClassifierFree(2.0), math.nan), "has numbers as ends, not nan"),
     "percent": (lambda: Interval(ClassifierFree(2.0), 10, 80), "start of a guidance must be between 0 and 1"),
     "two perturbations": (
         lambda: PerturbedAttention(1.0, "mid") + PerturbedAttention(1.0, "up_blocks"),

@@ -20,6 +20,7 @@ from calotype.guidance import (
     ClassifierFree,
     Guidance,
     Interval,
+    NoiseInterval,
     PerturbedAttention,
     Rescaled,
     TextAndImage,
@@ -167,6 +168,15 @@ def test_an_interval_is_switching_by_hand_for_less_work(models: dict[str, Any], 
     by_hand = made(pipe, arguments, guidance=Switched())
     assert by_hand.std() > 0.01
     torch.testing.assert_close(found, by_hand, atol=1e-4, rtol=1e-3)
+
+
+def test_an_interval_of_noise_levels_is_one_of_steps(models: dict[str, Any]):
+    """The five steps have the levels 5.1, 2.3, 1.2, 0.57 and 0.04."""
+    pipe = built(models, "StableDiffusionPipeline")
+    with counted(pipe.unet) as rows:
+        found = made(pipe, {}, guidance=NoiseInterval(GUIDED, low=0.3, high=4.0))
+    assert rows == [1, 2, 2, 2, 1]
+    assert torch.equal(found, made(pipe, {}, guidance=Interval(GUIDED, start=0.2, end=0.8)))
 
 
 @pytest.mark.parametrize("setting", ["text", "image", "inpaint", "control", "xl"])

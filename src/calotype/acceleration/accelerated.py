@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,12 +17,14 @@ from torch import Tensor, nn
 
 from calotype.acceleration.ahead import compiled_first
 from calotype.acceleration.captured import Captures, Prepared, Stamp, put_back
-from calotype.acceleration.concerned import settle
+from calotype.acceleration.concerned import is_stepwise, settle
 from calotype.acceleration.devices import CudaGraphs, Device
 from calotype.acceleration.numbers import Amounts, Weighing, without_strength
 from calotype.acceleration.options import Options
+from calotype.acceleration.quantised import Products
 from calotype.acceleration.stand_ins import Kernels, Prompt, Readers, StandIns, kernels_for
 from calotype.acceleration.state import Structure, Weights, channels_last, obstacle, pack
+from calotype.acceleration.step_cache import CachedSteps, Counts, fits
 from calotype.acceleration.values import taken_apart
 from calotype.nn.replaceable import replaced
 
@@ -45,13 +48,25 @@ class Accelerated:
         self.__dict__["_methods"] = methods
         self.__dict__["_begun"] = False
         """Whether the model has been called since the call began or a user's code ran in it."""
+        self.__dict__["_steps"] = None
+        if options.step_cache is not None and fits(model):
+            self.__dict__["_steps"] = CachedSteps(model, options.step_cache, self._runner.steps)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._run("__call__", args, kwargs)
 
     def _run(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if method == "__call__" and self._steps is not None:
+            return self._steps(self._through_runner, args, kwargs)
+        return self._through_runner(method, None, args, kwargs)
+
+    def _through_runner(
+        self, name: str, function: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         begun, self.__dict__["_begun"] = self.__dict__["_begun"], True
-        return self._runner(self._orig_mod, method, args, kwargs, begins=not begun)
+        runner, model = self._runner, self._orig_mod
+        with nullcontext() if runner.products is None else runner.products.within(model, looks=not begun):
+            return runner(model, name, args, kwargs, begins=not begun, function=function)
 
     def __getattr__(self, name: str) -> Any:
         model = self.__dict__["_orig_mod"]
@@ -72,6 +87,8 @@ class Runner:
 
     def __init__(self, model: nn.Module, options: Options) -> None:
         self.name, self.options = type(model).__name__, options
+        # weights in eight bits are known one by one
+        self.inside = options if options.linears is None else replace(options, packed=False)
         self.device: Device | None = None
         self.captures: dict[str, Captures] = {}
         self.kernels: Kernels | None = None
@@ -86,6 +103,12 @@ class Runner:
         """Why the model is left to compute by itself."""
         self.broken: str | None = None
         """What failed, which is not tried again."""
+        self.products: Products | None = None
+        if options.linears is not None and is_stepwise(type(model)):
+            self.products = Products(options.linears)
+        self.is_cached = options.step_cache is not None and fits(model)
+        self.steps = Counts()
+        """What calls with cached steps have computed so far."""
         self._said: set[str] = set()
 
     def _anew(self, model: nn.Module) -> None:
@@ -109,7 +132,7 @@ class Runner:
                     self.kernels = kernels_for(place)
                 if self.options.channels_last:
                     channels_last(model)
-                if self.options.packed:
+                if self.inside.packed:
                     pack(model)
             self.weights, self.structure = Weights(model), Structure(model)
             self.amounts, self.weighed = Amounts(model, place), Weighing(place)
@@ -121,14 +144,20 @@ class Runner:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         begins: bool = False,
+        function: Callable[..., Any] | None = None,
     ) -> Any:
         """The result of a model's method; ``begins``: the first since a pipeline's call began or a user's code ran.
 
+        With a ``function`` of the model and its arguments it is the result of that, which ``method`` then names.
         Then the model is looked at: whether its weights are where they were, and whether it is what it was. The latter
         takes longer, and replaying what was captured before a change does no harm, so it is found out while the device
         computes; then the result is given up.
         """
-        function = model if method == "__call__" else getattr(model, method)
+        given, own = function, kwargs
+        if given is None:
+            function = model if method == "__call__" else getattr(model, method)
+        else:
+            function = partial(given, model)
         with self.lock:
             self.epoch += begins
             moved = self.why is None and (self.weights is None or not self.weights.stand())
@@ -139,19 +168,19 @@ class Runner:
             amounts, weighed = self.amounts, self.weighed
         if device is None or weights is None or amounts is None or weighed is None:
             return function(*args, **kwargs)
-        if method != "__call__":
+        if method != "__call__" and given is None:
             kwargs = {name: value for name, value in kwargs.items() if name not in UNREAD}
         overall, live = without_strength(weighed(kwargs))
         why, tensors, form = taken(args, live, weights.tensors[0].device)
         replays = why is None and method in self.captures and form in self.captures[method].kept
         if begins and not replays and self._changed(model, weights):
-            return self(model, method, args, kwargs)
+            return self(model, method, args, own, function=given)
         if why is not None:
             self._say(why)
             return function(*args, **kwargs)
 
         def ordinary(readers: Readers | None = None) -> Any:
-            with device.current(), self._faster(StandIns(self.options, kernels, readers=readers)):
+            with device.current(), self._faster(StandIns(self.inside, kernels, readers=readers)):
                 return function(*args, **kwargs)
 
         def noting() -> tuple[Any, Readers]:
@@ -190,7 +219,7 @@ class Runner:
                 logger.warning("%s is computed without acceleration: %s.", self.name, self.why)
             return result
         if begins and replays and self._changed(model, weights):
-            return self(model, method, args, kwargs)
+            return self(model, method, args, own, function=given)
         return result
 
     def _changed(self, model: nn.Module, weights: Weights) -> bool:
@@ -223,14 +252,14 @@ class Runner:
                 prompt = Prompt(buffers[next(iter(prompts))], layers, grouped)
 
             def call() -> Any:
-                with self._faster(StandIns(self.options, kernels, prompt, amounts=amounts)):
+                with self._faster(StandIns(self.inside, kernels, prompt, amounts=amounts)):
                     return function(*args, **kwargs)
 
             if prompt is None:
                 return Prepared(call)
 
             def before() -> None:
-                with self._faster(StandIns(self.options, kernels, amounts=amounts)):
+                with self._faster(StandIns(self.inside, kernels, amounts=amounts)):
                     prompt.compute()
 
             before()
@@ -249,16 +278,26 @@ class Runner:
             self._said.add(why)
             logger.info("%s is computed without acceleration: %s.", self.name, why)
 
+    def _by_name(self) -> list[str]:
+        """What is asked for by name, and what has come of it."""
+        said = []
+        if self.is_cached and self.options.step_cache is not None:
+            said.append(f"{self.options.step_cache}: {self.steps}")
+        if self.products is not None:
+            said.append(self.products.report())
+        return said
+
     def report(self) -> str:
         """What is in use and why not, in one line."""
+        named = self._by_name()
         if self.why is not None:
-            return f"plain: {self.why}"
+            return "; ".join([*named, f"plain: {self.why}"])
         if self.weights is None:
             return "has not been called"
         names = (
             "graphs", "channels_last", "kernels", "packed", "prompts", "grouped", "gates", "short", "wide", "tuned",
         )  # fmt: skip
-        used = [name for name in names if getattr(self.options, name)]
+        used = [name for name in names if getattr(self.inside, name)]
         if self.kernels is None:
             used = [name for name in used if name not in OF_KERNELS]
             if self.options.kernels:
@@ -268,7 +307,7 @@ class Runner:
         if self.options.attention:
             used.append(f"attention by {', '.join(self.options.attention)}")
         kept = sum(len(captures.kept) for captures in self.captures.values())
-        line = f"{', '.join(used)}; {kept} of at most {self.options.shapes} graphs kept"
+        line = "; ".join([*named, f"{', '.join(used)}; {kept} of at most {self.options.shapes} graphs kept"])
         failed = [why for captures in self.captures.values() for why in captures.failed.values()]
         if failed:
             line += f"; not captured: {failed[0]}"

@@ -36,6 +36,11 @@ def methods_of(kind: type) -> tuple[str, ...] | None:
     return () if "timestep" in argument_names(kind.forward) else None
 
 
+def is_stepwise(kind: type) -> bool:
+    """Whether models of a class are called in each step."""
+    return methods_of(kind) == () and not is_encoder(kind)
+
+
 def is_encoder(kind: type) -> bool:
     """Whether this is one of transformers' own models that reads tokens or pictures and writes no text."""
     if not kind.__module__.startswith("transformers.models."):

@@ -4,6 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from calotype.core.errors import InputError
+
+PRODUCTS = ("int8", "fp8")
+"""The types that linear layers can be computed in by name."""
+
+
+@dataclass(frozen=True)
+class StepCache:
+    """One step in ``interval`` computes the whole U-Net, the others what lies above ``branch`` and nothing below.
+
+    Branches count the connections from the way down to the way up, beginning at the outermost, 0: the more of them
+    are computed in each step, the closer the result and the less time is saved. Raises ``InputError`` for an interval
+    below 1 or a branch below 0.
+    """
+
+    interval: int = 3
+    branch: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("interval", 1), ("branch", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise InputError(f"StepCache's {name} is a whole number from {least}, not {value!r}.")
+
 
 @dataclass(frozen=True)
 class Options:
@@ -19,6 +43,10 @@ class Options:
     attention to a prompt of at most 128 tokens in Triton, ``wide``: attention of one wide head, an autoencoder's, by
     matrix products and a softmax in Triton (both need ``kernels``). ``shapes`` is how many captured graphs a model
     keeps.
+
+    The last two change results, so they are used only where they are asked for, on a CPU too: ``step_cache`` leaves
+    the depth of a U-Net out of some steps; ``linears``, "int8" or "fp8", is the type in which the linear layers of
+    models that are called in each step multiply. Raises ``InputError`` for a type that there is none of.
     """
 
     graphs: bool = True
@@ -33,3 +61,18 @@ class Options:
     short: bool = True
     wide: bool = True
     shapes: int = 8
+    step_cache: StepCache | None = None
+    linears: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.step_cache is not None and not isinstance(self.step_cache, StepCache):
+            raise InputError(
+                f"step_cache is a calotype.acceleration.StepCache or None, not {self.step_cache!r}."
+            )
+        if self.linears is not None and self.linears not in PRODUCTS:
+            raise InputError(f"linears is None, 'int8' or 'fp8', not {self.linears!r}.")
+
+    @property
+    def by_name(self) -> bool:
+        """Whether something is asked for that is not used by itself."""
+        return self.step_cache is not None or self.linears is not None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import ClassVar
@@ -27,11 +27,12 @@ TOLD_THE_PROMPT = (COND, PERTURBED)
 
 @dataclass(frozen=True)
 class Moment:
-    """Where a run stands: the step's number, the count of steps, and the timestep."""
+    """Where a run stands: the step's number, the count of steps, the timestep, and what tells its noise level σ."""
 
     index: int
     steps: int
     timestep: torch.Tensor
+    noise: Callable[[], float] | None = None
 
     def within(self, start: float, end: float) -> bool:
         """Whether the whole step lies between two fractions of the way."""
@@ -262,6 +263,45 @@ class Interval(Guidance):
 
     def at(self, moment: Moment) -> Guidance:
         return self.guidance.at(moment) if moment.within(self.start, self.end) else Unguided()
+
+    def combine(self, predictions: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        return self.guidance.combine(predictions)
+
+
+@dataclass(frozen=True)
+class NoiseInterval(Guidance):
+    """Any guidance where the noise level is in (``low``, ``high``] (arXiv:2404.07724, section 3).
+
+    The level σ is that of latents x + σ·n, as the paper has it: √((1 − ᾱ)/ᾱ) of models that keep the variance. In the
+    other steps the denoiser predicts for the prompt alone, which saves the work of the other branches.
+    """
+
+    guidance: Guidance
+    low: float = 0.0
+    high: float = math.inf
+
+    def __post_init__(self) -> None:
+        for value in (self.low, self.high):
+            if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value):
+                raise InputError(f"An interval of noise levels has numbers as ends, not {value!r}.")
+        if not 0 <= self.low < self.high:
+            raise InputError(
+                f"An interval of noise levels cannot go from low={self.low} to high={self.high}."
+            )
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        return self.guidance.branches
+
+    @property
+    def perturbed_layers(self) -> tuple[str, ...]:
+        return self.guidance.perturbed_layers
+
+    def at(self, moment: Moment) -> Guidance:
+        """The guidance, or none; ``InputError`` where the run's steps have no noise level that is known."""
+        if moment.noise is None:
+            raise InputError("This run does not tell the noise levels of its steps; use Interval in place.")
+        return self.guidance.at(moment) if self.low < moment.noise() <= self.high else Unguided()
 
     def combine(self, predictions: tuple[torch.Tensor, ...]) -> torch.Tensor:
         return self.guidance.combine(predictions)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -76,18 +77,21 @@ def denoise(
     observe: Observe = unobserved,
     before: int = 0,
     whole: int | None = None,
+    noise: Callable[[int], float] | None = None,
 ) -> State:
     """Take the latents from the first timestep to the end, one prediction and one solver step a timestep.
 
     ``observe`` sees the state after each step and may replace any part of it; a state that it marks as stopped ends
     the loop early. What the state holds for several branches stays stacked as it is at the start; a step that needs
     fewer of them computes no others. The timesteps may be a part of a way of so many as a ``whole``, with some
-    ``before``: guidance and ``predict`` are told the step's number on that.
+    ``before``: guidance and ``predict`` are told the step's number on that. ``noise`` tells a
+    guidance that asks the noise level of a step of these.
     """
     prepared = state.guidance.branches
     whole = before + len(timesteps) if whole is None else whole
     for index, timestep in enumerate(timesteps):
-        now = state.at(Moment(before + index, whole, timestep), prepared)
+        told = None if noise is None else partial(noise, index)
+        now = state.at(Moment(before + index, whole, timestep, told), prepared)
         branches = len(now.guidance.branches)
         stacked = state.latents if branches == 1 else torch.cat([state.latents] * branches)
         stacked = scheduler.scale_model_input(stacked, timestep)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -82,3 +83,35 @@ def step_arguments(scheduler: Any, steps: Steps, noise: Noise) -> dict[str, Any]
     }
     takes = argument_names(scheduler.step)
     return {name: value for name, value in offered.items() if name in takes and value is not None}
+
+
+class NoiseLevels:
+    """The noise level σ of latents x + σ·n at each of a run's timesteps, found out when the first is asked for."""
+
+    def __init__(self, scheduler: Any, timesteps: torch.Tensor) -> None:
+        self._scheduler, self._timesteps = scheduler, timesteps
+
+    def __call__(self, index: int) -> float:
+        """That of a step; ``InputError`` for a scheduler that does not tell."""
+        return self._levels[index]
+
+    @cached_property
+    def _levels(self) -> list[float]:
+        times = self._timesteps.detach().to("cpu", torch.float64)
+        config = self._scheduler.config
+        if (config.get("timestep_type"), config.get("prediction_type")) == (
+            "continuous",
+            "v_prediction",
+        ):  # ln(σ)/4
+            return (4 * times).exp().tolist()
+        bar = getattr(self._scheduler, "alphas_cumprod", None)
+        if not isinstance(bar, torch.Tensor):
+            raise InputError(
+                f"The noise levels of a {type(self._scheduler).__name__}'s steps are not known; give guidance an "
+                f"Interval of the steps in place of a NoiseInterval."
+            )
+        bar = bar.detach().to("cpu", torch.float64)
+        levels = ((1 - bar) / bar).sqrt().log()
+        below = times.clamp(0, len(levels) - 1).floor().long()
+        above = (below + 1).clamp(max=len(levels) - 1)
+        return torch.lerp(levels[below], levels[above], times.clamp(min=0) - below).exp().tolist()

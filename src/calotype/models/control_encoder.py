@@ -20,9 +20,9 @@ from calotype.core.errors import InputError
 from calotype.models.unet_2d_condition import UNet2DConditionModel
 from calotype.models.unet_conditioning import add_conditioning
 from calotype.models.unet_layout import check_layout, down_stages, mid_stage_of
-from calotype.models.unet_paths import down_path
 from calotype.nn.scaling import scaled
 from calotype.nn.stage import Conditioning, DownStage
+from calotype.nn.unet_paths import down_path
 
 Scale = float | torch.Tensor
 Residuals = tuple[list[torch.Tensor], torch.Tensor]

@@ -53,6 +53,7 @@ class ControlNetModel(AdapterAccess, AttentionAccess, ModelMixin):
     """
 
     _supports_gradient_checkpointing = True
+    _repeated_blocks = ("BasicTransformerBlock",)
     _adapted_as = "controlnet"
 
     def __init__(

@@ -70,6 +70,7 @@ class ControlNetUnionModel(AdapterAccess, AttentionAccess, ModelMixin):
     """
 
     _supports_gradient_checkpointing = True
+    _repeated_blocks = ("BasicTransformerBlock",)
     _adapted_as = "controlnet"
 
     def __init__(

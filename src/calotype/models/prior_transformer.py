@@ -40,6 +40,7 @@ class PriorTransformer(AdapterAccess, AttentionAccess, ModelMixin):
     """
 
     _adapted_as = "prior"
+    _repeated_blocks = ("BasicTransformerBlock",)
 
     def __init__(
         self,

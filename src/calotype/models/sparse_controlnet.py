@@ -51,6 +51,7 @@ class SparseControlNetModel(AttentionAccess, ModelMixin):
     """
 
     _supports_gradient_checkpointing = True
+    _repeated_blocks = ("BasicTransformerBlock",)
 
     def __init__(
         self,

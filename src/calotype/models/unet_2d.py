@@ -13,7 +13,6 @@ from calotype.core.errors import InputError
 from calotype.core.outputs import BaseOutput
 from calotype.models.modeling import ModelMixin
 from calotype.models.unet_conditioning import as_times, embed_class
-from calotype.models.unet_paths import odd_size
 from calotype.nn.embeddings import GaussianFourierProjection, TimestepEmbedding, Timesteps
 from calotype.nn.skip_stage import SkipDownStage, SkipUpStage
 from calotype.nn.stage import Conditioning, UpStage
@@ -26,6 +25,7 @@ from calotype.nn.stage_table import (
     mid_stage,
     up_stage,
 )
+from calotype.nn.unet_paths import odd_size
 
 _CLASS_TYPES = ("timestep", "identity")
 

@@ -25,10 +25,10 @@ from calotype.models.unet_conditioning import (
     project_context,
 )
 from calotype.models.unet_layout import check_layout, down_stages, mid_stage_of, up_stages
-from calotype.models.unet_paths import add_residuals, down_path, up_path
 from calotype.nn.activations import activation
 from calotype.nn.norms import activated_norm
 from calotype.nn.stage import Conditioning
+from calotype.nn.unet_paths import Added, through
 
 
 @dataclass
@@ -180,16 +180,11 @@ class UNet2DConditionModel(
             # an adapter's residuals under their old name
             inside, across = tuple(across), None
 
-        h = self.conv_in(sample if hint is None else torch.cat([sample, hint], dim=1))
-        h, kept, left = down_path(self.down_blocks, h, given, inside)
-        if self.mid_block is not None:
-            h = self.mid_block(h, given)
-            if left and left[0].shape == h.shape:
-                h = h + left.pop(0)
+        beside = Added(inside)
         if across is not None and mid_block_additional_residual is not None:
-            kept = add_residuals(kept, across)
-            h = h + mid_block_additional_residual
-        h = up_path(self.up_blocks, h, kept, given)
+            beside = Added(inside, across, mid_block_additional_residual)
+        features = [self.conv_in(sample if hint is None else torch.cat([sample, hint], dim=1))]
+        h = through(self, features, given, beside)
 
         if self.conv_norm_out is not None and self.conv_act is not None:
             h = activated_norm(h, self.conv_norm_out, self.conv_act)

@@ -18,11 +18,11 @@ from calotype.models.modeling import ModelMixin
 from calotype.models.unet_3d_condition import HEADS_AT_FIRST, UNet3DConditionOutput, layout_of
 from calotype.models.unet_conditioning import add_conditioning, embed_conditions
 from calotype.models.unet_layout import check_layout, down_stages, mid_stage_of, per_stage, up_stages
-from calotype.models.unet_paths import down_path, up_path
 from calotype.nn.attention import Attention
 from calotype.nn.feed_forward import FeedForward
 from calotype.nn.stage import Conditioning
 from calotype.nn.temporal import TemporalTransformer
+from calotype.nn.unet_paths import through
 
 PICTURE_CHANNELS = 4
 """Channels of the latents of the picture."""
@@ -163,11 +163,7 @@ class I2VGenXLUNet(AdapterAccess, AttentionAccess, FreeUAccess, FeedForwardAcces
             frames=frames,
         )
         h = together(torch.cat([sample, self._beside(image_latents)], dim=1))
-        h = self.transformer_in(self.conv_in(h), frames, kwargs)
-        h, kept, _ = down_path(self.down_blocks, h, given)
-        if self.mid_block is not None:
-            h = self.mid_block(h, given)
-        h = up_path(self.up_blocks, h, kept, given)
+        h = through(self, [self.transformer_in(self.conv_in(h), frames, kwargs)], given)
         h = apart(self.conv_out(self.conv_act(self.conv_norm_out(h))), frames)
         return UNet3DConditionOutput(sample=h) if return_dict else (h,)
 

@@ -31,8 +31,8 @@ from calotype.models.unet_conditioning import (
     project_context,
 )
 from calotype.models.unet_layout import check_layout, down_stages, mid_stage_of, per_stage, up_stages
-from calotype.models.unet_paths import add_residuals, down_path, up_path
 from calotype.nn.stage import Conditioning
+from calotype.nn.unet_paths import Added, through
 
 
 @dataclass
@@ -164,14 +164,9 @@ class UNetMotionModel(
             frames=frames,
             windows=windows,
         )
-        h, kept, _ = down_path(self.down_blocks, self.conv_in(together(sample)), given)
-        if down_block_additional_residuals is not None:
-            kept = add_residuals(kept, down_block_additional_residuals)
-        if self.mid_block is not None:
-            h = self.mid_block(h, given)
-        if mid_block_additional_residual is not None:
-            h = h + mid_block_additional_residual
-        h = up_path(self.up_blocks, h, kept, given)
+        features = [self.conv_in(together(sample))]
+        beside = Added((), down_block_additional_residuals, mid_block_additional_residual)
+        h = through(self, features, given, beside)
         if self.conv_norm_out is not None and self.conv_act is not None:
             h = self.conv_act(self.conv_norm_out(h))
         h = apart(self.conv_out(h), frames)

@@ -16,9 +16,9 @@ from calotype.models.feed_forward_access import FeedForwardAccess
 from calotype.models.modeling import ModelMixin
 from calotype.models.unet_conditioning import as_times
 from calotype.models.unet_layout import check_layout, down_stages, mid_stage_of, up_stages
-from calotype.models.unet_paths import down_path, up_path
 from calotype.nn.embeddings import TimestepEmbedding, Timesteps
 from calotype.nn.stage import Conditioning
+from calotype.nn.unet_paths import through
 
 _GROUPS = 32
 
@@ -114,9 +114,7 @@ class UNetSpatioTemporalConditionModel(AdapterAccess, AttentionAccess, FeedForwa
             context=encoder_hidden_states,
             frames=frames,
         )
-        h, kept, _ = down_path(self.down_blocks, self.conv_in(sample.flatten(0, 1)), given)
-        assert self.mid_block is not None
-        h = up_path(self.up_blocks, self.mid_block(h, given), kept, given)
+        h = through(self, [self.conv_in(sample.flatten(0, 1))], given)
         h = self.conv_out(self.conv_act(self.conv_norm_out(h))).unflatten(0, (videos, frames))
         return UNetSpatioTemporalConditionOutput(sample=h) if return_dict else (h,)
 

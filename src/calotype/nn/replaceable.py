@@ -39,8 +39,8 @@ def replaceable(plain: Callable[P, T]) -> Callable[P, T]:
 
 @contextmanager
 def replaced(table: Table) -> Iterator[None]:
-    """Within this, in this thread, the procedures of ``table`` are computed by what stands there."""
-    token = _TABLE.set(table)
+    """Within this, in this thread, the procedures of ``table`` are computed by what stands there, others as before."""
+    token = _TABLE.set({**_TABLE.get(), **table})
     try:
         yield
     finally:

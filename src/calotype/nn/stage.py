@@ -214,17 +214,30 @@ class UpStage(_Stage):
         ``kept`` are as many features of the way down as the stage has layers, the last to be read first; they are taken
         off the list.
         """
-        if self.joins == "once":
-            h = self._join(h, kept[-1])
-        features = [h]
+        features = [self.begun(h, kept)]
         del h
         for index in range(len(self.resnets)):
-            skip = kept.pop()
-            if self.joins == "each":
-                features = [self._join(features.pop(), skip)]
-            del skip
-            features.append(self.layer(index, features, given))
-        h = features.pop()
+            self.raised(index, features, kept, given)
+        return self.finished(features.pop(), given, upsample_size)
+
+    def begun(self, h: torch.Tensor, kept: list[torch.Tensor]) -> torch.Tensor:
+        """What the first layer begins with."""
+        return self._join(h, kept[-1]) if self.joins == "once" else h
+
+    def raised(
+        self, index: int, features: list[torch.Tensor], kept: list[torch.Tensor], given: Conditioning
+    ) -> None:
+        """One layer, which reads the last of ``kept``; its output takes the place of the last of the ``features``."""
+        skip = kept.pop()
+        if self.joins == "each":
+            features.append(self._join(features.pop(), skip))
+        del skip
+        features.append(self.layer(index, features, given))
+
+    def finished(
+        self, h: torch.Tensor, given: Conditioning, upsample_size: Sequence[int] | None = None
+    ) -> torch.Tensor:
+        """What the stage gives, from what its last layer gave."""
         if self.upsamplers is not None:
             h = resample(self.upsamplers[0], h, given, upsample_size)
         return h

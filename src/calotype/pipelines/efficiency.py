@@ -48,7 +48,8 @@ class Efficiency:
         """How calls on CUDA are made faster; ``pipe.acceleration.report()`` says what is in use.
 
         None if ``calotype.acceleration.off()`` or ``CALOTYPE_ACCELERATION=0`` switched it off for all. Set it to None
-        to switch it off for this pipeline, or to ``calotype.acceleration.Options``.
+        to switch it off for this pipeline, or to ``calotype.acceleration.Options``. Raises ``InputError`` for
+        options that concern none of the pipeline's models.
         """
         options = self.__dict__.get("_acceleration", Options())
         if options is None or not is_on():
@@ -62,6 +63,8 @@ class Efficiency:
             raise InputError(
                 f"acceleration is None, calotype.acceleration.Options or another pipeline's, not {value!r}."
             )
+        if options is not None:
+            Acceleration(lambda: self.components, options).check()  # type: ignore[attr-defined]
         self.__dict__["_acceleration"] = options
 
     # -- offloading --------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from calotype.acceleration.pipeline import begin_step
 from calotype.adapters.strength import at_strength
 from calotype.core.errors import InputError
 from calotype.diffusion.call import Call
@@ -22,7 +23,7 @@ from calotype.diffusion.inputs import EARLIER_CALLBACK, Attention, Callbacks, Fr
 from calotype.diffusion.loop import Predict, State, denoise
 from calotype.diffusion.parts import Parts
 from calotype.diffusion.tasks.task import Path, Start, Task
-from calotype.diffusion.timesteps import check_seeded, set_timesteps, step_arguments, until_end
+from calotype.diffusion.timesteps import NoiseLevels, check_seeded, set_timesteps, step_arguments, until_end
 from calotype.diffusion.watch import Watch
 from calotype.nn.perturbation import Perturbation, self_attention
 from calotype.nn.shared_attention import batch_of
@@ -106,6 +107,7 @@ def sampled(pipe: Any, parts: Parts, call: Call, stopped: bool = False) -> tuple
                 observe=watch.over(observe),
                 before=path.before,
                 whole=whole,
+                noise=NoiseLevels(call.scheduler, path.timesteps),
             )
         watch.ended(state.latents)
         return state
@@ -170,6 +172,7 @@ def predictor(call: Call, start: Start, steer: Steer | None) -> Predict:
             beside = [tensor.repeat(len(latents) // len(tensor), 1, 1, 1) for tensor in beside]
             latents = torch.cat([latents, *beside], dim=1)
         branches, rows = state.guidance.branches, len(latents)
+        begin_step(call.family, index)
 
         def compute(latents: torch.Tensor, told: tuple[Any, Residuals]) -> torch.Tensor:
             conditions, beside = told

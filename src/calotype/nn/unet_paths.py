@@ -3,13 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
 
 from calotype.core.errors import InputError
+from calotype.nn.replaceable import replaceable
 from calotype.nn.stage import Conditioning, DownStage, UpStage
+
+
+class Added(NamedTuple):
+    """What stands beside a U-Net and adds to its features.
+
+    ``inside`` (a T2I-Adapter's) is for the stages of the way down; ``across`` and ``middle`` (a ControlNet's) are for
+    all that is kept there and for the lowest resolution.
+    """
+
+    inside: Sequence[torch.Tensor] = ()
+    across: Sequence[torch.Tensor] | None = None
+    middle: torch.Tensor | None = None
+
+
+@replaceable
+def through(
+    model: Any,
+    features: list[torch.Tensor],
+    given: Conditioning,
+    added: Added = Added(),  # noqa: B008 (immutable)
+) -> torch.Tensor:
+    """The features before the last norm of a U-Net with ``down_blocks``, ``mid_block`` and ``up_blocks``.
+
+    Those after ``conv_in`` are taken off the list, so that nobody holds them longer than they are needed.
+    """
+    h, kept = to_the_middle(model, features, given, added)
+    return up_path(model.up_blocks, h, kept, given)
+
+
+def to_the_middle(
+    model: Any, features: list[torch.Tensor], given: Conditioning, added: Added
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Down and through the stage at the lowest resolution: its output, and all that is kept for the way up."""
+    h, kept, left = down_path(model.down_blocks, features.pop(), given, added.inside)
+    if model.mid_block is not None:
+        h = model.mid_block(h, given)
+        if left and left[0].shape == h.shape:
+            h = h + left.pop(0)
+    if added.across is not None:
+        kept = add_residuals(kept, added.across)
+    if added.middle is not None:
+        h = h + added.middle
+    return h, kept
 
 
 def down_path(
