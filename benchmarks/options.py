@@ -178,7 +178,7 @@ def pocket(arguments: argparse.Namespace, names: list[str]) -> None:
             print(f"{name:36s} refused: {one.refused}")
             continue
         far = [psnr(*pair) for pair in zip(one.results, found[EXACT].results, strict=True)]
-        said = "exact" if min(far) > 119 else f"{statistics.mean(far):10.1f} {min(far):6.1f}"
+        said = "rounding" if min(far) > 100 else f"{statistics.mean(far):10.1f} {min(far):6.1f}"
         print(f"{name:36s} {one.line}   {said:>10s}")
 
 

@@ -15,7 +15,7 @@ import calotype
 from calotype.acceleration.step_cache import Place, shallow, stages, whole
 from calotype.core.errors import InputError
 from tests.parity.test_unets import OPTIONS
-from tests.parity.unet_table import CONDITIONAL, inputs, noise, randomise
+from tests.parity.unet_table import CONDITIONAL, UNCONDITIONAL, inputs, noise, randomise
 
 NAMES = ("sd1", "sd1_uneven_layers", "sdxl", "ssd_1b", "no_middle", "attn_blocks", "if_2", "k_plain")
 CASES = [
@@ -60,6 +60,12 @@ def test_pictures(name: str, option: str | None) -> None:
     randomise(model)
     call = inputs("UNet2DConditionModel", CONDITIONAL[name])
     check_branches(model, call | ({} if option is None else OPTIONS[option](model, call)))
+
+
+def test_without_a_context() -> None:
+    model = calotype.UNet2DModel(**UNCONDITIONAL["ldm"]).eval()
+    randomise(model)
+    check_branches(model, inputs("UNet2DModel", UNCONDITIONAL["ldm"]))
 
 
 VIDEO = {"sample_size": 8, "block_out_channels": (16, 32), "layers_per_block": 1, "cross_attention_dim": 24}

@@ -221,7 +221,7 @@ class CachedSteps:
             return run("__call__", _plain, args, kwargs)
         out, feature = run(WHOLE, partial(_whole, self.place), args, kwargs)
         if feature is None:
-            self.counts.why = "it is compiled"
+            self.counts.why = "its stages are not computed one by one, as where it is compiled"
         else:
             self.kept[key] = self.step, feature
         return out

@@ -25,7 +25,7 @@ from calotype.nn.stage_table import (
     mid_stage,
     up_stage,
 )
-from calotype.nn.unet_paths import odd_size
+from calotype.nn.unet_paths import odd_size, through
 
 _CLASS_TYPES = ("timestep", "identity")
 
@@ -150,6 +150,10 @@ class UNet2DModel(ModelMixin):
         given = Conditioning(temb=temb)
         picture = sample
         h = self.conv_in(sample)
+        if not any(
+            isinstance(stage, SkipDownStage | SkipUpStage) for stage in (*self.down_blocks, *self.up_blocks)
+        ):
+            return through(self, [h], given), None
         kept = [h]
         for stage in self.down_blocks:
             if isinstance(stage, SkipDownStage):
