@@ -65,7 +65,8 @@ def _alone(given: Mapping[str, Any]) -> bool:
 def packed(cases: Mapping[str, Case], alone: tuple[str, ...] = ()) -> dict[str, Case]:
     """The cases in as few calls as they go into, in the table's order; a call's name is those of its cases.
 
-    ``alone`` names those that agree with no other one, for a reason that their arguments do not show.
+    ``alone`` names those that agree with no other one, for a reason that their arguments do not show: one frame hides
+    how several are decoded, and what is compared in eight bits hides small differences.
     """
     packs: list[tuple[list[str], set[str]]] = []
     for name, make in cases.items():

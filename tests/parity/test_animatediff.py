@@ -96,7 +96,7 @@ CALLS: dict[str, Case] = {
 }
 
 
-PACKED = packed(CALLS, alone=("one frame",))
+PACKED = packed(CALLS, alone=("one frame", "pictures"))
 
 
 @pytest.mark.parametrize("case", PACKED)

@@ -115,7 +115,7 @@ CALLS: dict[str, Case] = {
 
 
 # The reference draws no noise in steps with several generators.
-PACKED = packed(CALLS, alone=("one frame", "eta"))
+PACKED = packed(CALLS, alone=("one frame", "eta", "pictures"))
 
 
 @pytest.mark.parametrize("case", PACKED)

@@ -110,7 +110,7 @@ CALLS: dict[str, Case] = {
 
 
 # The reference decodes frames of two videos in one chunk: a deviation.
-PACKED = packed(CALLS, alone=("larger chunks",))
+PACKED = packed(CALLS, alone=("larger chunks", "pictures"))
 
 
 @pytest.mark.parametrize("case", PACKED)

@@ -104,7 +104,7 @@ VIDEO: dict[str, Case] = {
 }
 
 
-ON_TEXT = packed(TEXT, alone=("one frame",))
+ON_TEXT = packed(TEXT, alone=("one frame", "pictures"))
 
 
 @pytest.mark.parametrize("case", ON_TEXT)
