@@ -20,7 +20,7 @@ DEMO_PROMPTS := \
 	"a shiny yellow torus on a wooden floor by day" \
 	"a green cone next to a purple cylinder on snow under a cloudy sky"
 
-.PHONY: help demo test lint format bench gallery clean
+.PHONY: help demo test lint style format bench gallery clean
 
 help:
 	@echo "make demo    install into $(VENV), make pictures from three prompts, say where they are"
@@ -35,13 +35,20 @@ demo: $(VENV)/.installed
 	@$(BIN)/calotype generate $(DEMO_PROMPTS) --model pocket --guidance 5 --seed 7 --output $(OUT)/demo/ \
 		--sheet $(OUT)/demo/sheet.png --overwrite
 
-test: lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+# The types are checked while the tests run, and what is wrong with them is said last. Quick to fail is `make lint`.
+test: style
+	@echo "Checking the types while the tests run."
+	@$(BIN)/mypy > $(VENV)/types.txt 2>&1 & checked=$$!; \
+	$(BIN)/python -m pytest -n 2 --dist worksteal; tested=$$?; \
+	wait $$checked || { cat $(VENV)/types.txt; exit 1; }; \
+	exit $$tested
 
-lint: $(VENV)/.installed-dev
+lint: style
+	$(BIN)/mypy
+
+style: $(VENV)/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix

@@ -42,12 +42,15 @@ def _several(value: Any) -> bool:
 
 
 def _kinds(given: Mapping[str, Any]) -> set[str]:
-    """What of the call a case changes, beside its arguments: the number of pictures, their shape, the text."""
+    """What of the call a case changes, beside its arguments: the number of pictures, their shape, the text,
+    how they are decoded."""
     kinds = set()
     if COUNTS & given.keys() or any(_several(value) for value in given.values()):
         kinds.add("count")
     if SHAPES & given.keys() or given.get("output_type") == "latent":
         kinds.add("shape")  # what has not been decoded has another shape
+    if "decode_chunk_size" in given or given.get("output_type") == "latent":
+        kinds.add("decoding")
     if TEXTS & given.keys() or {"negative_prompt", "clip_skip"} & given.keys():
         kinds.add("text")
     return kinds
@@ -62,7 +65,8 @@ def _alone(given: Mapping[str, Any]) -> bool:
 def packed(cases: Mapping[str, Case], alone: tuple[str, ...] = ()) -> dict[str, Case]:
     """The cases in as few calls as they go into, in the table's order; a call's name is those of its cases.
 
-    ``alone`` names those that agree with no other one, for a reason that their arguments do not show.
+    ``alone`` names those that agree with no other one, for a reason that their arguments do not show: one frame hides
+    how several are decoded, and what is compared in eight bits hides small differences.
     """
     packs: list[tuple[list[str], set[str]]] = []
     for name, make in cases.items():

@@ -15,6 +15,7 @@ import calotype
 from calotype.core.errors import InputError
 from calotype.pipelines.outputs import AnimateDiffPipelineOutput
 from tests.parity.deviations import deviation
+from tests.parity.packs import packed
 from tests.parity.pipeline_runs import TOLERANCE, Case, quiet, seeded
 from tests.parity.video_runs import ADAPTER, UNET_MOTION, pair
 from tests.tiny import UNET, randomise, stable_diffusion_folder
@@ -95,9 +96,12 @@ CALLS: dict[str, Case] = {
 }
 
 
-@pytest.mark.parametrize("case", CALLS)
+PACKED = packed(CALLS, alone=("one frame", "pictures"))
+
+
+@pytest.mark.parametrize("case", PACKED)
 def test_calls(pipes: tuple[Any, Any], case: str) -> None:
-    compare(pipes, CALLS[case])
+    compare(pipes, PACKED[case])
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import calotype
+from calotype.core.brownian import BrownianPath
 from calotype.schedulers.ladders import ExplodingScheduler
 from tests.parity.deviations import deviation
 from tests.parity.scheduler_cases import OPTIONS, calls, cases, configurations, label
@@ -40,6 +41,22 @@ def _quiet() -> Any:
     logging.disable(logging.WARNING)
     yield
     logging.disable(logging.NOTSET)
+
+
+@pytest.fixture(autouse=True)
+def _paths_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference's run and ours ask one Brownian path for the same increments, which are made once for both."""
+    known: dict[Any, torch.Tensor] = {}
+    increment = BrownianPath.increment
+
+    def remembered(path: Any, start: float, end: float) -> torch.Tensor:
+        like = path._like
+        key = (path._seed, path._low, path._high, like.shape, like.dtype, start, end)
+        if key not in known:
+            known[key] = increment(path, start, end)
+        return known[key].clone()
+
+    monkeypatch.setattr(BrownianPath, "increment", remembered)
 
 
 @lru_cache(maxsize=4)

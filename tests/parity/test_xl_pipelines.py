@@ -140,20 +140,21 @@ MASKED: dict[str, Case] = {
     "size": lambda: {"height": 48, "width": 80},
     "start": lambda: {"denoising_start": 0.4},
 }
+ON_MASKED = packed(MASKED)
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("case", MASKED)
+@pytest.mark.parametrize("case", ON_MASKED)
 def test_inpainting_with_any_checkpoint(folder: Path, case: str) -> None:
     steps = {"num_inference_steps": 5, "image": photo(), "mask_image": mask()}
-    compare(*pair(MASK, folder), lambda: {**steps, **MASKED[case]()})
+    compare(*pair(MASK, folder), lambda: {**steps, **ON_MASKED[case]()})
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("case", MASKED)
+@pytest.mark.parametrize("case", ON_MASKED)
 def test_inpainting_with_its_own_checkpoint(inpainting_folder: Path, case: str) -> None:
     steps = {"num_inference_steps": 5, "image": photo(), "mask_image": mask()}
-    compare(*pair(MASK, inpainting_folder), lambda: {**steps, **MASKED[case]()})
+    compare(*pair(MASK, inpainting_folder), lambda: {**steps, **ON_MASKED[case]()})
 
 
 def test_base_and_refiner_as_an_ensemble(folder: Path, refiner: Path) -> None:
@@ -265,9 +266,9 @@ EDITS: dict[str, Case] = {
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("case", EDITS)
+@pytest.mark.parametrize("case", packed(EDITS))
 def test_editing(editing: Path, case: str) -> None:
-    compare(*pair(EDIT, editing), lambda: {"image": photo(), **EDITS[case]()})
+    compare(*pair(EDIT, editing), lambda: {"image": photo(), **packed(EDITS)[case]()})
 
 
 @pytest.mark.filterwarnings("ignore")

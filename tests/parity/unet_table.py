@@ -6,6 +6,7 @@ from typing import Any
 
 import diffusers
 import torch
+from torch.utils._pytree import tree_map_only
 
 import calotype
 from tests.parity.deviations import deviation
@@ -297,6 +298,11 @@ def inputs(cls: str, config: dict[str, Any], side: int = SIDE) -> dict[str, Any]
     if addition == "image_hint":
         call["added_cond_kwargs"]["hint"] = noise(BATCH, 3, 8 * side, 8 * side)
     return call
+
+
+def without_values(call: dict[str, Any]) -> dict[str, Any]:
+    """The call with tensors that have shapes and no values: any read of one on the host raises."""
+    return tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), call)
 
 
 def run(model: Any, call: dict[str, Any]) -> torch.Tensor:
