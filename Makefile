@@ -10,9 +10,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 INSTALL := $(PIP) install --no-compile -c constraints.txt torch==2.13.0
 unexport PYTHONDONTWRITEBYTECODE
 
-# The first Python on this machine that is new enough and runs; PYTHON=... chooses another.
-NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
-PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+# The first Python on this machine that is new enough, runs and makes environments; PYTHON=... chooses another. The
+# system's comes first: distributions build theirs with profiles, which version managers often leave out, and the tests
+# spend most of their time in it.
+NEW_ENOUGH := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in /usr/bin/python3 python3 python3.13 python3.12 python3.11; do \
 	if $$p -c '$(NEW_ENOUGH)' 2>/dev/null; then echo $$p; break; fi; done)
 
 DEMO_PROMPTS := \
