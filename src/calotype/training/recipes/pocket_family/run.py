@@ -67,7 +67,8 @@ def train_member(member: Member, settings: MemberSettings, run: Run, base: Base,
         member.restore(objective, init)
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
-        objective.to(memory_format=torch.channels_last)
+        for part in (objective, base.unet, base.vae):
+            part.to(memory_format=torch.channels_last)
     trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
     run.say(f"{member.name}: {trained:,} parameters are trained")
     autocast = torch.bfloat16 if device.type == "cuda" else None
