@@ -31,6 +31,8 @@ from calotype.acceleration.accelerated import Accelerated, runner_of
 from calotype.acceleration.options import Options
 from calotype.acceleration.stand_ins import packed
 from calotype.acceleration.state import channels_last, pack, siblings
+from calotype.adapters.model import add
+from calotype.adapters.updates import Decomposed, Hadamard, Kronecker, LowRank, Replaced, Scaled
 from calotype.core.errors import InputError
 from tests.tiny import UNET, randomise, stable_diffusion_folder
 
@@ -493,7 +495,9 @@ def test_callbacks_and_strengths_are_heard(pretend: None, folder: Path) -> None:
             pipe.set_adapters(["one", "two"], list(scales))
         for strength in (1.0, 0.3):
             both(cross_attention_kwargs={"scale": strength})
-    assert runner_of(fast.unet, Options()).why is None
+    runner = runner_of(fast.unet, Options())
+    assert runner.why is None
+    assert runner.captures["__call__"].count == 1  # strengths are no reason to capture again
 
     def meddle(running: Any, index: int, timestep: Any, tensors: Any) -> dict[str, Any]:
         layers = [layer for key, layer in running.unet.named_modules() if key.endswith("attn2.to_v")]
@@ -509,6 +513,74 @@ def test_callbacks_and_strengths_are_heard(pretend: None, folder: Path) -> None:
         pipe.unload_lora_weights()
         pipe.unet = unet(7)
     both()
+
+
+@torch.no_grad()
+def test_controlnets_of_any_strength_are_captured_once(pretend: None) -> None:
+    nets = [randomise(calotype.ControlNetModel.from_unet(unet()), seed) for seed in range(3)]
+    fast = Accelerated(nets[0], Options())
+    several = calotype.MultiControlNetModel(nets[1:])
+    both = Accelerated(several, Options())
+    arguments = given() | {"controlnet_cond": torch.rand(2, 3, 64, 64)}
+    for index, scale in enumerate((1.0, 0.7, 0.0, 1, 0.25)):
+        found, right = (net(**arguments, conditioning_scale=scale) for net in (fast, nets[0]))
+        for one, other in zip((*found[0], found[1]), (*right[0], right[1]), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5, msg=str(index))
+    assert captures(fast).count == 1
+    arguments["controlnet_cond"] = [arguments["controlnet_cond"]] * 2
+    for scales in ([1.0, 0.5], [0.2, 0.4], [0.3, 1.1], [0.4, 0.0], [0.4, 0.0]):
+        found, right = (net(**arguments, conditioning_scale=scales) for net in (both, several))
+        torch.testing.assert_close(found[1], right[1], rtol=1e-4, atol=1e-5)
+    assert captures(both).count == 2  # one that is left out is another matter
+
+
+@torch.no_grad()
+def test_keys_and_values_of_a_prompt_follow_the_strength_within_a_call(pretend: None) -> None:
+    model, plain = unet(), unet()
+    generator = torch.Generator().manual_seed(0)
+    for one in (model, plain):
+        generator.manual_seed(0)
+        layers = {
+            name: layer for name, layer in one.named_modules() if name.endswith(("attn2.to_k", "attn2.to_v"))
+        }
+        add(one, "one", {
+            name: LowRank(*(torch.randn(*size, generator=generator) for size in ((2, 32), (len(layer.weight), 2))))
+            for name, layer in layers.items()
+        })  # fmt: skip
+    fast, arguments = Accelerated(model, Options()), given()
+    outputs = []
+    for strength in (1.0, 0.5, 0.1, 0.1, 1.0):  # the prompt stays the same tensor
+        told = arguments | {"cross_attention_kwargs": {"scale": strength}}
+        same(fast, plain, told)
+        outputs.append(fast(**told)[0])
+    assert captures(fast).count == 1
+    torch.testing.assert_close(outputs[0], outputs[-1], rtol=1e-4, atol=1e-5)
+    assert float((outputs[0] - outputs[2]).abs().max()) > 0.01
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("form", [torch.float32, torch.bfloat16])
+def test_updates_act_as_strongly_as_a_tensor_says(form: torch.dtype) -> None:
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(form)
+
+    generator = torch.Generator().manual_seed(0)
+    linear = torch.nn.Linear(6, 8, dtype=form)
+    low = LowRank(random(2, 6), random(8, 2))
+    pairs = {
+        f"hada_w{i}_{side}": random(*shape) for i in (1, 2) for side, shape in (("a", (8, 2)), ("b", (2, 6)))
+    }
+    for update in (
+        low, Replaced(random(8, 6), random(8)), Hadamard(**pairs), Scaled(low, 1.5).eval(),
+        Kronecker(lokr_w1=random(2, 3), lokr_w2=random(4, 2)), Decomposed(low, random(8, 1)),
+        Decomposed(low, random(1, 6)),
+    ):  # fmt: skip
+        x, y = random(3, 6), random(3, 8)
+        found = update.gain(linear, x, y, torch.tensor([0.3]))
+        assert found.dtype == form
+        near = 1e-6 if form == torch.float32 else 3e-2
+        torch.testing.assert_close(found, update.gain(linear, x, y, 0.3), rtol=near, atol=near)
+        assert float((found - update.gain(linear, x, y, 0.6)).abs().max()) > 0.1
 
 
 def test_models_whose_memory_was_arranged_are_saved_as_any_other(tmp_path: Path) -> None:

@@ -18,11 +18,11 @@ from calotype.acceleration.ahead import compiled_first
 from calotype.acceleration.captured import Captures, Prepared, Stamp, put_back
 from calotype.acceleration.concerned import settle
 from calotype.acceleration.devices import CudaGraphs, Device
+from calotype.acceleration.numbers import Amounts, Weighing, without_strength
 from calotype.acceleration.options import Options
 from calotype.acceleration.stand_ins import Kernels, Prompt, Readers, StandIns, kernels_for
 from calotype.acceleration.state import Structure, Weights, channels_last, obstacle, pack
 from calotype.acceleration.values import taken_apart
-from calotype.adapters.strength import at_strength, strength
 from calotype.nn.replaceable import replaced
 
 logger = logging.getLogger(__name__)
@@ -76,6 +76,8 @@ class Runner:
         self.lock = threading.RLock()
         self.weights: Weights | None = None
         self.structure: Structure | None = None
+        self.amounts: Amounts | None = None
+        self.weighed: Weighing | None = None
         self.epoch = 0
         """How often a pipeline's call has begun, or a user's code has run in one."""
         self.why: str | None = None
@@ -96,6 +98,7 @@ class Runner:
         if self.why is not None:
             self._say(self.why)
             self.device = self.kernels = self.weights = self.structure = None
+            self.amounts = self.weighed = None
         else:
             self.device = device_of(place)
             settle(model)
@@ -107,6 +110,7 @@ class Runner:
                 if self.options.packed:
                     pack(model)
             self.weights, self.structure = Weights(model), Structure(model)
+            self.amounts, self.weighed = Amounts(model, place), Weighing(place)
 
     def __call__(
         self,
@@ -130,11 +134,13 @@ class Runner:
                 self._anew(model)
                 begins = False
             device, kernels, weights = self.device, self.kernels, self.weights
-        if device is None or weights is None:
+            amounts, weighed = self.amounts, self.weighed
+        if device is None or weights is None or amounts is None or weighed is None:
             return function(*args, **kwargs)
         if method != "__call__":
             kwargs = {name: value for name, value in kwargs.items() if name not in UNREAD}
-        why, tensors, form = taken(args, kwargs, weights.tensors[0].device)
+        overall, live = without_strength(weighed(kwargs))
+        why, tensors, form = taken(args, live, weights.tensors[0].device)
         replays = why is None and method in self.captures and form in self.captures[method].kept
         if begins and not replays and self._changed(model, weights):
             return self(model, method, args, kwargs)
@@ -157,7 +163,7 @@ class Runner:
                 if self.weights is not weights:  # another thread has found that the model has changed
                     return ordinary()
                 captures = self._captures_of(method, device)
-                stamp = Stamp(self.epoch, weights.versions)
+                stamp = Stamp(self.epoch, weights.versions, partial(amounts.settle, self.epoch, overall))
                 with device.current():
                     result = captures(ordinary, noting, self._preparing(function), stamp, tensors, form)
         except torch.OutOfMemoryError:
@@ -199,18 +205,17 @@ class Runner:
             args, kwargs = put_back(form, buffers)
             layers = list(readers.layers)
             prompt = Prompt(buffers[next(iter(prompts))]) if prompts and layers else None
-            kernels = self.kernels
+            kernels, amounts = self.kernels, self.amounts
 
             def call() -> Any:
-                with self._faster(StandIns(self.options, kernels, prompt)):
+                with self._faster(StandIns(self.options, kernels, prompt, amounts=amounts)):
                     return function(*args, **kwargs)
 
             if prompt is None:
                 return Prepared(None, call)
 
-            def before() -> list[Any]:  # adapters act as they do within the call
-                scale = (kwargs.get("cross_attention_kwargs") or {}).get("scale")
-                with at_strength(scale), self._faster(StandIns(self.options, kernels)):
+            def before() -> list[Any]:
+                with self._faster(StandIns(self.options, kernels, amounts=amounts)):
                     return [prompt.computed(layer) for layer in layers]
 
             def use(found: list[Any]) -> None:
@@ -268,7 +273,7 @@ def taken(
     if unknown := sorted({*(kwargs.get("cross_attention_kwargs") or {})} - {"scale"}):
         return f"cross_attention_kwargs have {', '.join(unknown)}", [], None
     try:
-        tensors, form = taken_apart((args, kwargs, (strength(), *settings())))
+        tensors, form = taken_apart((args, kwargs, settings()))
     except TypeError as error:
         return f"an argument cannot be kept ({error})", [], None
     # a time may be given from elsewhere

@@ -37,13 +37,16 @@ class Source:
 
 
 class Stamp(NamedTuple):
-    """What work on a prompt depends on beside it: the call that it is done in, and how often weights were changed.
+    """What work on a prompt depends on beside it: the call that it is done in, how often weights were changed, and how
+    often the numbers were that captured calls read from the device.
 
-    The latter is counted only where the former is the same, and at leisure: after the work has been launched.
+    Versions are counted only where all else is the same, and at leisure: after the work has been launched. ``settle``
+    puts the numbers in their places and is called before any work.
     """
 
     epoch: int
     versions: Callable[[], object]
+    settle: Callable[[], int] = lambda: 0
 
 
 @dataclass
@@ -59,14 +62,15 @@ class Capture:
     """Work that only the prompt decides, done when that has changed."""
     prompts: frozenset[int] = frozenset()
     sources: dict[int, Source | None] = field(default_factory=dict)
-    stamp: tuple[int, object] | None = None
-    """The epoch and versions that the work before was done for."""
+    stamp: tuple[tuple[int, int], object] | None = None
+    """The epoch, changes of numbers, and versions that the work before was done for."""
     uses: int = 0
 
     def run(self, tensors: list[Tensor], now: Stamp) -> Any:
         """The result for these tensors, in memory of its own; ``now`` is the stamp of what else counts."""
         then, self.stamp = self.stamp, None  # should anything fail, all is done again
-        anew = self.before is None or then is None or then[0] != now.epoch or then[1] != now.versions()
+        time = (now.epoch, now.settle())
+        anew = self.before is None or then is None or then[0] != time or then[1] != now.versions()
         for i, (buffer, tensor) in enumerate(zip(self.buffers, tensors, strict=True)):
             if i in self.prompts and self.before is not None:
                 source = self.sources.get(i)
@@ -81,7 +85,7 @@ class Capture:
         self.uses += 1
         result = put_together(self.shape, copied(self.results))
         if self.before is not None:
-            self.stamp = (now.epoch, now.versions()) if anew else then
+            self.stamp = (time, now.versions()) if anew else then
         return result
 
 

@@ -18,8 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from calotype.acceleration.numbers import Amounts
 from calotype.acceleration.options import Options
 from calotype.acceleration.state import joined, siblings
+from calotype.adapters.layer import Adapted
 from calotype.nn.activations import GEGLU
 from calotype.nn.attention import Attention
 from calotype.nn.norms import activated_norm
@@ -88,14 +90,18 @@ class StandIns:
         kernels: Kernels | None,
         prompt: Prompt | None = None,
         readers: Readers | None = None,
+        amounts: Amounts | None = None,
     ) -> None:
         self.options, self.kernels, self.prompt, self.readers = options, kernels, prompt, readers
+        self.amounts = amounts
         self._activated: tuple[Tensor, Tensor] | None = None
 
     @property
     def table(self) -> Table:
         """What stands in the place of what."""
         found: dict[Callable[..., Any], Callable[..., Any]] = {Attention.project: self.project}
+        if self.amounts is not None:
+            found[Adapted.amount] = self.amounts.of
         if self.options.attention or (self.options.wide and self.kernels is not None):
             found[Attention.attend] = self.attend
         if self.kernels is not None:

@@ -56,14 +56,20 @@ class Structure:
 
     def __init__(self, model: nn.Module) -> None:
         self.root = weakref.ref(model)
-        self.tables = [module.__dict__ for module in everything(model)]
+        modules = list(everything(model))
+        self.tables = [module.__dict__ for module in modules]
         self.sizes = list(map(len, self.tables))
         self.alike: dict[tuple[str, ...], list[dict[str, Any]]] = {}
         self.empty: list[Any] = list(_OF_ALL_MODULES)
         self.below: list[dict[Any, Any]] = []
         self.others: list[Any] = []
-        for own in self.tables:
+        self.acting: list[tuple[dict[str, Any], tuple[str, ...]]] = []
+        """The attributes of adapted layers, and the names of the adapters that act there."""
+        for module, own in zip(modules, self.tables, strict=True):
             names = tuple(name for name in own if name in _CONCERN or name not in _OF_ALL)
+            if isinstance(module, Adapted):
+                names = tuple(name for name in names if name != _STRENGTHS)
+                self.acting.append((own, tuple(own[_STRENGTHS])))
             self.alike.setdefault(names, []).append(own)
             for value in map(own.__getitem__, names):
                 if not isinstance(value, dict | list | set):
@@ -88,6 +94,8 @@ class Structure:
         """Whether the model is what it was."""
         if self.root() is not model or any(self.empty):
             return False
+        if any(tuple(own[_STRENGTHS]) != names for own, names in self.acting):
+            return False
         try:
             return (
                 list(map(len, self.tables)) == self.sizes
@@ -104,6 +112,8 @@ _CONCERN = frozenset(
     ("training", "_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
 )
 """What a call without gradients depends on of the attributes that all modules have."""
+_STRENGTHS = "strengths"
+"""The attribute of adapted layers whose values are read anew in each call: :class:`numbers.Amounts`."""
 _OF_ALL = frozenset(vars(nn.Module()))
 _OF_ALL_MODULES = (nn.modules.module._global_forward_hooks, nn.modules.module._global_forward_pre_hooks)
 """Hooks that a user has put on whatever module is called."""

@@ -10,6 +10,7 @@ from torch import nn
 from calotype.adapters.strength import strength
 from calotype.adapters.updates import Layer, Update
 from calotype.core.errors import InputError
+from calotype.nn.replaceable import replaceable
 
 ADAPTABLE = (nn.Linear, nn.Conv2d)
 """The layers that updates are for."""
@@ -55,14 +56,20 @@ class Adapted(nn.Module):
         base: torch.Tensor = self.layer(x)
         if not self.enabled:
             return base
-        overall = strength()
         out = base
         for name, update in zip(self.names, self.updates, strict=True):
-            amount = self.strengths.get(name, 0.0) * overall
-            if amount and name not in self.fused:
+            amount = self.amount(name)
+            if amount is not None:
                 assert isinstance(update, Update)
                 out = out + update.gain(self.layer, x, base, amount)
         return out
+
+    @replaceable
+    def amount(self, name: str) -> float | torch.Tensor | None:
+        """How strongly an adapter acts in this call, a tensor (1,) where the device knows; None if it does not."""
+        if name in self.fused:
+            return None
+        return self.strengths.get(name, 0.0) * strength() or None
 
     def update_named(self, name: str) -> Update | None:
         """The update of an adapter, if it has one here."""

@@ -16,7 +16,7 @@ from calotype.adapters.updates import Decomposed, Update, rank_of, with_rank
 from calotype.core.errors import InputError
 from calotype.nn.attention import Attention
 
-_SCALED = "cross_attention_kwargs"
+SCALED = "cross_attention_kwargs"
 """The argument of a model that may hold ``scale``, the strength of all adapters in this call."""
 
 Strengths = Callable[[str], float]
@@ -240,9 +240,9 @@ def _settle(model: nn.Module, changed: bool) -> None:
 def _listen(model: nn.Module) -> None:
     """Hooks that read the strength from the model's arguments, if it takes it there."""
     parameters = list(inspect.signature(model.forward).parameters)
-    if _SCALED not in parameters or any(is_strength_hook(hook) for hook in model._forward_pre_hooks.values()):
+    if SCALED not in parameters or any(is_strength_hook(hook) for hook in model._forward_pre_hooks.values()):
         return
-    place = parameters.index(_SCALED)
+    place = parameters.index(SCALED)
     model.register_forward_pre_hook(partial(_enter, place), with_kwargs=True)
     model.register_forward_hook(partial(_leave, place), with_kwargs=True, always_call=True)
 
@@ -265,7 +265,7 @@ def is_strength_hook(hook: Any) -> bool:
 
 
 def _told(place: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    given = kwargs.get(_SCALED) if len(args) <= place else args[place]
+    given = kwargs.get(SCALED) if len(args) <= place else args[place]
     return given.get("scale") if given else None
 
 

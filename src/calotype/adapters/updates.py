@@ -14,9 +14,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from calotype.core.errors import InputError
+from calotype.nn.scaling import scaled
 
 Layer = Any
 """An ``nn.Linear`` or an ``nn.Conv2d`` without groups."""
+Strength = float | torch.Tensor
+"""A number, or a tensor (1,) in float32 that holds one."""
 
 
 class Update(nn.Module, ABC):
@@ -27,11 +30,11 @@ class Update(nn.Module, ABC):
         """ΔW in the shape of the layer's weight, float32, at strength 1."""
 
     @abstractmethod
-    def gain(self, layer: Layer, x: torch.Tensor, y: torch.Tensor, strength: float) -> torch.Tensor:
+    def gain(self, layer: Layer, x: torch.Tensor, y: torch.Tensor, strength: Strength) -> torch.Tensor:
         """What is added to the layer's output ``y`` for its input ``x``."""
 
     @abstractmethod
-    def change(self, layer: Layer, strength: float) -> torch.Tensor:
+    def change(self, layer: Layer, strength: Strength) -> torch.Tensor:
         """What is added to the layer's weight where the update becomes a part of it, float32."""
 
     @abstractmethod
@@ -103,12 +106,16 @@ class LowRank(Update):
         down, up = self.down.float(), self.up.float()
         return (up.flatten(1) @ down.flatten(1)).unflatten(1, layer.weight.shape[1:])
 
-    def gain(self, layer: Layer, x: torch.Tensor, y: torch.Tensor, strength: float) -> torch.Tensor:
+    def gain(self, layer: Layer, x: torch.Tensor, y: torch.Tensor, strength: Strength) -> torch.Tensor:
         inner = through(layer, x, self.down)
+        if isinstance(
+            strength, torch.Tensor
+        ):  # where it costs least; a number is the last factor, as in PEFT
+            inner = scaled(inner, strength)
         outer = F.linear(inner, self.up) if self.up.ndim == 2 else F.conv2d(inner, self.up)
-        return outer if strength == 1.0 else outer * strength
+        return outer if isinstance(strength, torch.Tensor) or strength == 1.0 else outer * strength
 
-    def change(self, layer: Layer, strength: float) -> torch.Tensor:
+    def change(self, layer: Layer, strength: Strength) -> torch.Tensor:
         return self.delta(layer) * strength
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -129,12 +136,12 @@ class Replaced(Update):
     def delta(self, layer: Layer) -> torch.Tensor:
         return self.weight.float() - layer.weight.float()
 
-    def gain(self, layer: Layer, x: torch.Tensor, y: torch.Tensor, strength: float) -> torch.Tensor:
+    def gain(self, layer: Layer, x: torch.Tensor, y: torch.Tensor, strength: Strength) -> torch.Tensor:
         bias = layer.bias if self.bias is None else self.bias
         outer = through(layer, x, self.weight)
-        return ((outer if bias is None else outer + bias) - y) * strength
+        return scaled((outer if bias is None else outer + bias) - y, strength)
 
-    def change(self, layer: Layer, strength: float) -> torch.Tensor:
+    def change(self, layer: Layer, strength: Strength) -> torch.Tensor:
         if self.bias is not None:
             raise InputError(
                 "Weights with a bias of their own cannot be made a part of the model's; leave them beside."
@@ -152,11 +159,11 @@ class Factored(Update):
         super().__init__()
         self._hold(**factors)
 
-    def gain(self, layer: Layer, x: torch.Tensor, y: torch.Tensor, strength: float) -> torch.Tensor:
+    def gain(self, layer: Layer, x: torch.Tensor, y: torch.Tensor, strength: Strength) -> torch.Tensor:
         outer = through(layer, x, self.delta(layer).to(x.dtype))
-        return outer if strength == 1.0 else outer * strength
+        return scaled(outer, strength)
 
-    def change(self, layer: Layer, strength: float) -> torch.Tensor:
+    def change(self, layer: Layer, strength: Strength) -> torch.Tensor:
         return self.delta(layer) * strength
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -207,11 +214,11 @@ class Scaled(Update):
     def delta(self, layer: Layer) -> torch.Tensor:
         return self.factors.delta(layer) * self.factor
 
-    def gain(self, layer: Layer, x: torch.Tensor, y: torch.Tensor, strength: float) -> torch.Tensor:
+    def gain(self, layer: Layer, x: torch.Tensor, y: torch.Tensor, strength: Strength) -> torch.Tensor:
         x = F.dropout(x, self.dropout, self.training).to(self.factors.down.dtype)
         return self.factors.gain(layer, x, y, strength * self.factor).to(y.dtype)
 
-    def change(self, layer: Layer, strength: float) -> torch.Tensor:
+    def change(self, layer: Layer, strength: Strength) -> torch.Tensor:
         return self.delta(layer) * strength
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -235,11 +242,11 @@ class Decomposed(Update):
     def delta(self, layer: Layer) -> torch.Tensor:
         return self.change(layer, 1.0)
 
-    def change(self, layer: Layer, strength: float) -> torch.Tensor:
+    def change(self, layer: Layer, strength: Strength) -> torch.Tensor:
         moved, factor = self._moved(layer, strength)
         return moved * factor - layer.weight.float()
 
-    def gain(self, layer: Layer, x: torch.Tensor, y: torch.Tensor, strength: float) -> torch.Tensor:
+    def gain(self, layer: Layer, x: torch.Tensor, y: torch.Tensor, strength: Strength) -> torch.Tensor:
         if self.magnitude.shape[0] == 1:  # one magnitude for each input
             return through(layer, x, self.change(layer, strength).to(x.dtype))
         _, factor = self._moved(layer, strength)
@@ -257,7 +264,7 @@ class Decomposed(Update):
         m = m.flatten() if m.ndim == 2 else m.view(1, -1, 1, 1)
         return {**self.direction.tensors(), "lora_magnitude_vector": m}
 
-    def _moved(self, layer: Layer, strength: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def _moved(self, layer: Layer, strength: Strength) -> tuple[torch.Tensor, torch.Tensor]:
         """W + ΔW, and m/‖W + ΔW‖, in which the norm counts as a constant in training (section 4.3)."""
         moved = layer.weight.float() + self.direction.change(layer, strength)
         axes = [axis for axis, size in enumerate(self.magnitude.shape) if size == 1]

@@ -21,6 +21,7 @@ from calotype.models.unet_2d_condition import UNet2DConditionModel
 from calotype.models.unet_conditioning import add_conditioning
 from calotype.models.unet_layout import check_layout, down_stages, mid_stage_of
 from calotype.models.unet_paths import down_path
+from calotype.nn.scaling import scaled
 from calotype.nn.stage import Conditioning, DownStage
 
 Scale = float | torch.Tensor
@@ -169,7 +170,7 @@ def weighted(residuals: Residuals, scale: Scale, guess_mode: bool, pool: bool) -
         factors = [factor * weight for weight in ramp]
     else:
         factors = [factor] * (len(down) + 1)
-    out = [residual * factor for residual, factor in zip([*down, mid], factors, strict=True)]
+    out = [scaled(residual, factor) for residual, factor in zip([*down, mid], factors, strict=True)]
     if pool:
         out = [residual.mean(dim=(2, 3), keepdim=True) for residual in out]
     return out[:-1], out[-1]

@@ -27,6 +27,7 @@ from calotype.models.modeling import ModelMixin
 from calotype.models.unet_2d_condition import UNet2DConditionModel
 from calotype.models.unet_conditioning import additive_mask, embed_conditions
 from calotype.nn.embeddings import TimestepEmbedding, Timesteps
+from calotype.nn.scaling import scaled
 from calotype.nn.stage import Conditioning
 
 
@@ -239,7 +240,7 @@ class ControlNetUnionModel(AdapterAccess, AttentionAccess, ModelMixin):
     ) -> torch.Tensor:
         """The sum of the pictures' features, each shifted by what the transformer makes of all their means."""
         tokens = [
-            scale * (picture.mean(dim=(2, 3)) + self.task_embedding[kind])
+            scaled(picture.mean(dim=(2, 3)) + self.task_embedding[kind], scale)
             for picture, kind, scale in zip(pictures, kinds, scales, strict=True)
         ]
         x = torch.stack([*tokens, h.mean(dim=(2, 3))], dim=1)
@@ -248,7 +249,7 @@ class ControlNetUnionModel(AdapterAccess, AttentionAccess, ModelMixin):
         shifts = self.spatial_ch_projs(x)
         total = torch.zeros_like(h)
         for index, (picture, scale) in enumerate(zip(pictures, scales, strict=True)):
-            total = total + scale * (picture + shifts[:, index, :, None, None])
+            total = total + scaled(picture + shifts[:, index, :, None, None], scale)
         return total
 
     def _embed_kinds(self, control_type: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:

@@ -34,6 +34,7 @@ class ModelGroup(Network):
         if not models:
             raise InputError(f"{type(self).__name__} needs at least one {self._member_class.__name__}.")
         setattr(self, self._members_name, nn.ModuleList(models))
+        self.training = any(model.training for model in models)  # acceleration leaves training alone
 
     def save_pretrained(
         self,

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from calotype.core.errors import ModelFilesError
-from calotype.core.files import replacing
+from calotype.pocket.judge_files import load_network, save_network
 from calotype.pocket.labels import reading_order
 from calotype.pocket.vocabulary import COLORS, FLOORS, MAX_OBJECTS, SHAPES, SKIES
 
@@ -178,15 +177,7 @@ def read_pictures(classifier: AttributeClassifier, images: Tensor, batch_size: i
 
 def save_classifier(classifier: AttributeClassifier, path: str | Path, metadata: dict[str, object]) -> None:
     """Write fp16 safetensors, atomically, with ``metadata`` as JSON in the header."""
-    from safetensors.torch import save_file
-
-    state = {
-        name: value.detach().cpu().half().contiguous() for name, value in classifier.state_dict().items()
-    }
-    with replacing(Path(path)) as temporary:
-        save_file(
-            state, temporary, metadata={"width": str(classifier.width), "training": json.dumps(metadata)}
-        )
+    save_network(classifier, path, {"width": str(classifier.width), "training": json.dumps(metadata)})
 
 
 def load_classifier(path: str | Path, device: torch.device | str = "cpu") -> AttributeClassifier:
@@ -195,22 +186,10 @@ def load_classifier(path: str | Path, device: torch.device | str = "cpu") -> Att
     Raises:
         ModelFilesError: there is no such file, or it does not hold a classifier.
     """
-    from safetensors import SafetensorError, safe_open
-
-    path = Path(path)
-    if not path.is_file():
-        raise ModelFilesError(
-            f"There is no classifier at {path}; `python -m calotype.pocket.classifier --out {path}` trains one."
-        )
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-        classifier = AttributeClassifier(int(metadata["width"]))
-        classifier.load_state_dict(state)
-    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        raise ModelFilesError(f"{path} does not hold an attribute classifier: {error}") from error
-    return classifier.to(device).eval()
+    command = f"python -m calotype.pocket.classifier --out {path}"
+    return load_network(
+        path, "classifier", command, lambda state, header: AttributeClassifier(int(header["width"])), device
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from calotype.core.errors import InputError, ModelFilesError
-from calotype.core.files import replacing
+from calotype.core.errors import InputError
 from calotype.pocket.classifier import PICTURE_SIZE, AttributeClassifier, load_classifier
 from calotype.pocket.classifier_training import roughen
+from calotype.pocket.judge_files import load_network, save_network
 from calotype.pocket.labels import labels_of
 from calotype.pocket.renderer import render
 from calotype.pocket.scene import concatenate, sample_scenes
@@ -144,11 +145,7 @@ def evaluate_finder(
 
 def save_finder(finder: ShapeFinder, path: str | Path, shape: str, metadata: dict[str, object]) -> None:
     """Write fp16 safetensors, atomically, with ``metadata`` as JSON in the header."""
-    from safetensors.torch import save_file
-
-    state = {name: value.detach().cpu().half().contiguous() for name, value in finder.state_dict().items()}
-    with replacing(Path(path)) as temporary:
-        save_file(state, temporary, metadata={"shape": shape, "training": json.dumps(metadata)})
+    save_network(finder, path, {"shape": shape, "training": json.dumps(metadata)})
 
 
 def load_finder(path: str | Path, device: torch.device | str = "cpu") -> ShapeFinder:
@@ -157,22 +154,12 @@ def load_finder(path: str | Path, device: torch.device | str = "cpu") -> ShapeFi
     Raises:
         ModelFilesError: there is no such file, or it does not hold a finder.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
-    path = Path(path)
-    if not path.is_file():
-        raise ModelFilesError(
-            f"There is no finder at {path}; `python -m calotype.pocket.finder --out {path}` trains one."
-        )
-    try:
-        state = {name: value.float() for name, value in load_file(path).items()}
+    def build(state: Mapping[str, Tensor], header: Mapping[str, str]) -> ShapeFinder:
         hidden, width = state["narrow.weight"].shape[:2]
-        finder = ShapeFinder(width, hidden)
-        finder.load_state_dict(state)
-    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        raise ModelFilesError(f"{path} does not hold a finder of a shape: {error}") from error
-    return finder.to(device).eval()
+        return ShapeFinder(width, hidden)
+
+    return load_network(path, "finder", f"python -m calotype.pocket.finder --out {path}", build, device)
 
 
 def main(arguments: list[str] | None = None) -> None:

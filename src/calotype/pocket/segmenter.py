@@ -5,15 +5,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from calotype.core.errors import ModelFilesError
-from calotype.core.files import replacing
 from calotype.pocket.classifier import Residual, halving
+from calotype.pocket.judge_files import load_network, save_network
 from calotype.pocket.labels import SEGMENTS
 
 FILE = "segmenter.safetensors"
@@ -59,11 +59,7 @@ def segment_pictures(segmenter: Segmenter, images: Tensor, batch_size: int = 64)
 
 def save_segmenter(segmenter: Segmenter, path: str | Path) -> None:
     """Write fp16 safetensors, atomically."""
-    from safetensors.torch import save_file
-
-    state = {name: value.detach().cpu().half().contiguous() for name, value in segmenter.state_dict().items()}
-    with replacing(Path(path)) as temporary:
-        save_file(state, temporary)
+    save_network(segmenter, path, {})
 
 
 def load_segmenter(path: str | Path, device: torch.device | str = "cpu") -> Segmenter:
@@ -72,19 +68,10 @@ def load_segmenter(path: str | Path, device: torch.device | str = "cpu") -> Segm
     Raises:
         ModelFilesError: there is no such file, or it does not hold a segmenter.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
-    path = Path(path)
-    if not path.is_file():
-        raise ModelFilesError(
-            f"There is no segmenter at {path}; `calotype train pocket-family --member pocket-segmenter` trains one."
-        )
-    try:
-        state = {name: value.float() for name, value in load_file(path).items()}
-        widths = tuple(len(state[f"down{i}.1.conv1.weight"]) for i in (1, 2, 3))
-        segmenter = Segmenter((widths[0], widths[1], widths[2]))
-        segmenter.load_state_dict(state)
-    except (SafetensorError, KeyError, RuntimeError) as error:
-        raise ModelFilesError(f"{path} does not hold a segmenter: {error}") from error
-    return segmenter.to(device).eval()
+    def build(state: Mapping[str, Tensor], header: Mapping[str, str]) -> Segmenter:
+        first, second, third = (len(state[f"down{i}.1.conv1.weight"]) for i in (1, 2, 3))
+        return Segmenter((first, second, third))
+
+    command = "calotype train pocket-family --member pocket-segmenter"
+    return load_network(path, "segmenter", command, build, device)
