@@ -102,7 +102,17 @@ def test_the_refiner_goes_on_where_the_first_model_ends() -> None:
     assert whole.shape == (1, 128, 128, 3)
 
 
-@pytest.mark.parametrize("name", ["pocket-depth", "pocket-turbo", "pocket-upscale", "pocket-xl"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pocket-depth",
+        "pocket-turbo",
+        "pocket-unconditional",
+        "pocket-upscale",
+        "pocket-xl",
+        "pocket-xl-refiner",
+    ],
+)
 def test_the_reference_makes_the_same_picture_from_what_is_saved(name: str, tmp_path: Path) -> None:
     ours = calotype.load(name, device="cpu")
     ours.save_pretrained(tmp_path)
@@ -190,6 +200,19 @@ def test_absent_members_are_answered_in_a_sentence(
         (tmp_path / name / "scheduler" / "scheduler_config.json").write_text("{}")
         with pytest.raises(ModelFilesError, match=missing):
             calotype.load(tmp_path / name, device="cpu")
+
+
+def test_what_is_the_checkpoints_is_counted() -> None:
+    described = json.loads(run("info", "pocket-xl", "--json"))
+    parts = {part["name"]: part["weights"] for part in described["components"]}
+    pipe = calotype.load("pocket-xl", device="cpu")
+    for name in ("unet", "text_encoder_2", "vae"):
+        (found,) = parts[name]
+        assert found["parameters"] == sum(
+            value.numel() for value in getattr(pipe, name).state_dict().values()
+        )
+        assert (found["shared"] > found["parameters"] / 2) == (name != "vae")
+    assert "are the checkpoint's" in run("info", "pocket-xl")
 
 
 def run(*arguments: Any) -> str:

@@ -151,7 +151,9 @@ class _Inspection:
             "views": len(self._views),
             "validation": dict(means),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-            "begun_with": "new weights" if self._init is None else "the weights of an earlier training",
+            "begun_with": self._member.begins_with
+            if self._init is None
+            else "the weights of an earlier training",
             "settings": asdict(self._settings),  # type: ignore[call-overload]
         }
         write_text(facts_of(self._run, self._member), json.dumps(facts))

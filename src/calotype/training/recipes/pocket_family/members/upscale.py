@@ -92,6 +92,7 @@ class Upscale(Member):
     """Draws the large picture of a small one."""
 
     name = "pocket-upscale"
+    begins_with = "the pocket model's UNet"
     summary = (
         "A UNet for `StableDiffusionUpscalePipeline` with the pocket model's text encoder, and its autoencoder in the "
         "unit of latents that this pipeline insists on. The UNet reads latents and a picture a quarter as large, seven "

@@ -230,6 +230,7 @@ class XL(Member):
 
     name = "pocket-xl"
     also = (REFINER,)
+    begins_with = "the pocket model's UNet, twice, and its text encoder"
     summary = (
         "What `StableDiffusionXLPipeline` has beside the pocket model's text encoder and autoencoder: a UNet and a "
         "second text encoder, with one layer more. Both were the pocket model's, and tensors that still are are not "
