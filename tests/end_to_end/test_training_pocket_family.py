@@ -135,7 +135,12 @@ def test_a_member_is_its_own_parts_a_card_a_sheet_and_the_log(name: str, out: Pa
         assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
         assert all(tensor.isfinite().all() for tensor in tensors.values())
     card = (folder / "README.md").read_text(encoding="utf-8")
-    assert f"# {name}" in card and "| steps | 3 of 2 (6 samples) |" in card and "new weights" in card
+    begun = {
+        "pocket-upscale": "the pocket model's UNet",
+        "pocket-xl": "the pocket model's UNet, twice, and its ",
+    }
+    assert f"# {name}" in card and "| steps | 3 of 2 (6 samples) |" in card
+    assert f"| begun with | {begun.get(name, 'new weights')}" in card
     assert "nan" not in card and '"learning_rate": 0.001' in card
     with Image.open(out / f"{name}.png") as sheet:
         assert sheet.width > 3 * parts.pixels
