@@ -82,12 +82,28 @@ def _unconditional(folder: Path) -> None:
     pipe.save_pretrained(folder)
 
 
+def _derived(folder: Path, name: str, **options: Any) -> None:
+    """A part made of the checkpoint's UNet or autoencoder: in its file only what is not that one's."""
+    from safetensors.torch import save_file
+
+    kind: Any = {"unet": calotype.UNet2DConditionModel, "vae": calotype.AutoencoderKL}[name]
+    shared = kind.from_pretrained(WEIGHTS / name)
+    config = {key: value for key, value in shared.config.items() if not key.startswith("_")}
+    model = kind.from_config({**config, **options})
+    model.save_config(folder / name)
+    theirs = {key: value.shape for key, value in shared.state_dict().items()}
+    own = {
+        key: value.half()
+        for key, value in randomise(model).state_dict().items()
+        if theirs.get(key) != value.shape or key.startswith(("conv_out", "decoder.conv_out"))
+    }
+    save_file(own, folder / name / "diffusion_pytorch_model.safetensors")
+
+
 def _upscale(folder: Path) -> None:
-    _unet(folder, 7, num_class_embeds=1000)
+    _derived(folder, "unet", in_channels=7, num_class_embeds=1000)
+    _derived(folder, "vae", scaling_factor=0.08333)
     calotype.DDPMScheduler().save_pretrained(folder / "low_res_scheduler")
-    vae = calotype.AutoencoderKL.from_pretrained(WEIGHTS / "vae")
-    vae.register_to_config(scaling_factor=0.08333)
-    vae.half().save_pretrained(folder / "vae")
 
 
 def _tiny_vae(folder: Path) -> None:
@@ -102,16 +118,21 @@ def _tiny_vae(folder: Path) -> None:
 
 
 def _xl(folder: Path) -> None:
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+    from safetensors.torch import save_file
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    second = CLIPTextConfig(
-        vocab_size=1025, hidden_size=16, intermediate_size=16, projection_dim=16, num_hidden_layers=2,
-        num_attention_heads=2, bos_token_id=1023, eos_token_id=1024, pad_token_id=1024,
-    )  # fmt: skip
-    encoder = randomise(CLIPTextModelWithProjection(second)).half()
+    config = CLIPTextConfig.from_pretrained(WEIGHTS / "text_encoder", num_hidden_layers=5, projection_dim=16)
+    encoder = randomise(CLIPTextModelWithProjection(config))
     encoder.save_pretrained(folder / "text_encoder_2")
+    shared = set(CLIPTextModel.from_pretrained(WEIGHTS / "text_encoder").state_dict())
+    own = {
+        key if key.startswith("text_") else f"text_model.{key}": value.half()
+        for key, value in encoder.state_dict().items()
+        if key not in shared and key.removeprefix("text_model.") not in shared
+    }
+    save_file(own, folder / "text_encoder_2" / "model.safetensors", metadata={"format": "pt"})
     shutil.copytree(WEIGHTS / "tokenizer", folder / "tokenizer_2")
-    _unet(folder, 4, cross_attention_dim=160 + 16, **_numbers(6))
+    _derived(folder, "unet", cross_attention_dim=2 * 160, **_numbers(6))
 
 
 def _numbers(count: int) -> dict[str, Any]:
@@ -136,7 +157,7 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "pocket-upscale": _upscale,
     "pocket-tiny-vae": _tiny_vae,
     "pocket-xl": _xl,
-    "pocket-xl-refiner": lambda folder: _unet(folder, 4, cross_attention_dim=16, **_numbers(5)),
+    "pocket-xl-refiner": lambda folder: _derived(folder, "unet", cross_attention_dim=160, **_numbers(5)),
 }
 
 

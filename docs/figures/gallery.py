@@ -44,8 +44,8 @@ class Section:
     about: str
     code: str
     rows: Callable[[Bench], list[Cells]]
-    glance: tuple[int, int] = (0, -1)
-    """The two pictures of its first row that stand for it among all tasks."""
+    glance: tuple[int, int] | None = (0, -1)
+    """The two pictures of its first row that stand for it among all tasks; None for what is no task of its own."""
 
     @property
     def file(self) -> str:
@@ -140,11 +140,18 @@ def _xl(bench: Bench) -> list[Cells]:
     asked = [p.text for p in prompts("heldout", bench.options.count, bench.options.seed)]
     pipe = bench.options.load("pocket-xl")
     whole = draw(pipe, asked, bench.options)
-    left, right = (
-        draw(pipe, asked, bench.options, original_size=(192, 192), crops_coords_top_left=corner)
-        for corner in ((32, 64), (32, 0))
+    left, right, small = (
+        draw(pipe, asked, bench.options, original_size=(side, side), crops_coords_top_left=corner)
+        for side, corner in ((192, (32, 0)), (192, (32, 64)), (48, (0, 0)))
     )
-    return _rows([(whole, asked), (left, "the crop 64 to the right"), (right, "the crop at the left")])
+    return _rows(
+        [
+            (whole, asked),
+            (left, "of 192 pixels, cropped at the left"),
+            (right, "the same, cropped 64 to the right"),
+            (small, "of 48 pixels, blown up"),
+        ]
+    )
 
 
 def _refined(bench: Bench) -> list[Cells]:
@@ -206,18 +213,23 @@ SECTIONS = (
         'pipe = calotype.load("pocket-upscale")\npipe("a red ball on grass", image=small)', _enlarged, (0, 1),
     ),
     Section(
-        "pocket-unconditional", "Unconditional", "Pixels from noise alone.",
+        "pocket-unconditional", "Unconditional",
+        "Pixels from noise alone: floors, skies and light are as in the scenes, the objects are lumps.",
         'pipe = calotype.load("pocket-unconditional")\npipe(batch_size=4, num_inference_steps=50)', _from_nothing,
     ),
     Section(
-        "pocket-xl", "Size and crop", "SDXL's shape: a second text encoder, and a denoiser that is told size and crop.",
+        "pocket-xl", "Size of the original",
+        "SDXL's shape: a second text encoder, and a denoiser that is told sizes. It is told the corner of the crop\n"
+        "too, and hardly heeds it.",
         'pipe = calotype.load("pocket-xl")\n'
-        'pipe("a red ball on grass", original_size=(192, 192), crops_coords_top_left=(32, 64))', _xl,
+        'pipe("a red ball on grass", original_size=(192, 192), crops_coords_top_left=(32, 0))', _xl, (0, 1),
     ),
     Section(
-        "pocket-xl-refiner", "Refiner", "Another model for the last fifth of the noise, which is told a score.",
+        "pocket-xl-refiner", "Refiner",
+        "Another model for the last fifth of the noise, which is told a score. It keeps what the first one drew;\n"
+        "plain surfaces come out rougher, not better.",
         'latents = calotype.load("pocket-xl")(prompt, denoising_end=0.8, output_type="latent").images\n'
-        'calotype.load("pocket-xl-refiner")(prompt, image=latents, denoising_start=0.8)', _refined,
+        'calotype.load("pocket-xl-refiner")(prompt, image=latents, denoising_start=0.8)', _refined, None,
     ),
     Section(
         "pocket-tiny-vae", "A tiny autoencoder", "The same latents, decoded by a fraction of the work.",
@@ -276,8 +288,9 @@ def main() -> None:
         _save(_sheet(rows), path)
         print(f"{path}: {path.stat().st_size / 1e3:.0f} kB")
         shown.append(section)
-        first, last = (rows[0][place][0] for place in section.glance)
-        glance += [(first, section.title), (last, "")]
+        if section.glance is not None:
+            first, last = (rows[0][place][0] for place in section.glance)
+            glance += [(first, section.title), (last, "")]
     path = given.docs / "images" / "tasks.webp"
     _save(
         contact_sheet([image for image, _ in glance], [text for _, text in glance], columns=6, cell=144), path

@@ -1,4 +1,4 @@
-"""docs/images/scheduler-sheet.png: one prompt and one seed under a dozen schedulers, as many evaluations for each.
+"""docs/images/scheduler-sheet.webp: one prompt and one seed under a dozen schedulers, as many evaluations for each.
 
 python docs/figures/scheduler_sheet.py [--model pocket] [--prompt TEXT] [--seed 7] [--evaluations 24]
 """
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--prompt", default=PROMPT)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--evaluations", type=int, default=24)
-    parser.add_argument("--output", type=Path, default=folder / "scheduler-sheet.png")
+    parser.add_argument("--output", type=Path, default=folder / "scheduler-sheet.webp")
     options = parser.parse_args()
 
     pipe = calotype.load(options.model)
@@ -44,7 +44,8 @@ def main() -> None:
         pictures += pipe(options.prompt, num_inference_steps=steps, generator=generator).images
         captions.append(f"{name}, {steps} steps")
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(pictures, captions, columns=4, cell=192).save(options.output, optimize=True)
+    sheet = contact_sheet(pictures, captions, columns=4, cell=192)
+    sheet.save(options.output, optimize=True, quality=88, method=6)
     print(options.output)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import calotype
 from calotype.cli.app import app
-from calotype.core.errors import ModelFilesError
+from calotype.core.errors import CalotypeError, ModelFilesError
 from calotype.pipelines.bundled import BUNDLED, MEMBERS, folders_of, locate
 from calotype.utils.metadata import read_settings
 from tests.pocket_members import random_members
@@ -100,7 +102,17 @@ def test_the_refiner_goes_on_where_the_first_model_ends() -> None:
     assert whole.shape == (1, 128, 128, 3)
 
 
-@pytest.mark.parametrize("name", ["pocket-depth", "pocket-turbo"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pocket-depth",
+        "pocket-turbo",
+        "pocket-unconditional",
+        "pocket-upscale",
+        "pocket-xl",
+        "pocket-xl-refiner",
+    ],
+)
 def test_the_reference_makes_the_same_picture_from_what_is_saved(name: str, tmp_path: Path) -> None:
     ours = calotype.load(name, device="cpu")
     ours.save_pretrained(tmp_path)
@@ -108,6 +120,43 @@ def test_the_reference_makes_the_same_picture_from_what_is_saved(name: str, tmp_
     assert type(theirs).__name__ == MEMBERS[name].pipeline
     usual = MEMBERS[name].usual
     np.testing.assert_allclose(make(ours, name, **usual), make(theirs, name, **usual), atol=1e-4)
+
+
+def test_a_part_is_completed_by_the_checkpoints(members: Path) -> None:
+    """Tensor by tensor: what its file has, and else what the checkpoint's of the same name has."""
+    pipe = calotype.load("pocket-xl", device="cpu")
+    for own, shared in (("unet", "unet"), ("text_encoder_2", "text_encoder")):
+        (file,) = (members / "pocket-xl" / own).glob("*.safetensors")
+        (theirs,) = (BUNDLED["pocket"] / shared).glob("*.safetensors")
+        expected = load_file(theirs) | load_file(file)
+        found = {
+            key if key.startswith("text_") or own == "unet" else f"text_model.{key}": value
+            for key, value in getattr(pipe, own).state_dict().items()
+        }
+        assert found.keys() == expected.keys() and len(load_file(file)) < len(expected) / 2
+        assert all(torch.equal(found[key], value.float()) for key, value in expected.items())
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("unet", {"add_embedding.linear_1.weight": None}, "add_embedding.linear_1.weight"),
+        ("unet", {"conv_in.fox": torch.zeros(2)}, "conv_in.fox"),
+        ("unet", {"conv_in.bias": torch.zeros(2)}, "conv_in.bias"),
+        ("text_encoder_2", {"text_projection.weight": None}, "text_projection.weight"),
+    ],
+    ids=["missing", "superfluous", "misshapen", "missing in a text encoder"],
+)
+def test_what_neither_has_or_both_have_otherwise_is_named(
+    part: str, change: dict[str, torch.Tensor | None], message: str, members: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "pocket-xl"
+    shutil.copytree(members / "pocket-xl", folder)
+    (file,) = (folder / part).glob("*.safetensors")
+    tensors = {name: value for name, value in (load_file(file) | change).items() if value is not None}
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(CalotypeError, match=message):
+        calotype.load(folder, device="cpu")
 
 
 def test_a_few_step_member_takes_few_steps_without_guidance() -> None:
@@ -151,6 +200,19 @@ def test_absent_members_are_answered_in_a_sentence(
         (tmp_path / name / "scheduler" / "scheduler_config.json").write_text("{}")
         with pytest.raises(ModelFilesError, match=missing):
             calotype.load(tmp_path / name, device="cpu")
+
+
+def test_what_is_the_checkpoints_is_counted() -> None:
+    described = json.loads(run("info", "pocket-xl", "--json"))
+    parts = {part["name"]: part["weights"] for part in described["components"]}
+    pipe = calotype.load("pocket-xl", device="cpu")
+    for name in ("unet", "text_encoder_2", "vae"):
+        (found,) = parts[name]
+        assert found["parameters"] == sum(
+            value.numel() for value in getattr(pipe, name).state_dict().values()
+        )
+        assert (found["shared"] > found["parameters"] / 2) == (name != "vae")
+    assert "are the checkpoint's" in run("info", "pocket-xl")
 
 
 def run(*arguments: Any) -> str:

@@ -19,6 +19,7 @@ from torch import nn
 import calotype
 from calotype.core.errors import InputError
 from calotype.diffusion.tasks.depth import normalized
+from calotype.pipelines.bundled import BUNDLED
 from calotype.pocket.labels import PALETTE, SEGMENTS, painted
 from calotype.training.__main__ import main
 from calotype.training.loop import TrainingError
@@ -29,13 +30,21 @@ from calotype.training.recipes.pocket.networks import build_unet
 from calotype.training.recipes.pocket.settings import preset
 from calotype.training.recipes.pocket_family import train_pocket_family
 from calotype.training.recipes.pocket_family.conditions import canny_lines
-from calotype.training.recipes.pocket_family.degraded import cropped, spoilt
+from calotype.training.recipes.pocket_family.degraded import blown_up_at_random, cropped, spoilt
 from calotype.training.recipes.pocket_family.denoising import Draw, words
 from calotype.training.recipes.pocket_family.masks import MaskShares, draw_masks
 from calotype.training.recipes.pocket_family.member import member_of
 from calotype.training.recipes.pocket_family.members.controlnets import controlnet_of
 from calotype.training.recipes.pocket_family.members.depth import depth_beside
 from calotype.training.recipes.pocket_family.members.upscale import in_upscalers_unit
+from calotype.training.recipes.pocket_family.members.xl import told_unet
+from calotype.training.recipes.pocket_family.second_encoder import (
+    build_second_encoder,
+    grammar_ids,
+    maps_to_base,
+    read_both,
+)
+from calotype.training.recipes.pocket_family.variants import Variants
 from calotype.training.recipes.pocket_family.views import FIELDS, ViewSet
 from calotype.training.text_to_image import TextToImageObjective
 from tests.tiny import randomise
@@ -126,7 +135,12 @@ def test_a_member_is_its_own_parts_a_card_a_sheet_and_the_log(name: str, out: Pa
         assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
         assert all(tensor.isfinite().all() for tensor in tensors.values())
     card = (folder / "README.md").read_text(encoding="utf-8")
-    assert f"# {name}" in card and "| steps | 3 of 2 (6 samples) |" in card and "new weights" in card
+    begun = {
+        "pocket-upscale": "the pocket model's UNet",
+        "pocket-xl": "the pocket model's UNet, twice, and its ",
+    }
+    assert f"# {name}" in card and "| steps | 3 of 2 (6 samples) |" in card
+    assert f"| begun with | {begun.get(name, 'new weights')}" in card
     assert "nan" not in card and '"learning_rate": 0.001' in card
     with Image.open(out / f"{name}.png") as sheet:
         assert sheet.width > 3 * parts.pixels
@@ -179,33 +193,94 @@ def test_a_member_can_begin_as_the_base(parts: Base) -> None:
     assert all(parameter.requires_grad for parameter in objective.unet.parameters())
 
 
+def xl_batch(work: Path, parts: Base) -> dict[str, torch.Tensor]:
+    """Eight views: four whole, two cropped, two blown up, with texts and without."""
+    member: Any = member_of("pocket-xl")
+    settings: Any = replace(member.settings("tiny"), shares=(0.5, 0.25))
+    settings = replace(settings, train=replace(settings.train, batch=8, caption_dropout=0.5))
+    views = ViewSet(work / "views", CPU, member.fields)
+    views.look()
+    batch: dict[str, torch.Tensor] = member.batches(views, parts, settings)(3)
+    return batch
+
+
 def test_what_the_base_knows_of_whole_pictures_is_taught(work: Path, parts: Base) -> None:
-    """Not of crops, and not without a text: there it is what was added."""
-    member = member_of("pocket-xl")
-    objective: Any = member.objective(member.settings("tiny"), parts)
-    side = float(parts.pixels)
-    g = torch.Generator().manual_seed(0)
-    latents, noise = (torch.randn((3, *parts.latent_shape), generator=g) for _ in range(2))
-    batch = {
-        "pictures": torch.zeros(3, 3, parts.pixels, parts.pixels),
-        "noise": noise,
-        "timesteps": torch.tensor([900, 500, 500]),
-        "time_ids": torch.tensor([[side] * 6, [1.5 * side] * 6, [side] * 6]),
-        "dropped": torch.tensor([False, False, True]),
-    }
-    states = parts.read(parts.ids(["a red ball"] * 3))
-    level = objective.first.alphas_cumprod[batch["timesteps"]]
-    own = prediction_target(latents, noise, level, objective.first.prediction)
+    """Of crops and small originals it is what was added."""
+    batch, side = xl_batch(work, parts), parts.pixels
+    original = batch["time_ids"][:, 0]
+    assert (original[:4] == side).all() and (original[4:6] >= side).all() and (original[6:] < side).all()
+    level = parts.scheduler.alphas_cumprod[batch["timesteps"]]
+    own = prediction_target(batch["latents"], batch["noise"], level, "v_prediction")
+    states = parts.read(batch["input_ids"])
+    noisy = diffuse(batch["latents"], batch["noise"], level)
     with torch.no_grad():
-        noisy = diffuse(latents, noise, level)
         taught = parts.unet(noisy, batch["timesteps"], states).sample
-    target = objective.target(batch, latents, states)
-    torch.testing.assert_close(target[0], taught[0], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(target[1:], own[1:])
-    assert not torch.allclose(target[0], own[0], atol=1e-2)
-    told = {"latents": latents, "noise": noise, "timesteps": batch["timesteps"], "states": states}
+    torch.testing.assert_close(batch["target"][:4], taught[:4], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(batch["target"][4:], own[4:])
+    assert not torch.allclose(taught[:4], own[:4], atol=1e-2)
+    told = {name: batch[name] for name in ("latents", "noise", "timesteps")} | {"states": states}
     base = TextToImageObjective(parts.unet, None, parts.scheduler.alphas_cumprod)
     assert float(base({**told, "target": taught})["loss"]) < 1e-9 < float(base(told)["loss"])
+    # levels are not sorted, so all forms are at all of them
+    assert (batch["timesteps"].diff() < 0).sum() not in (0, 1)
+
+
+def test_pocket_xl_begins_as_the_base(parts: Base) -> None:
+    """Its UNet draws what the base's draws of what a linear map makes of the states, whatever size it is told."""
+    settings: Any = member_of("pocket-xl").settings("tiny")
+    g = torch.Generator().manual_seed(0)
+    width = parts.text_encoder.config.hidden_size
+    states, by = torch.randn((2, 5, 2 * width), generator=g), torch.randn((width, 2 * width), generator=g) / 4
+    unet = told_unet(parts, by, 6, settings)
+    x = torch.randn((2, *parts.latent_shape), generator=g)
+    told = {
+        "text_embeds": torch.randn((2, settings.pooled), generator=g),
+        "time_ids": torch.full((2, 6), 48.0),
+    }
+    with torch.no_grad():
+        expected = parts.unet(x, 500, states @ by.T).sample
+        found = unet(x, 500, states, added_cond_kwargs=told).sample
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_second_encoder_reads_what_the_base_reads(parts: Base) -> None:
+    encoder = build_second_encoder(parts, 8)
+    ids = grammar_ids(parts, 3, seed=1)
+    with torch.no_grad():
+        first, second = (
+            model(input_ids=ids, output_hidden_states=True) for model in (parts.text_encoder, encoder)
+        )
+    told = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
+    torch.testing.assert_close(told, read_both(parts, ids).told)
+    both, alone = maps_to_base(parts, ids)
+    last, width = first.last_hidden_state, told.shape[-1] // 2
+    for read, by in ((told, both), (told[..., width:], alone)):
+        assert (read @ by.T - last).square().mean() < 0.1 * last.square().mean()
+    trained = [name for name, parameter in encoder.named_parameters() if parameter.requires_grad]
+    layers = parts.text_encoder.config.num_hidden_layers
+    assert len(trained) == 19 and all(
+        f"layers.{layers}." in n or "final" in n or "projection" in n for n in trained
+    )
+
+
+def test_files_lack_what_is_still_the_bundled_checkpoints(tmp_path: Path) -> None:
+    base = load_base(BUNDLED["pocket"], CPU)
+    member: Any = member_of("pocket-upscale")
+    objective = member.objective(member.settings("full"), base)
+    randomise(objective.unet.conv_in, 1)
+    member.save(objective, base, tmp_path)
+    own = load_file(tmp_path / "unet" / WEIGHTS)
+    assert sorted(own) == ["class_embedding.weight", "conv_in.bias", "conv_in.weight"]
+    assert sorted(load_file(tmp_path / "vae" / WEIGHTS)) == [
+        "post_quant_conv.weight", "quant_conv.bias", "quant_conv.weight",
+    ]  # fmt: skip
+    again = member.objective(member.settings("full"), base)
+    member.restore(again, tmp_path)
+    for name, value in again.unet.state_dict().items():
+        torch.testing.assert_close(value, objective.unet.state_dict()[name], atol=1e-3, rtol=1e-3)
+    learning = {name for name, parameter in again.unet.named_parameters() if parameter.requires_grad}
+    assert "conv_in.weight" in learning
+    assert not any(".to_" in name or "mid_block.resnets.0.conv" in name for name in learning)
 
 
 def test_a_controlnet_begins_as_the_encoder_of_the_base() -> None:
@@ -262,25 +337,42 @@ def test_crops_are_what_their_numbers_say() -> None:
     line = torch.linspace(-1, 1, side).expand(side, side)
     pictures = torch.stack((line, line.T, line * 0)).expand(count, -1, -1, -1)
     draw = Draw(torch.arange(count), {"generator": torch.Generator().manual_seed(0), "device": CPU})
-    seen, numbers = cropped(pictures, draw, (0.3, 0.4, 0.3))
+    seen, numbers = cropped(pictures, draw)
     assert seen.shape == pictures.shape and numbers.shape == (count, 6)
     original, top, left = numbers[:, 0], numbers[:, 2], numbers[:, 3]
     assert (numbers[:, 4:] == side).all() and (numbers[:, 1] == original).all()
-    whole, large, small = original == side, original > side, original < side
-    assert torch.equal(seen[whole], pictures[whole]) and min(whole.sum(), large.sum(), small.sum()) > 30
-    assert (
-        not torch.equal(seen[small], pictures[small])
-        and (top[~large] == 0).all()
-        and (left[~large] == 0).all()
-    )
+    assert original.min() < 1.1 * side and original.max() > 1.5 * side
     # the ramps tell where the crop's middle was
-    middle = torch.stack((left, top), dim=1)[large] + side / 2
-    found = (seen[large][:, :2].mean((2, 3)) * (side - 1) / side + 1) / 2 * original[large, None]
+    middle = torch.stack((left, top), dim=1) + side / 2
+    found = (seen[:, :2].mean((2, 3)) * (side - 1) / side + 1) / 2 * original[:, None]
     torch.testing.assert_close(found, middle, atol=1.0, rtol=0)
+    small, numbers = blown_up_at_random(pictures, draw)
+    assert numbers[:, 0].unique().tolist() == [12, 16, 24] and (numbers[:, 2:4] == 0).all()
+    assert (numbers[:, 4:] == side).all() and not torch.equal(small, pictures)
     clean, score = spoilt(pictures, draw)
     assert score.min() < 3 and score.max() == 6 and torch.equal(clean[score == 6], pictures[score == 6])
     error = (clean - pictures).abs().mean((1, 2, 3))
     assert error[score < 4].mean() > 3 * error[score > 5].mean()
+
+
+def test_forms_of_views_are_made_as_views_come(work: Path, parts: Base) -> None:
+    views = ViewSet(work / "views", CPU, ("pictures", "latents"))
+    views.look()
+    few = ViewSet.of({"pictures": views.pictures[:3], "latents": views.latents[:3]}, CPU)
+    forms = Variants(few, parts, 2, seed=5)
+    forms.look()
+    before = forms["spoilt"].clone()
+    few._room, few._made = views._room, len(views)
+    forms.look()
+    assert (
+        len(forms["crops"]) == len(forms["crop_sizes"]) == 12
+        and len(forms["small"]) == len(forms["scores"]) == 6
+    )
+    assert torch.equal(forms["spoilt"][:3], before)
+    # what is clean is the view itself
+    clean = forms["scores"] == 6
+    assert clean.any() and not clean.all()
+    torch.testing.assert_close(forms["spoilt"][clean], views.latents[clean], atol=0.05, rtol=0.05)
 
 
 def test_masks_about_objects_hide_them(work: Path) -> None:

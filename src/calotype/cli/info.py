@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,12 +21,16 @@ from calotype.core.tensor_files import human_size
 
 @dataclass(frozen=True)
 class Weights:
-    """One set of a component's weights; ``variant`` is empty for the plain one, pickles are only measured."""
+    """One set of a component's weights; ``variant`` is empty for the plain one, pickles are only measured.
+
+    ``shared`` of the parameters are in the files of a checkpoint's component, which ``bytes`` do not count.
+    """
 
     variant: str
     bytes: int
     parameters: int | None
     dtypes: tuple[str, ...]
+    shared: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,15 +86,12 @@ def describe(name: str, folder: Path) -> Model:
     index = folder / "model_index.json"
     member = member_at(folder)
     if member is not None:
-        components = tuple(
-            _component(part_name, part.library, part.class_name, part.folder)
-            for part_name, part in all_parts(folder).items()
-        )
+        components = tuple(_component(part_name, *part) for part_name, part in all_parts(folder).items())
         return Model(name, str(folder.resolve()), member.pipeline, tasks_of(member.pipeline), components)
     if index.is_file():
         entries = read_json(index)
         components = tuple(
-            _component(part, str(value[0]), str(value[1]), folder / part)
+            _component(part, folder / part, str(value[0]), str(value[1]))
             for part, value in sorted(entries.items())
             if _is_component(value)
         )
@@ -104,7 +106,7 @@ def describe(name: str, folder: Path) -> Model:
         library = "diffusers" if "_class_name" in entries else "transformers"
         kind = entries.get("_class_name") or (entries.get("architectures") or ["unknown"])[0]
         entries["_class_name"] = kind
-        components = (_component(folder.name, library, kind, folder),)
+        components = (_component(folder.name, folder, library, kind),)
     kind = str(entries.get("_class_name", "unknown"))
     return Model(name, str(folder.resolve()), kind, tasks_of(kind), components)
 
@@ -114,36 +116,47 @@ def _is_component(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(isinstance(item, str) for item in value)
 
 
-def _component(name: str, library: str, class_name: str, folder: Path) -> Component:
+def _component(
+    name: str, folder: Path, library: str, class_name: str, completing: Path | None = None
+) -> Component:
     ours = library == "diffusers" or library == "calotype" or library == class_name
     available = not ours or class_name in calotype.__all__
-    return Component(name, library, class_name, available, _weights(folder))
+    return Component(name, library, class_name, available, _weights(folder, completing))
 
 
 _SHARD = re.compile(r"-\d{5}-of-\d{5}")
 
 
-def _weights(folder: Path) -> tuple[Weights, ...]:
-    """The sets of weights in a component's folder, the plain one first; pickles only where nothing better is."""
+def _weights(folder: Path, completing: Path | None) -> tuple[Weights, ...]:
+    """The sets of weights in a component's folder, the plain one first; pickles only where nothing better is.
+
+    What none of them has and the component in ``completing`` does is shared with that one.
+    """
+    others = _sets(completing).get("", []) if completing is not None else []
+    return tuple(_measured(variant, files, others) for variant, files in sorted(_sets(folder).items()))
+
+
+def _sets(folder: Path) -> dict[str, list[Path]]:
+    """The files of each variant in a folder."""
     sets: dict[str, list[Path]] = {}
     for file in sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin")):
         variant = ".".join(_SHARD.sub("", file.stem).split(".")[1:])
         sets.setdefault(variant, []).append(file)
-    return tuple(_measured(variant, files) for variant, files in sorted(sets.items()))
+    return sets
 
 
-def _measured(variant: str, files: list[Path]) -> Weights:
+def _measured(variant: str, files: list[Path], others: list[Path]) -> Weights:
     size = sum(file.stat().st_size for file in files)
     if files[0].suffix != ".safetensors":
         return Weights(variant, size, None, ())
-    tensors = [tensor for file in files for tensor in read_header(file).values()]
-    parameters = 0
-    for tensor in tensors:
-        count = 1
-        for side in tensor.shape:
-            count *= side
-        parameters += count
-    return Weights(variant, size, parameters, tuple(sorted({tensor.dtype for tensor in tensors})))
+    own = {name: tensor for file in files for name, tensor in read_header(file).items()}
+    shared = {
+        name: tensor for file in others for name, tensor in read_header(file).items() if name not in own
+    }
+    dtypes = {tensor.dtype for tensor in (*own.values(), *shared.values())}
+    more = sum(prod(tensor.shape) for tensor in shared.values())
+    parameters = more + sum(prod(tensor.shape) for tensor in own.values())
+    return Weights(variant, size, parameters, tuple(sorted(dtypes)), more)
 
 
 OTHER_USES = {"TextToVideoSDPipeline": ("VideoToVideoSDPipeline",)}
@@ -180,6 +193,7 @@ def _print(model: Model) -> None:
         notes = [] if part.available else ["calotype does not have this class"]
         notes += [f"also {other.variant} ({human_size(other.bytes)})" for other in part.weights[1:]]
         notes += ["pickled, so not read"] if first and first.parameters is None else []
+        notes += [f"{count(first.shared)} are the checkpoint's"] if first and first.shared else []
         rows.append(
             (
                 part.name,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ class WeightFiles:
     origin: str
     part: str = ""
     """What the keys of the model begin with, in files that hold several; the rest of such a file is left alone."""
+    completing: tuple[Path, ...] = ()
+    """Files of another model, of which the tensors are taken that these do not have."""
 
     @cached_property
     def contents(self) -> dict[Path, dict[str, TensorInfo]]:
@@ -48,14 +50,21 @@ class WeightFiles:
             for path in self.paths
         }
         _refuse_twice(contents)
+        own = {key for infos in contents.values() for key in infos}
+        for path in self.completing:
+            contents[path] = {key: info for key, info in tensor_infos(path).items() if key not in own}
         return contents
+
+    def completed_by(self, others: WeightFiles) -> WeightFiles:
+        """These files, and of ``others`` what is not in them."""
+        return replace(self, completing=others.paths)
 
     @property
     def nbytes(self) -> int:
         """The size of the files together."""
         if self.part:
             return sum(info.nbytes for contents in self.contents.values() for info in contents.values())
-        return sum(path.stat().st_size for path in self.paths)
+        return sum(path.stat().st_size for path in (*self.paths, *self.completing))
 
 
 def find_weights(

@@ -78,9 +78,17 @@ class ModelMixin(ConfigMixin, PushToHubMixin, Network):
 
     @classmethod
     def _read(
-        cls, pretrained_model_name_or_path: str | os.PathLike[str], sender: Sender | None, **kwargs: Any
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        sender: Sender | None,
+        *,
+        completing: Path | None = None,
+        **kwargs: Any,
     ) -> Any:
-        """As :meth:`from_pretrained`, with the weights on the accelerator by the time that ``sender`` ends."""
+        """As :meth:`from_pretrained`, with the weights on the accelerator by the time that ``sender`` ends.
+
+        Weights that the files lack are those of the model in the folder ``completing``.
+        """
         options = hub.HubOptions.take(kwargs)
         subfolder = kwargs.pop("subfolder", None)
         dtype = _dtype(kwargs.pop("torch_dtype", None), kwargs.pop("dtype", None))
@@ -108,6 +116,8 @@ class ModelMixin(ConfigMixin, PushToHubMixin, Network):
             use_safetensors=use_safetensors,
             options=options.at(commit),
         )
+        if completing is not None:
+            files = files.completed_by(weights.find_weights(completing))
         model, unknown = cls._empty(config, kwargs, files, on_meta=not lenient)
         if mistaken := [name for name in kwargs if name in unknown]:
             raise InputError(

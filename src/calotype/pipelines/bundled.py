@@ -2,14 +2,15 @@
 
 A member is a pipeline that has parts of its own, such as another denoiser, in place of the checkpoint's or beside them.
 Its folder holds these alone, each in a sub-folder that is named like the component, and low-rank weights if it has
-some. One that shares nothing is a whole checkpoint.
+some. One that shares nothing is a whole checkpoint. A part that was made of one of the checkpoint's need not repeat
+the tensors that are still that one's.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,14 +29,16 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 class Member:
     """A pipeline of the family: its public class and what its folder must hold.
 
-    ``borrowed`` are components in the folder of another member, by its name; ``scheduler`` is the name of one that
-    takes the settings of the checkpoint's. ``usual`` are defaults of its calls, ``given`` arguments that it is made
+    ``borrowed`` are components in the folder of another member, by its name; ``completed`` those whose files lack what
+    a component of the checkpoint, by its name, has; ``scheduler`` is the name of one that takes the settings of the
+    checkpoint's. ``usual`` are defaults of its calls, ``given`` arguments that it is made
     with: None for a component of the checkpoint that it does not have.
     """
 
     pipeline: str
     needs: tuple[str, ...] = ("unet",)
     borrowed: Mapping[str, str] = field(default_factory=dict)
+    completed: Mapping[str, str] = field(default_factory=dict)
     low_rank: bool = False
     scheduler: str | None = None
     usual: Mapping[str, Any] = field(default_factory=dict)
@@ -65,15 +68,27 @@ MEMBERS: dict[str, Member] = {
     "pocket-unconditional": Member("DDIMPipeline", ("unet", "scheduler")),
     "pocket-upscale": Member(
         "StableDiffusionUpscalePipeline",
-        ("unet", "low_res_scheduler"),
+        ("unet", "low_res_scheduler", "vae"),
+        completed={"unet": "unet", "vae": "vae"},
         usual={"num_inference_steps": 20, "guidance_scale": 1.0},
     ),
     "pocket-tiny-vae": Member("StableDiffusionPipeline", ("vae",)),
-    "pocket-xl": Member("StableDiffusionXLPipeline", ("unet", "text_encoder_2", "tokenizer_2")),
+    "pocket-xl": Member(
+        "StableDiffusionXLPipeline",
+        ("unet", "text_encoder_2", "tokenizer_2"),
+        completed={"unet": "unet", "text_encoder_2": "text_encoder"},
+        given={"force_zeros_for_empty_prompt": False},
+    ),
     "pocket-xl-refiner": Member(
         "StableDiffusionXLImg2ImgPipeline",
         borrowed={"text_encoder_2": _XL, "tokenizer_2": _XL},
-        given={"text_encoder": None, "tokenizer": None, "requires_aesthetics_score": True},
+        completed={"unet": "unet"},
+        given={
+            "text_encoder": None,
+            "tokenizer": None,
+            "requires_aesthetics_score": True,
+            "force_zeros_for_empty_prompt": False,
+        },
     ),
 }
 """Name -> what the member is."""
@@ -99,11 +114,12 @@ _MADE_BY = {
 
 
 class Part(NamedTuple):
-    """A component in a folder, and the library and the class that its files name."""
+    """A component in a folder, the library and the class that its files name, and the folder of what they lack."""
 
     folder: Path
     library: str
     class_name: str
+    completing: Path | None = None
 
 
 def locate(name_or_path: str | os.PathLike[str]) -> str | os.PathLike[str]:
@@ -159,7 +175,10 @@ def own_parts(place: str | os.PathLike[str]) -> dict[str, Part]:
         raise ModelFilesError(
             f"{folder.name} has no low-rank weights: there is no file {folder / LORA_FILE}."
         )
-    return {name: Part(where, *_named_in(where / _config(name))) for name, where in sorted(places.items())}
+    return {
+        name: Part(where, *_named_in(where / _config(name)), _completing(name, where))
+        for name, where in sorted(places.items())
+    }
 
 
 def all_parts(place: str | os.PathLike[str]) -> dict[str, Part]:
@@ -198,7 +217,10 @@ def load_own_parts(
     for name, part in own_parts(place).items():
         if name not in given:
             entry = {name: (part.library, part.class_name)}
-            loaded |= load_components(part.folder.parent, entry, loading, lambda: None)
+            whole = {} if part.completing is None else {name: part.completing}
+            loaded |= load_components(
+                part.folder.parent, entry, replace(loading, completing=whole), lambda: None
+            )
     scheduler = _scheduler(MEMBERS[Path(place).name])
     if scheduler is not None and "scheduler" not in given:
         loaded["scheduler"] = scheduler
@@ -219,6 +241,14 @@ def _scheduler(member: Member) -> Any:
     if member.scheduler is None:
         return None
     return scheduler_named(member.scheduler, read_json(BUNDLED[BASE] / "scheduler" / _config("scheduler")))
+
+
+def _completing(name: str, folder: Path) -> Path | None:
+    """The component of the checkpoint that completes a member's in a folder; None where that is whole."""
+    member = MEMBERS.get(folder.parent.name)
+    if member is None or name not in member.completed:
+        return None
+    return BUNDLED[BASE] / member.completed[name]
 
 
 def _config(name: str) -> str:

@@ -13,7 +13,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,8 @@ class Loading:
     variant: str | None = None
     use_safetensors: bool | None = None
     device: torch.device | None = None
+    completing: Mapping[str, Path] = field(default_factory=dict)
+    """Component -> the folder of a model whose weights its files need not repeat."""
 
     def dtype_of(self, name: str) -> torch.dtype:
         """The type of the component ``name``: float32 unless asked otherwise, whatever the files hold."""
@@ -217,6 +219,7 @@ def _load_component(
     return cls._read(
         folder / name,
         sender,
+        completing=loading.completing.get(name),
         torch_dtype=loading.dtype_of(name),
         variant=_variant_in(folder / name, loading.variant),
         use_safetensors=loading.use_safetensors,
@@ -241,6 +244,8 @@ def load_transformers_model(
     variant = _variant_in(folder, loading.variant)
     pickled = loading.pickled(folder)
     files = transformers_weights(folder, variant, pickled)
+    if (completing := loading.completing.get(name)) is not None:
+        files = files.completed_by(transformers_weights(completing, None, False))
     dtype, model = loading.dtype_of(name), None
     verbosity, bars = their_logging.get_verbosity(), their_logging.is_progress_bar_enabled()
     their_logging.set_verbosity_error()

@@ -45,7 +45,7 @@ def read_model(
     It is read here if each of its weights is in the files, in its shape, under its own name or one that has the name of
     a part around it more or less; and if nothing else belongs to it: no generation settings, no quantisation, no
     adapter, no tensor of fractions that is computed and not saved. Raises ``ModelFilesError`` for a configuration that
-    is not that of the files.
+    is not that of the files, and where files that others complete still lack something.
     """
     from transformers import PreTrainedModel
 
@@ -81,6 +81,8 @@ def read_model(
     ignored = [*declared, *(f"^{re.escape(name)}$" for name in computed)]
     report = compare(expected, {names[key]: info for key, info in found.items()}, ignored)
     if report.missing_keys or report.mismatched_keys:
+        if files.completing:  # of which their own loader knows nothing
+            refuse_misfits(cls, folder, report.as_dict())
         return None
     if report.unexpected_keys:
         _warn_of_superfluous(cls, folder, report.unexpected_keys)

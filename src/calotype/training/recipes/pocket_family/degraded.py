@@ -9,7 +9,7 @@ from calotype.training.recipes.pocket_family.denoising import Draw
 
 BEST, WORST = 6.0, 2.5
 """Scores of clean pictures and of the most spoilt ones: the defaults of the refiner's pipeline."""
-LARGEST = 1.5
+LARGEST = 1.6
 """How many times as large as the result an original is at most."""
 _SMALL = (0.375, 0.5, 0.75)
 """How many times as large as the result small originals are."""
@@ -18,20 +18,15 @@ _SPOILT = 0.65
 _GRAIN = 0.2
 
 
-def cropped(
-    pictures: torch.Tensor, draw: Draw, shares: tuple[float, float, float]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures [B, 3, P, P] whole, cropped after they were enlarged, or blown up from small ones, by these shares.
+def cropped(pictures: torch.Tensor, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pictures [B, 3, P, P] cropped after they were enlarged.
 
     Returns:
         pictures of the same size, and [B, 6]: height and width of the original, the crop's top and left corner in it,
         and the result's height and width.
     """
     side = pictures.shape[-1]
-    kind = draw.uniform()
-    crops, small = kind >= shares[0], kind >= shares[0] + shares[1]
-    factor = torch.where(crops & ~small, draw.uniform(low=1.0, high=LARGEST), 1.0)
-    original = (side * factor).round()
+    original = (side * draw.uniform(low=1.0, high=LARGEST)).round()
     corner = (draw.uniform(2) * (original - side + 1)[:, None]).floor()
     # the crop's middle and half its width, on a picture from -1 to 1
     half = side / original
@@ -41,15 +36,22 @@ def cropped(
     theta[:, 0, 2], theta[:, 1, 2] = middle[:, 1], middle[:, 0]
     grid = F.affine_grid(theta, list(pictures.shape), align_corners=False)
     seen = F.grid_sample(pictures, grid, mode="bicubic", padding_mode="reflection", align_corners=False)
-    seen = torch.where(crops[:, None, None, None], seen.clamp(-1, 1), pictures)
-    which = draw.integer(len(_SMALL))
+    result = torch.full_like(original, float(side))
+    sizes = torch.stack((original, original, corner[:, 0], corner[:, 1], result, result), dim=1)
+    return seen.clamp(-1, 1), sizes
+
+
+def blown_up_at_random(pictures: torch.Tensor, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pictures [B, 3, P, P] that were small, and their numbers as of :func:`cropped`."""
+    side = pictures.shape[-1]
+    which, seen = draw.integer(len(_SMALL)), pictures
+    original = torch.full((len(pictures),), float(side), device=pictures.device)
     for number, scale in enumerate(_SMALL):
-        chosen = small & (which == number)
+        chosen = which == number
         seen = torch.where(chosen[:, None, None, None], blown_up(pictures, round(side * scale)), seen)
         original = torch.where(chosen, float(round(side * scale)), original)
-    corner = torch.where(small[:, None], 0.0, corner)
-    result = torch.full_like(original, float(side))
-    return seen, torch.stack((original, original, corner[:, 0], corner[:, 1], result, result), dim=1)
+    none, result = torch.zeros_like(original), torch.full_like(original, float(side))
+    return seen, torch.stack((original, original, none, none, result, result), dim=1)
 
 
 def blown_up(pictures: torch.Tensor, side: int) -> torch.Tensor:

@@ -91,20 +91,20 @@ class DenoisingBatches:
         return batch
 
 
-def unet_beside(
-    base: Base, shape: ShapeSettings, beside: int, *, from_base: bool = False, **entries: Any
-) -> Any:
+def unet_beside(base: Base, shape: ShapeSettings | None, beside: int, **entries: Any) -> Any:
     """A UNet that reads ``beside`` further channels after the base's latents, of random weights.
 
-    With ``from_base`` it has the base's widths and weights instead, and begins by not listening to those channels.
+    Without a shape it has the base's widths and weights instead, and begins by listening neither to those channels nor
+    to a class, where it is told one.
     """
-    if not from_base:
+    if shape is not None:
         context = base.unet.config.cross_attention_dim
         return unet_of(shape, base.latent_shape, context, beside=beside, **entries)
     unet = type(base.unet).from_config(
         {**base.unet.config, "in_channels": base.latent_shape[0] + beside, **entries}
     )
-    weights = dict(base.unet.state_dict())
+    weights = {name: torch.zeros_like(value) for name, value in unet.state_dict().items() if "class_" in name}
+    weights |= base.unet.state_dict()
     first = weights["conv_in.weight"]
     weights["conv_in.weight"] = torch.cat([first, first.new_zeros(len(first), beside, *first.shape[2:])], 1)
     unet.load_state_dict(weights)

@@ -48,6 +48,8 @@ class Member(ABC):
     """What it needs of :data:`views.FIELDS`."""
     also: tuple[str, ...] = ()
     """Names of others that are trained with it, whose folders stand beside its own."""
+    begins_with: str = "new weights"
+    """What its training begins with, for its model card, where that is not an earlier one."""
 
     @abstractmethod
     def settings(self, preset: str) -> MemberSettings:

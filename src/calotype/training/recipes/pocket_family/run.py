@@ -67,7 +67,8 @@ def train_member(member: Member, settings: MemberSettings, run: Run, base: Base,
         member.restore(objective, init)
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
-        objective.to(memory_format=torch.channels_last)
+        for part in (objective, base.unet, base.vae):
+            part.to(memory_format=torch.channels_last)
     trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
     run.say(f"{member.name}: {trained:,} parameters are trained")
     autocast = torch.bfloat16 if device.type == "cuda" else None
@@ -150,7 +151,9 @@ class _Inspection:
             "views": len(self._views),
             "validation": dict(means),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-            "begun_with": "new weights" if self._init is None else "the weights of an earlier training",
+            "begun_with": self._member.begins_with
+            if self._init is None
+            else "the weights of an earlier training",
             "settings": asdict(self._settings),  # type: ignore[call-overload]
         }
         write_text(facts_of(self._run, self._member), json.dumps(facts))

@@ -63,7 +63,7 @@ class Depth(Member):
         return DepthSettings()
 
     def objective(self, settings: DepthSettings, base: Base) -> MemberObjective:
-        unet = unet_beside(base, settings.unet, 1, from_base=settings.from_base)
+        unet = unet_beside(base, None if settings.from_base else settings.unet, 1)
         return MemberObjective(unet, base, settings).to(base.device)
 
     def batches(self, views: ViewSet, base: Base, settings: DepthSettings) -> Batches:

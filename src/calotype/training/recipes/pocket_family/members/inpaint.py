@@ -62,7 +62,7 @@ class InpaintObjective(nn.Module):
     def __init__(self, settings: InpaintSettings, base: Base) -> None:
         super().__init__()
         self.settings = settings
-        unet = unet_beside(base, settings.unet, 1 + base.latent_shape[0], from_base=settings.from_base)
+        unet = unet_beside(base, None if settings.from_base else settings.unet, 1 + base.latent_shape[0])
         self.denoising = denoising_objective(unet, base)
         self.vae = base.vae
 

@@ -41,7 +41,7 @@ class UnconditionalSettings:
     """``shrink`` is how many pixels of a view, across, one of its pictures is the mean of."""
 
     seed: int = 30_012
-    train: TrainSettings = field(default_factory=lambda: TrainSettings(batch=256, warmup=200))
+    train: TrainSettings = field(default_factory=lambda: TrainSettings(warmup=200))
     unet: PixelShape = field(default_factory=PixelShape)
     shrink: int = 2
 

@@ -1,7 +1,8 @@
 """``pocket-xl`` and ``pocket-xl-refiner``, SDXL's shape: two text encoders, UNets that are told size, crop and score.
 
-Both UNets and the second text encoder, which they share, are trained together. Of whole pictures the first UNet learns
-what the pocket model's would say, the mean of all that may be under the noise, where a picture is one draw of it.
+Both UNets are the base's: they begin by drawing what it draws, and learn what the numbers mean that they are told. Of
+whole pictures the first one goes on learning what the base's would say, the mean of all that may be under the noise,
+where a picture is one draw of it.
 """
 
 from __future__ import annotations
@@ -15,12 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from calotype.training.gradients import precision
 from calotype.training.loop import Batches
-from calotype.training.objectives import diffuse, like, prediction_target
+from calotype.training.objectives import diffuse, prediction_target
 from calotype.training.recipes.base import Base
-from calotype.training.recipes.pocket.data import to_unit
-from calotype.training.recipes.pocket.networks import save_transformer, unet_of
-from calotype.training.recipes.pocket_family.degraded import cropped, spoilt
 from calotype.training.recipes.pocket_family.denoising import (
     DenoisingBatches,
     Draw,
@@ -28,184 +27,201 @@ from calotype.training.recipes.pocket_family.denoising import (
     in_rows,
     words,
 )
-from calotype.training.recipes.pocket_family.member import Member, Sheet, read_into, write_half
+from calotype.training.recipes.pocket_family.derived import read_derived, train_only, write_derived
+from calotype.training.recipes.pocket_family.member import Member, Sheet
+from calotype.training.recipes.pocket_family.second_encoder import (
+    build_second_encoder,
+    grammar_ids,
+    maps_to_base,
+    read_both,
+    read_second_encoder,
+    write_second_encoder,
+)
 from calotype.training.recipes.pocket_family.settings import (
     TINY_SAMPLE,
-    TINY_SHAPE,
     TINY_TRAIN,
     SampleSettings,
-    ShapeSettings,
     TrainSettings,
 )
+from calotype.training.recipes.pocket_family.variants import Variants
 from calotype.training.recipes.pocket_family.views import ViewSet
 
 REFINER = "pocket-xl-refiner"
 _SIZES, _SCORED = 6, 5
 """Numbers that the first UNet is told beside the text, and the refiner."""
-
-
-@dataclass(frozen=True)
-class SecondEncoder:
-    """Sizes of the second text encoder."""
-
-    width: int = 64
-    layers: int = 3
-    heads: int = 4
-    inner: int = 192
+_TOLD = (
+    "time_embedding",
+    "add_embedding",
+    r".*time_emb_proj",
+    r".*norm",
+    r".*attn2\.to_[kv]",
+    "conv_in",
+    "conv_out",
+)
+"""Parameters of a UNet that are trained in any case: what it is told, and what scales its features."""
 
 
 @dataclass(frozen=True)
 class XLSettings:
-    """``number_width`` is how wide each number of size and crop is embedded, ``crops`` how the pictures of a batch are
-    shared out to whole ones, crops and small originals; ``dropped`` is how often the text is left out.
+    """``number_width`` is how wide each number of size and crop is embedded, ``pooled`` how wide the pooled text is;
+    ``shares`` is how a batch is shared out to whole pictures and crops, small originals are the rest; each view has
+    ``crops`` crops. The maps of the text are fitted on captions of ``scenes``.
 
-    The refiner learns from ``refiner_share`` of each batch, at the levels of noise below ``refiner_levels``.
-    ``reading`` weighs how well the second encoder tells what the first one reads.
+    ``trained`` are further parameters of the first UNet, by the beginning of their names. The refiner learns from
+    ``refiner_share`` of each batch, at the levels of noise below ``refiner_levels``.
     """
 
     seed: int = 30_031
-    train: TrainSettings = field(default_factory=lambda: TrainSettings(batch=256, caption_dropout=0.0))
-    unet: ShapeSettings = field(
-        default_factory=lambda: ShapeSettings(channels=(48, 64, 64), head_width=16, groups=16)
+    train: TrainSettings = field(
+        default_factory=lambda: TrainSettings(batch=256, learning_rate=6e-4, ema_decay=0.998)
     )
-    refiner: ShapeSettings = field(
-        default_factory=lambda: ShapeSettings(
-            channels=(32, 48, 48), attention=(False, False, True), head_width=16, groups=16, time_width=192
-        )
-    )
-    encoder: SecondEncoder = field(default_factory=SecondEncoder)
     number_width: int = 32
-    crops: tuple[float, float, float] = (0.55, 0.3, 0.15)
-    dropped: float = 0.1
-    refiner_share: float = 0.375
+    pooled: int = 64
+    scenes: int = 512
+    shares: tuple[float, float] = (0.3, 0.45)
+    crops: int = 2
+    trained: tuple[str, ...] = (
+        r".*attentions\.\d\.proj", r".*attn\d\.to", r"mid_block\.resnets\.\d\.conv",
+    )  # fmt: skip
+    refiner_share: float = 0.25
     refiner_levels: float = 0.2
-    reading: float = 0.2
     sample: SampleSettings = field(default_factory=SampleSettings)
 
 
-def build_second_encoder(shape: SecondEncoder, base: Base) -> Any:
-    """A ``CLIPTextModelWithProjection`` for the base's tokens, of random weights."""
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
-
-    given = base.text_encoder.config
-    return CLIPTextModelWithProjection(
-        CLIPTextConfig(
-            vocab_size=given.vocab_size,
-            hidden_size=shape.width,
-            intermediate_size=shape.inner,
-            projection_dim=shape.width,
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
-            max_position_embeddings=given.max_position_embeddings,
-            bos_token_id=given.bos_token_id,
-            eos_token_id=given.eos_token_id,
-            pad_token_id=given.pad_token_id,
+def told_unet(base: Base, map_to_base: torch.Tensor, numbers: int, settings: XLSettings) -> Any:
+    """The base's UNet that is told so many numbers, and of the text states [B, L, D] of which ``map_to_base`` [C, D]
+    makes nearly what the base's own is told. What the numbers add is nothing at first."""
+    unet = (
+        type(base.unet)
+        .from_config(
+            {
+                **base.unet.config,
+                "cross_attention_dim": map_to_base.shape[1],
+                "addition_embed_type": "text_time",
+                "addition_time_embed_dim": settings.number_width,
+                "projection_class_embeddings_input_dim": numbers * settings.number_width + settings.pooled,
+            }
         )
+        .to(base.device)
     )
-
-
-def _told(width: int, numbers: int, pooled: int) -> dict[str, Any]:
-    """Entries of a UNet that is told so many numbers, each embedded ``width`` wide, and the pooled text."""
-    return {
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": width,
-        "projection_class_embeddings_input_dim": numbers * width + pooled,
+    weights = {
+        name: value @ map_to_base if ".attn2.to_k." in name or ".attn2.to_v." in name else value
+        for name, value in base.unet.state_dict().items()
     }
+    unet.load_state_dict({**unet.state_dict(), **weights})
+    nn.init.zeros_(unet.add_embedding.linear_2.weight)
+    nn.init.zeros_(unet.add_embedding.linear_2.bias)
+    return unet
 
 
 class XLObjective(nn.Module):
-    """The denoising losses of both UNets, and how far the second encoder is from telling what the first one reads."""
+    """The denoising losses of both UNets."""
 
     def __init__(self, settings: XLSettings, base: Base) -> None:
         super().__init__()
         self.settings = settings
-        second, first = settings.encoder.width, base.text_encoder.config.hidden_size
-        self.text_encoder_2: Any = build_second_encoder(settings.encoder, base)
-        shape = base.latent_shape
-        entries = _told(settings.number_width, _SIZES, second)
-        self.first = denoising_objective(unet_of(settings.unet, shape, first + second, **entries), base)
-        entries = _told(settings.number_width, _SCORED, second)
-        self.second = denoising_objective(unet_of(settings.refiner, shape, second, **entries), base)
+        both, second = maps_to_base(base, grammar_ids(base, settings.scenes, settings.seed))
+        self.text_encoder_2: Any = build_second_encoder(base, settings.pooled)
+        self.first = denoising_objective(told_unet(base, both, _SIZES, settings), base)
+        self.second = denoising_objective(told_unet(base, second, _SCORED, settings), base)
         # both are told states: neither has a text encoder of its own
         self.first.text_encoder = self.second.text_encoder = None
-        self.telling = nn.Linear(second, first)
-        self.text_encoder = base.text_encoder
-        self.teacher = base.unet
-        self.vae = base.vae
+        train_only(self.first.unet, (*_TOLD, *settings.trained))
+        train_only(self.second.unet, _TOLD)
 
     @torch.compiler.disable
-    def read(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The states before the last layer of both encoders [B, L, D], as the pipelines take them, the pooled text, and
-        the first encoder's last states, which the teacher takes.
-
-        Left out of compilation: transformers collects the states in ways that are not compiled.
-        """
-        with torch.no_grad():
-            known = self.text_encoder(input_ids=ids, output_hidden_states=True)
-        read = self.text_encoder_2(input_ids=ids, output_hidden_states=True)
-        return (
-            known.hidden_states[-2].float(),
-            read.hidden_states[-2].float(),
-            read.text_embeds.float(),
-            known.last_hidden_state.float(),
-        )
-
-    @torch.no_grad()
-    def target(
-        self, batch: Mapping[str, torch.Tensor], latents: torch.Tensor, states: torch.Tensor
-    ) -> torch.Tensor:
-        """What the first UNet is to predict: of whole pictures with a text the teacher's answer, else what is so."""
-        noise, timesteps = batch["noise"], batch["timesteps"]
-        level = self.first.alphas_cumprod[timesteps]
-        taught = self.teacher(diffuse(latents, noise, level), timesteps, states, return_dict=False)[0]
-        whole = like((batch["time_ids"][:, 0] == batch["pictures"].shape[-1]) & ~batch["dropped"], latents)
-        own = prediction_target(latents, noise, level, self.first.prediction)
-        return torch.where(whole, taught.float(), own)
-
-    @torch.no_grad()
-    def latents(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Of pictures in [-1, 1], as the UNets see them."""
-        latents: torch.Tensor = self.vae.encode(pictures).latent_dist.mean.float()
-        return latents * self.vae.config.scaling_factor
+    def pooled(self, ids: torch.Tensor) -> torch.Tensor:
+        """The pooled text [B, P] of token ids [B, L]; left out of compilation, as transformers' ways are not
+        compiled."""
+        embeds: torch.Tensor = self.text_encoder_2(input_ids=ids).text_embeds
+        return embeds.float()
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """``pictures`` [B, 3, P, P] in [-1, 1], ``time_ids`` [B, 6], ``noise`` and ``timesteps``, and ``dropped`` bool
-        [B]; what the refiner is to draw: ``worse`` [b, 3, P, P], ``scores`` [b, 5], ``worse_noise`` and
-        ``worse_timesteps``."""
-        known, told, pooled, last = self.read(batch["input_ids"])
-        # an empty text is zeros, as `force_zeros_for_empty_prompt` has it
-        kept = (~batch["dropped"]).float()
-        states = torch.cat([known, told], dim=-1) * kept[:, None, None]
-        latents = self.latents(batch["pictures"])
-        first = self.first(
-            {
-                "latents": latents,
-                "target": self.target(batch, latents, last),
-                "noise": batch["noise"],
-                "timesteps": batch["timesteps"],
-                "states": states,
-                "text_embeds": pooled * kept[:, None],
-                "time_ids": batch["time_ids"],
-            }
-        )["loss"]
-        some = len(batch["worse"])
+        """``input_ids``, ``states``, ``time_ids`` and ``target`` as of ``TextToImageObjective``, ``latents``, ``noise``
+        and ``timesteps``; of the refiner, which reads the second encoder's states, ``worse``, ``worse_noise``,
+        ``worse_timesteps`` and ``scores`` [b, 5]."""
+        pooled, some = self.pooled(batch["input_ids"]), len(batch["worse"])
+        told = {
+            name: batch[name] for name in ("latents", "target", "noise", "timesteps", "states", "time_ids")
+        }
+        first = self.first({**told, "text_embeds": pooled})["loss"]
+        width = batch["states"].shape[-1] // 2
         second = self.second(
             {
-                "latents": self.latents(batch["worse"]),
+                "latents": batch["worse"],
                 "noise": batch["worse_noise"],
                 "timesteps": batch["worse_timesteps"],
-                # the refiner reads what there is to read; what is read is the first UNet's to choose
-                "states": (told * kept[:, None, None])[:some].detach(),
-                "text_embeds": (pooled * kept[:, None])[:some].detach(),
+                "states": batch["states"][:some, :, width:],
+                # what is pooled is the first UNet's to choose
+                "text_embeds": pooled[:some].detach(),
                 "time_ids": batch["scores"],
             }
         )["loss"]
-        reading = (self.telling(told) - known).square().mean() / known.square().mean()
+        return {"loss": first + second, "denoising": first.detach(), "refining": second.detach()}
+
+
+@dataclass(frozen=True)
+class XLBatches:
+    """Whole views, crops and blown up ones, at shuffled levels of noise, and what is to be said of them.
+
+    Of whole ones that is the base's answer, else what was added.
+    """
+
+    views: ViewSet
+    base: Base
+    settings: XLSettings
+    variants: Variants
+
+    def __call__(self, number: int) -> dict[str, torch.Tensor]:
+        batch = DenoisingBatches(self.views, self.base, self.settings, self._beside)(number)
+        with (
+            torch.no_grad(),
+            precision(self.base.device, torch.bfloat16 if self.base.device.type == "cuda" else None),
+        ):
+            read = read_both(self.base, batch["input_ids"])
+            return {**batch, "states": read.told, "target": self._target(batch, read.last)}
+
+    def _target(self, batch: Mapping[str, torch.Tensor], states: torch.Tensor) -> torch.Tensor:
+        latents, noise, timesteps = batch["latents"], batch["noise"], batch["timesteps"]
+        scheduler = self.base.scheduler
+        level = scheduler.alphas_cumprod.float().to(latents.device)[timesteps]
+        target = prediction_target(latents, noise, level, scheduler.config.prediction_type)
+        whole = slice(self._counts()[0])
+        noisy = diffuse(latents, noise, level)[whole]
+        taught = self.base.unet(noisy, timesteps[whole], states[whole], return_dict=False)[0]
+        return torch.cat([taught.float(), target[whole.stop :]])
+
+    def _counts(self) -> tuple[int, int]:
+        """How many are whole, and how many of the others are crops."""
+        of = self.settings.train.batch
+        whole, crops = (round(share * of) for share in self.settings.shares)
+        return whole, crops
+
+    def _beside(self, draw: Draw, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        made, settings, side = self.variants, self.settings, float(self.base.pixels)
+        made.look()
+        whole, crops = self._counts()
+        cut, small = draw.index[whole : whole + crops], draw.index[whole + crops :]
+        cut = settings.crops * cut + draw.integer(settings.crops)[whole : whole + crops]
+        asked = torch.tensor([side, side, 0.0, 0.0, side, side], device=draw.index.device)
+        some = max(1, int(settings.train.batch * settings.refiner_share))
+        scored = asked[:5].repeat(some, 1)
+        scored[:, 4] = made["scores"][draw.index[:some]]
+        # one in each stratum, in the order of the batch: shuffled, so that all forms are at all levels
+        order = torch.randperm(len(draw.index), **draw.options)
+        steps = int(self.base.scheduler.config.num_train_timesteps)
         return {
-            "loss": first + second + self.settings.reading * reading,
-            "denoising": first.detach(),
-            "refining": second.detach(),
-            "reading": reading.detach(),
+            "latents": torch.cat(
+                [batch["latents"][:whole], made["crops"][cut], made["small"][small]]
+            ).float(),
+            "time_ids": torch.cat(
+                [asked.repeat(whole, 1), made["crop_sizes"][cut], made["small_sizes"][small]]
+            ),
+            "timesteps": batch["timesteps"][order],
+            "worse": made["spoilt"][draw.index[:some]].float(),
+            "scores": scored,
+            "worse_noise": torch.randn(batch["noise"][:some].shape, **draw.options),
+            "worse_timesteps": (draw.uniform(high=settings.refiner_levels) * steps).long()[:some],
         }
 
 
@@ -214,9 +230,12 @@ class XL(Member):
 
     name = "pocket-xl"
     also = (REFINER,)
+    begins_with = "the pocket model's UNet, twice, and its text encoder"
     summary = (
-        "A UNet and a second text encoder for `StableDiffusionXLPipeline` with the pocket model's text encoder and "
-        "autoencoder. It is told the size of the original (128 is a whole picture; above, one that was enlarged before "
+        "What `StableDiffusionXLPipeline` has beside the pocket model's text encoder and autoencoder: a UNet and a "
+        "second text encoder, with one layer more. Both were the pocket model's, and tensors that still are are not "
+        'repeated here: `calotype.load("pocket-xl").save_pretrained("DIR")` writes all of them. '
+        "The UNet is told the size of the original (128 is a whole picture; above, one that was enlarged before "
         "it was cropped; below, a small one that was blown up), the corner of the crop, and the size of the result. "
         "Beside it `pocket-xl-refiner`, a UNet for `StableDiffusionXLImg2ImgPipeline` that reads the second text "
         "encoder alone, is told a score from 2.5 (blurred and grainy) to 6 (clean), and knows the last fifth of the "
@@ -227,8 +246,8 @@ class XL(Member):
     def settings(self, preset: str) -> XLSettings:
         if preset == "tiny":
             return XLSettings(
-                train=TINY_TRAIN, unet=TINY_SHAPE, refiner=TINY_SHAPE, encoder=SecondEncoder(8, 2, 2, 16),
-                number_width=8, refiner_share=0.5, sample=TINY_SAMPLE,
+                train=TINY_TRAIN, number_width=8, pooled=8, scenes=4, shares=(0.5, 0.25), refiner_share=0.5,
+                sample=TINY_SAMPLE,
             )  # fmt: skip
         return XLSettings()
 
@@ -236,47 +255,18 @@ class XL(Member):
         return XLObjective(settings, base).to(base.device)
 
     def batches(self, views: ViewSet, base: Base, settings: XLSettings) -> Batches:
-        steps = int(base.scheduler.config.num_train_timesteps)
-        some = max(1, int(settings.train.batch * settings.refiner_share))
-
-        def beside(draw: Draw, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            pictures = to_unit(views.pictures[draw.index])
-            seen, time_ids = cropped(pictures, draw, settings.crops)
-            worse, score = spoilt(pictures, draw)
-            whole = torch.full_like(score, float(base.pixels))
-            zero = torch.zeros_like(score)
-            scores = torch.stack((whole, whole, zero, zero, score), dim=1)
-            return {
-                "pictures": seen,
-                "time_ids": time_ids,
-                "worse": worse[:some],
-                "scores": scores[:some],
-                "worse_noise": torch.randn(batch["noise"].shape, **draw.options)[:some],
-                "worse_timesteps": (draw.uniform(high=settings.refiner_levels) * steps).long()[:some],
-                "dropped": draw.chance(settings.dropped),
-            }
-
-        return DenoisingBatches(views, base, settings, beside)
+        return XLBatches(views, base, settings, Variants(views, base, settings.crops, settings.seed))
 
     def save(self, objective: XLObjective, base: Base, folder: Path) -> None:
-        write_half(objective.first.unet, folder / "unet")
-        second = objective.text_encoder_2
-        weights = {
-            key if key.startswith(("text_model.", "text_projection.")) else f"text_model.{key}": value
-            for key, value in second.state_dict().items()
-            if not key.endswith("position_ids")
-        }
-        save_transformer(second, weights, folder / "text_encoder_2")
+        write_derived(objective.first.unet, base.unet, base, folder / "unet")
+        write_second_encoder(objective.text_encoder_2, base, folder / "text_encoder_2")
         shutil.copytree(base.tokenizer, folder / "tokenizer_2", dirs_exist_ok=True)
-        write_half(objective.second.unet, folder.with_name(REFINER) / "unet")
+        write_derived(objective.second.unet, base.unet, base, folder.with_name(REFINER) / "unet")
 
     def restore(self, objective: XLObjective, folder: Path) -> None:
-        from transformers import CLIPTextModelWithProjection
-
-        read_into(objective.first.unet, folder / "unet")
-        read_into(objective.second.unet, folder.with_name(REFINER) / "unet")
-        stored = CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2", dtype=torch.float32)
-        objective.text_encoder_2.load_state_dict(stored.state_dict())
+        read_derived(objective.first.unet, folder / "unet")
+        read_derived(objective.second.unet, folder.with_name(REFINER) / "unet")
+        read_second_encoder(objective.text_encoder_2, folder / "text_encoder_2")
 
     def sheet(self, objective: XLObjective, base: Base, views: ViewSet) -> Sheet:
         """A held-out caption drawn whole, enlarged and cut off on the left and on the right, and blown up."""
@@ -286,8 +276,8 @@ class XL(Member):
 
         count, settings, side = min(8, len(views)), objective.settings, base.pixels
         ids = views.ids[:count, 0].long()
-        known, told, pooled, _ = objective.read(ids)
-        states, embeds = torch.cat([known, told], dim=-1), pooled
+        both = torch.cat([base.ids([""]).expand_as(ids), ids])
+        states, embeds = read_both(base, both).told, objective.pooled(both)
         large = side * 3 // 2
         asked = {
             "whole": (side, 0),
@@ -299,14 +289,14 @@ class XL(Member):
         for original, left in asked.values():
             numbers = [original, original, 0 if left == 0 and original <= side else (large - side) // 2, left]
             time_ids = torch.tensor([[*numbers, side, side]], device=base.device).float().repeat(2 * count, 1)
-            both = {"text_embeds": torch.cat([torch.zeros_like(embeds), embeds]), "time_ids": time_ids}
+            added = {"text_embeds": embeds, "time_ids": time_ids}
 
             def predict(
-                index: int, x: torch.Tensor, timestep: torch.Tensor, state: State, both: Any = both
+                index: int, x: torch.Tensor, timestep: torch.Tensor, state: State, added: Any = added
             ) -> torch.Tensor:
                 given = state.conditions.tensors()["states"]
                 found: torch.Tensor = objective.first.unet(
-                    x, timestep, given, added_cond_kwargs=both, return_dict=False
+                    x, timestep, given, added_cond_kwargs=added, return_dict=False
                 )[0]
                 return found.float()
 
@@ -315,7 +305,7 @@ class XL(Member):
             noise = torch.randn((count, *base.latent_shape), generator=torch.Generator().manual_seed(0))
             start = State(
                 noise.to(base.device) * scheduler.init_noise_sigma,
-                Told(torch.cat([torch.zeros_like(states), states])),
+                Told(states),
                 ClassifierFree(settings.sample.guidance),
             )
             made = denoise(
