@@ -174,7 +174,7 @@ class StableDiffusionXL(LatentFamily):
         """Prompts and negative prompts; no negatives where there is no guidance."""
         whole, pooled = subject.prompt_embeds, subject.pooled_prompt_embeds
         uncond, uncond_pooled = subject.negative_prompt_embeds, subject.negative_pooled_prompt_embeds
-        zeros = subject.negative_prompt is None and self.force_zeros_for_empty_prompt
+        zeros, dtype = subject.negative_prompt is None and self.force_zeros_for_empty_prompt, self.dtype
         texts = self._readings(subject.texts or (), subject.prompt_2)
         negatives = self._readings(
             subject.negative_texts if guided and uncond is None and not zeros else (),
@@ -192,8 +192,6 @@ class StableDiffusionXL(LatentFamily):
             else:
                 uncond, made = clip_text.encode_side_by_side(negatives, whole.shape[1], None, laid)
                 uncond_pooled = made if uncond_pooled is None else uncond_pooled
-
-        dtype = self.dtype
 
         def placed(embeds: torch.Tensor) -> torch.Tensor:
             return repeated(embeds.to(device, dtype), subject.repeats)
