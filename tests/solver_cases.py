@@ -38,8 +38,8 @@ class Case:
     """One deterministic solver with the options that make its order visible.
 
     ``coordinates`` say what ``sigmas`` are; ``table`` methods read the training steps. ``start`` steps are given exact
-    samples, since a multistep method starts with lower orders and keeps their error. Two numbers of ``steps`` are enough:
-    a third halfway between their logarithms has no weight in the slope. ``instead`` is the order that is
+    samples, since a multistep method starts with lower orders and keeps their error. Two numbers of ``steps`` are
+    enough: a third halfway between their logarithms has no weight in the slope. ``instead`` is the order that is
     measured where a solver has a defect, and ``why`` names it.
     """
 

@@ -308,7 +308,11 @@ def cases(name: str) -> Iterator[tuple[dict[str, Any], dict[str, Any], int]]:
                 yield config, call, steps
             if uneven and not call and len(config) <= required + 1:
                 spacing = config.get("timestep_spacing", "trailing")
-                yield config, call, EXTRA if spacing == "trailing" and "steps_offset" not in config else UNEVEN
+                yield (
+                    config,
+                    call,
+                    EXTRA if spacing == "trailing" and "steps_offset" not in config else UNEVEN,
+                )
 
 
 def label(config: dict[str, Any]) -> str:

@@ -57,7 +57,8 @@ def _smooth_paths(monkeypatch: pytest.MonkeyPatch) -> None:
         like, span = path._like, path._high - path._low
         frequencies = np.pi * (np.arange(64) + 0.5)
         first, last = (
-            np.sin(frequencies * (min(max(t, path._low), path._high) - path._low) / span) for t in (start, end)
+            np.sin(frequencies * (min(max(t, path._low), path._high) - path._low) / span)
+            for t in (start, end)
         )
         weights = torch.from_numpy((2 * span) ** 0.5 / frequencies * (last - first)).to(like.dtype)
         return torch.tensordot(weights, _terms(path._seed, like.shape, like.dtype), 1)

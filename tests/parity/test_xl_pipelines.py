@@ -104,8 +104,8 @@ PICTURES: dict[str, Case] = {
 }
 
 SCHEDULERS = [None, "DDIMScheduler", "HeunDiscreteScheduler"]
-"""One of each way that a pipeline speaks to its scheduler: samples that are scaled for the model, arguments of a step and
-its noise, and two timesteps for one step."""
+"""One of each way that a pipeline speaks to its scheduler: samples that are scaled for the model, arguments of a step
+and its noise, and two timesteps for one step."""
 STEPPING = ("strong", "start and end")
 """Cases that say which steps are taken, so that it matters how many each scheduler makes of them."""
 

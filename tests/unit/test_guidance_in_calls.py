@@ -260,7 +260,9 @@ EQUAL: dict[str, tuple[str, Any, dict[str, Any]]] = {
 def test_guidance_says_what_the_scales_say(models: dict[str, Any], case: str):
     name, guidance, scales = EQUAL[case]
     pipe = built(models, name)
-    found, right = (made(pipe, {"num_inference_steps": 2}, **given) for given in ({"guidance": guidance}, scales))
+    found, right = (
+        made(pipe, {"num_inference_steps": 2}, **given) for given in ({"guidance": guidance}, scales)
+    )
     assert torch.equal(found, right)
 
 
