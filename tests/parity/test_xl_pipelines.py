@@ -103,7 +103,7 @@ PICTURES: dict[str, Case] = {
     },
 }
 
-SCHEDULERS = [None, "DDIMScheduler", "HeunDiscreteScheduler"]
+SCHEDULERS = [None, "DDPMScheduler", "HeunDiscreteScheduler"]
 """One of each way that a pipeline speaks to its scheduler: samples that are scaled for the model, arguments of a step
 and its noise, and two timesteps for one step."""
 STEPPING = ("strong", "start and end")
