@@ -7,6 +7,7 @@ variance α²s² + σ²; the denoiser is its posterior mean. On a line the proba
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -31,10 +32,11 @@ class Mixture:
     def clean(self, x: torch.Tensor, level: Level) -> torch.Tensor:
         """E[x0 | x], the exact denoiser, in the dtype of ``x``."""
         weights, means, width = self._parts(level)
-        apart = (x[..., None] - means.to(x.dtype)) / width
-        share = torch.softmax(weights.log().to(x.dtype) - apart**2 / 2, dim=-1)
-        drawn = torch.tensor(self.means, dtype=x.dtype) + level[0] * self.deviation**2 / width * apart
-        return (share * drawn).sum(-1)
+        parts = (-1, *(1,) * x.dim())  # they come first: sums over few neighbours in memory are slow
+        apart = (x - means.to(x.dtype).view(parts)) / width
+        share = torch.softmax(weights.log().to(x.dtype).view(parts) - apart**2 / 2, dim=0)
+        drawn = torch.tensor(self.means, dtype=x.dtype).view(parts)
+        return (share * (drawn + level[0] * self.deviation**2 / width * apart)).sum(0)
 
     def score(self, x: torch.Tensor, level: Level) -> torch.Tensor:
         """∇ log p(x) at the level."""
@@ -46,15 +48,21 @@ class Mixture:
         return (weights * torch.special.ndtr((x.double()[..., None] - means) / width)).sum(-1)
 
     def quantile(self, p: torch.Tensor, level: Level) -> torch.Tensor:
-        """x with P(X ≤ x) = p, by bisection to the last bit."""
-        _, means, width = self._parts(level)
+        """x with P(X ≤ x) = p, to the last bits: by bisection, then by Newton's steps inside of what that leaves."""
+        weights, means, width = self._parts(level)
         low, high = float(means.min()) - 9 * width, float(means.max()) + 9 * width
         low, high = torch.full_like(p, low), torch.full_like(p, high)
-        for _ in range(70):
+        for _ in range(14):
             middle = (low + high) / 2
             below = self.cdf(middle, level) < p
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        return (low + high) / 2
+        x = (low + high) / 2
+        for _ in range(5):
+            apart = (x[..., None] - means) / width
+            density = (weights * torch.exp(-(apart**2) / 2)).sum(-1) / (width * math.sqrt(2 * math.pi))
+            step = (p - self.cdf(x, level)) / density.clamp(min=1e-300)
+            x = torch.minimum(torch.maximum(x + step, low), high)
+        return x
 
     def transport(self, x: torch.Tensor, start: Level, end: Level) -> torch.Tensor:
         """The probability flow's solution from ``start`` to ``end``; with ``CLEAN`` as end the consistency function."""

@@ -54,55 +54,52 @@ def found(reading: Reading, picture: int) -> set[tuple[str, str]]:
     }
 
 
+@pytest.fixture(scope="module")
+def cube(pipe: Any) -> PIL.Image.Image:
+    """The scene that is edited."""
+    return pipe("a big blue cube on sand by day", num_inference_steps=STEPS, generator=seeds(1, 3)).images[0]
+
+
 def test_pairs_that_were_never_seen_are_drawn_as_asked(pipe: Any, classifier: AttributeClassifier) -> None:
-    asked = prompts("heldout", 10, seed=5, pairs_share=0.4)
-    images = pipe([p.text for p in asked], num_inference_steps=STEPS, generator=seeds(10)).images
+    asked = prompts("heldout", 7, seed=5, pairs_share=0.4)
+    images = pipe([p.text for p in asked], num_inference_steps=8, generator=seeds(7)).images
     right = shares(judge(asked, read(classifier, images)))
-    for name, bar in (("color", 9), ("shape", 8), ("floor", 9), ("relation", 3)):
+    for name, bar in (("color", 6), ("shape", 6), ("floor", 6), ("relation", 2)):
         assert right[name][0] >= bar, f"{name}: {right}"
 
 
 def test_what_the_negative_prompt_names_goes_away(pipe: Any) -> None:
-    text, count = "a red ball on grass", 2
-    plain = pipe([text] * count, num_inference_steps=STEPS, generator=seeds(count)).images
-    without = pipe(
-        [text] * count,
-        negative_prompt=["at night"] * count,
-        num_inference_steps=STEPS,
-        generator=seeds(count),
-    ).images
-    brightness = [
-        np.asarray(images, dtype=float)[:, :40].mean() for images in map(np.stack, (plain, without))
-    ]
-    assert brightness[1] > brightness[0]
+    """With few steps more of the night is left for it to take away: the sky goes from 182 to 205, of 255."""
+    plain, without = (
+        pipe("a red ball on grass", num_inference_steps=6, generator=seeds(1), **negative).images[0]
+        for negative in ({}, {"negative_prompt": "at night"})
+    )
+    brightness = [np.asarray(image, dtype=float)[:40].mean() for image in (plain, without)]
+    assert brightness[1] > brightness[0] + 10
 
 
 def test_image_to_image_keeps_the_place_and_changes_the_colour(
-    pipe: Any, classifier: AttributeClassifier
+    pipe: Any, cube: PIL.Image.Image, classifier: AttributeClassifier
 ) -> None:
-    first = pipe("a big blue cube on sand by day", num_inference_steps=STEPS, generator=seeds(1, 3)).images[0]
     edit = calotype.AutoPipelineForImage2Image.from_pipe(pipe)
     edit.set_progress_bar_config(disable=True)
     second = edit(
         "a big red cube on sand by day",
-        image=first,
+        image=cube,
         strength=0.8,
         num_inference_steps=STEPS,
         generator=seeds(1, 4),
     ).images[0]
-    before, after = read(classifier, [first]), read(classifier, [second])
+    before, after = read(classifier, [cube]), read(classifier, [second])
     assert ("blue", "cube") in found(before, 0)
     assert "red" in {color for color, _ in found(after, 0)}
     assert (before.center[0, 0] - after.center[0, 0]).abs().max() < 0.3
 
 
 def test_inpainting_puts_the_object_into_the_hole_and_touches_nothing_else(
-    pipe: Any, classifier: AttributeClassifier
+    pipe: Any, cube: PIL.Image.Image, classifier: AttributeClassifier
 ) -> None:
-    scene = pipe(
-        "a small green cone on grass by day", num_inference_steps=STEPS, generator=seeds(1, 1)
-    ).images[0]
-    reading = read(classifier, [scene])
+    reading = read(classifier, [cube])
     x = float(reading.center[0, 0, 0])
     left = 0 if x > 0 else 64
     mask = np.zeros((128, 128), dtype=np.uint8)
@@ -110,14 +107,14 @@ def test_inpainting_puts_the_object_into_the_hole_and_touches_nothing_else(
     fill = calotype.AutoPipelineForInpainting.from_pipe(pipe)
     fill.set_progress_bar_config(disable=True)
     made = fill(
-        "a big red ball and a small green cone on grass by day",
-        image=scene,
+        "a big red ball next to a big blue cube on sand by day",
+        image=cube,
         mask_image=PIL.Image.fromarray(mask),
         strength=1.0,
-        num_inference_steps=2 * STEPS,
+        num_inference_steps=STEPS,
         generator=seeds(1, 2),
     ).images[0]
-    result = fill.image_processor.apply_overlay(PIL.Image.fromarray(mask), scene, made)
+    result = fill.image_processor.apply_overlay(PIL.Image.fromarray(mask), cube, made)
     kept = mask == 0
-    assert (np.asarray(result)[kept] == np.asarray(scene)[kept]).all()
-    assert "red" in {color for color, _ in found(read(classifier, [result]), 0)}
+    assert (np.asarray(result)[kept] == np.asarray(cube)[kept]).all()
+    assert ("red", "sphere") in found(read(classifier, [result]), 0)

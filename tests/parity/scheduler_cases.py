@@ -12,9 +12,11 @@ from typing import Any
 
 from tests.parity import scheduler_cases_more as more
 
-STEPS = (1, 2, 5, 10, 25, 50)
-UNEVEN = 61
-"""A number of steps that divides no number of training steps; for the options that place the timesteps."""
+STEPS = (1, 2, 5, 10)
+UNEVEN, EXTRA = 23, 61
+"""Numbers of steps that divide no number of training steps, for the options that place the timesteps; with the second,
+rounding makes a trailing grid one point longer."""
+LONG = 16
 MIXES = 12
 SLOW = (
     "SASolverScheduler",
@@ -281,14 +283,15 @@ def cases(name: str) -> Iterator[tuple[dict[str, Any], dict[str, Any], int]]:
     and the number of steps alike for all numbers, through the coefficients of a step, or through the order near the
     ends, where a run of few steps is nothing but ends: so what is wrong with a value shows at one of a class's small
     numbers or at any of its large ones, and what is wrong with a number of steps shows with many values. Options that
-    place the timesteps are also run with an uneven number.
+    place the timesteps are also run with an uneven number. ``LONG`` steps are as good as more: the lower orders at the
+    end are for runs of fewer than 15, and a solver's history is then full.
     """
     required = len(more.REQUIRED.get(name, {}))
     has_orders = any(option.endswith("_order") for option in OPTIONS[name])
-    few, many = STEPS[:3], (10, 25) if name in SLOW else STEPS[3:]
+    few, many = STEPS[:3], (10, LONG)
     for place, config in enumerate(configurations(name)):
         uneven = len(config) == required or not {"timestep_spacing", "steps_offset"}.isdisjoint(config)
-        longer = 25 if has_orders and place % 4 == 1 else 10
+        longer = LONG if has_orders and place % 4 == 1 else 10
         for nth, call in enumerate(calls(name)):
             turn = place + nth
             if not call and len(config) == required:
@@ -304,7 +307,12 @@ def cases(name: str) -> Iterator[tuple[dict[str, Any], dict[str, Any], int]]:
             for steps in some:
                 yield config, call, steps
             if uneven and not call and len(config) <= required + 1:
-                yield config, call, UNEVEN
+                spacing = config.get("timestep_spacing", "trailing")
+                yield (
+                    config,
+                    call,
+                    EXTRA if spacing == "trailing" and "steps_offset" not in config else UNEVEN,
+                )
 
 
 def label(config: dict[str, Any]) -> str:

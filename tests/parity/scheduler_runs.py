@@ -49,7 +49,7 @@ def run(
         return LOOPS[name](scheduler, steps, call or {}, dtype=dtype, begin=begin, jitter=jitter)
     extra_setup = SETUP[name](scheduler.config) if name in SETUP else {}
     scheduler.set_timesteps(**(setup or {"num_inference_steps": steps, **extra_setup}))
-    torch.manual_seed(11)  # for draws that no generator is given for
+    torch.default_generator.manual_seed(11)  # for draws that no generator is given for
     generator = torch.Generator().manual_seed(3)
     timesteps = scheduler.timesteps
     if begin is not None:

@@ -107,12 +107,8 @@ MASK_CALLS: dict[str, Case] = {
     "latent output": lambda: {"output_type": "latent"},
 }
 
-SCHEDULERS = [
-    None,
-    "DDIMScheduler",
-    "EulerDiscreteScheduler",
-    "DPMSolverMultistepScheduler",
-]
+SCHEDULERS = [None, "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"]
+"""The checkpoint's own takes a timestep twice; the samples of one are scaled for the model, and one has a history."""
 STEPPING = ("weak", "one step of many", "nearly full", "full")
 
 

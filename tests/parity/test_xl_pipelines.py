@@ -103,10 +103,10 @@ PICTURES: dict[str, Case] = {
     },
 }
 
-SCHEDULERS = [None, "DDIMScheduler", "DPMSolverMultistepScheduler", "HeunDiscreteScheduler"]
-
-
-STEPPING = ("plain", "strong", "start", "start and end")
+SCHEDULERS = [None, "DDPMScheduler", "HeunDiscreteScheduler"]
+"""One of each way that a pipeline speaks to its scheduler: samples that are scaled for the model, arguments of a step
+and its noise, and two timesteps for one step."""
+STEPPING = ("strong", "start and end")
 """Cases that say which steps are taken, so that it matters how many each scheduler makes of them."""
 
 
@@ -114,7 +114,7 @@ ON_TEXTS = packed(TEXTS)
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("case", "scheduler"), in_turn(ON_TEXTS, SCHEDULERS, ("no guidance", "end")))
+@pytest.mark.parametrize(("case", "scheduler"), in_turn(ON_TEXTS, SCHEDULERS, ("end",)))
 def test_text_to_image(folder: Path, case: str, scheduler: str | None) -> None:
     compare(*pair(TEXT, folder, scheduler), ON_TEXTS[case])
 

@@ -612,16 +612,16 @@ def test_callbacks_and_strengths_are_heard(pretend: None, folder: Path) -> None:
                     tensors[f"unet.{key}.lora_B.weight"] = up * 0.2
             pipe.load_lora_weights(tensors, adapter_name=name)
 
-    def both(**more: Any) -> None:
-        for _ in range(3):
+    def both(times: int = 3, **more: Any) -> None:
+        for _ in range(times):
             found, right = (picture(pipe, **more) for pipe in (fast, plain))
             torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
 
-    for scales in ((1.0, 0.5), (0.0, 1.0)):
+    for times, scales in ((3, (1.0, 0.5)), (1, (0.0, 1.0))):  # computed, captured, repeated; then repeated
         for pipe in (fast, plain):
             pipe.set_adapters(["one", "two"], list(scales))
-        for strength in (1.0, 0.3):
-            both(cross_attention_kwargs={"scale": strength})
+        both(times, cross_attention_kwargs={"scale": 1.0})
+        both(1, cross_attention_kwargs={"scale": 0.3})
     runner = runner_of(fast.unet, Options())
     assert runner.why is None
     assert runner.captures["__call__"].count == 1  # strengths are no reason to capture again
@@ -632,7 +632,7 @@ def test_callbacks_and_strengths_are_heard(pretend: None, folder: Path) -> None:
             layer.weight.data.mul_(1.1)
         return {"latents": tensors["latents"] * 1.01, "prompt_embeds": tensors["prompt_embeds"] * 0.9}
 
-    both(callback_on_step_end=meddle, callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"])
+    both(2, callback_on_step_end=meddle, callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"])
     for pipe in (fast, plain):
         pipe.fuse_lora()
     both()

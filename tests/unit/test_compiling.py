@@ -58,12 +58,10 @@ def prior() -> tuple[Any, dict[str, Any]]:
 
 
 def controlnet() -> tuple[Any, dict[str, Any]]:
-    config = {
-        name: value
-        for name, value in UNET.items()
-        if name not in ("sample_size", "out_channels", "up_block_types")
-    }
-    model = calotype.ControlNetModel(**config, conditioning_embedding_out_channels=(8, 8))
+    model = calotype.ControlNetModel(
+        down_block_types=("CrossAttnDownBlock2D",), block_out_channels=(8,), layers_per_block=1, attention_head_dim=2,
+        cross_attention_dim=32, norm_num_groups=4, conditioning_embedding_out_channels=(8, 8),
+    )  # fmt: skip
     return model, {**given(), "controlnet_cond": torch.randn(2, 3, 16, 16)}
 
 

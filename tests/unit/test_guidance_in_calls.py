@@ -157,7 +157,7 @@ class Switched(Guidance):
         raise AssertionError("which guidance it is depends on the step")
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("setting", [name for name in SETTINGS if name != "control"])  # two of it are below
 def test_an_interval_is_switching_by_hand_for_less_work(models: dict[str, Any], setting: str):
     name, parts, arguments = SETTINGS[setting]
     pipe = built(models, name, **parts)
@@ -179,7 +179,7 @@ def test_an_interval_of_noise_levels_is_one_of_steps(models: dict[str, Any]):
     assert torch.equal(found, made(pipe, {}, guidance=Interval(GUIDED, start=0.2, end=0.8)))
 
 
-@pytest.mark.parametrize("setting", ["text", "image", "inpaint", "control", "xl"])
+@pytest.mark.parametrize("setting", ["inpaint", "control", "xl"])
 def test_an_interval_is_switching_in_a_callback(models: dict[str, Any], setting: str):
     name, parts, arguments = SETTINGS[setting]
     pipe = built(models, name, **parts)
@@ -260,7 +260,10 @@ EQUAL: dict[str, tuple[str, Any, dict[str, Any]]] = {
 def test_guidance_says_what_the_scales_say(models: dict[str, Any], case: str):
     name, guidance, scales = EQUAL[case]
     pipe = built(models, name)
-    assert torch.equal(made(pipe, {}, guidance=guidance), made(pipe, {}, **scales))
+    found, right = (
+        made(pipe, {"num_inference_steps": 2}, **given) for given in ({"guidance": guidance}, scales)
+    )
+    assert torch.equal(found, right)
 
 
 def test_any_pipeline_of_these_families_can_be_perturbed(models: dict[str, Any]):
@@ -285,8 +288,8 @@ def test_a_call_of_each_branch_costs_as_many_rows(models: dict[str, Any]):
         ({"guidance": Unguided()}, 1),
     ):
         with counted(pipe.unet) as rows:
-            made(pipe, options)
-        assert rows == [expected] * STEPS
+            made(pipe, options, num_inference_steps=2)
+        assert rows == [expected] * 2
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
