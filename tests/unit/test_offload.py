@@ -409,20 +409,9 @@ MODES: dict[str, Callable[[Any], None]] = {
 }
 
 
-MODES_OF: dict[str, tuple[str, ...]] = {
-    "StableDiffusionPipeline": ("model", "pairs of blocks"),
-    "StableDiffusionControlNetInpaintPipeline": ("model", "blocks"),
-    "StableDiffusionAdapterPipeline": tuple(MODES),
-    "StableDiffusionXLImg2ImgPipeline": ("layers", "pairs of blocks"),
-}
-"""An adapter is called once and by no model that takes turns, so every way has it at another place when its picture
-comes. What else is there comes by every way in two structures, and each structure comes by two ways."""
-
-
 @pytest.mark.usefixtures("on_meta")
-@pytest.mark.parametrize(
-    ("name", "mode"), [(name, mode) for name, modes in MODES_OF.items() for mode in modes]
-)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", CASES)
 def test_nothing_of_a_call_is_left_on_the_wrong_device(
     folder: Path, xl_folder: Path, name: str, mode: str
 ) -> None:
