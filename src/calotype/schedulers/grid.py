@@ -74,8 +74,7 @@ def beta(low: float, high: float, ramp: np.ndarray, a: float = 0.6, b: float = 0
 
 @lru_cache(maxsize=32)
 def _beta_places(ramp: bytes, a: float, b: float) -> np.ndarray:
-    """The quantiles at a ramp's float64 values: they take a twentieth of a second, and are the same in every run of as many
-    steps."""
+    """The quantiles at a ramp's float64 values: slow to find, and the same in every run of as many steps."""
     return beta_quantile(1 - np.frombuffer(ramp), a, b)
 
 
