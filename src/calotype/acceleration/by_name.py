@@ -7,9 +7,8 @@ from collections.abc import Iterable
 from torch import nn
 
 from calotype.acceleration import quantised
-from calotype.acceleration.concerned import is_stepwise
+from calotype.acceleration.concerned import is_stepwise, place_of
 from calotype.acceleration.options import Options
-from calotype.acceleration.pipeline import place_of
 from calotype.acceleration.step_cache import Place, fits
 from calotype.core.errors import InputError
 

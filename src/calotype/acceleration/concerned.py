@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
 from calotype.core.signatures import argument_names
@@ -47,6 +48,11 @@ def is_encoder(kind: type) -> bool:
         return False
     writes = getattr(kind, "can_generate", None)
     return getattr(kind, "main_input_name", None) in _READ and writes is not None and not writes()
+
+
+def place_of(model: nn.Module) -> torch.device:
+    """Where a model's first weight is."""
+    return next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
 
 
 def is_known(module: nn.Module, model: nn.Module) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from calotype.acceleration.concerned import methods_of
+from calotype.acceleration.concerned import methods_of, place_of
 from calotype.acceleration.options import Options
 
 Bound = TypeVar("Bound")
@@ -102,11 +102,6 @@ def give_back(models: Iterable[Any]) -> None:
     for model in models:
         if known is not None and isinstance(model, nn.Module) and not is_on_device(model):
             known.forget(model)
-
-
-def place_of(model: nn.Module) -> torch.device:
-    """Where a model's first weight is."""
-    return next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
 
 
 def is_on_device(model: nn.Module) -> bool:
