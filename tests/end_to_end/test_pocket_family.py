@@ -47,6 +47,13 @@ def test_the_family_weighs_little() -> None:
     assert sum(file.stat().st_size for file in files) <= 60_000_000
 
 
+def test_no_configuration_says_where_its_model_was_made() -> None:
+    folders = {folder for folder in BUNDLED.values() if folder.is_dir()}
+    configurations = [file for folder in folders for file in folder.rglob("*.json")]
+    assert configurations
+    assert not [file for file in configurations if "_name_or_path" in file.read_text(encoding="utf-8")]
+
+
 ESTIMATOR = "pocket-depth-estimator"
 CASES: list[tuple[Callable[[Bench], list[Measure]], tuple[str, ...], Bars]] = [
     (tasks.inpainting, ("pocket-inpaint",), {"asked object": 50, "asked colour": 75, "unmasked pixels": 100}),

@@ -274,6 +274,8 @@ def test_files_lack_what_is_still_the_bundled_checkpoints(tmp_path: Path) -> Non
     assert sorted(load_file(tmp_path / "vae" / WEIGHTS)) == [
         "post_quant_conv.weight", "quant_conv.bias", "quant_conv.weight",
     ]  # fmt: skip
+    for part in ("unet", "vae"):  # where the base lay stays untold
+        assert "_name_or_path" not in (tmp_path / part / "config.json").read_text(encoding="utf-8")
     again = member.objective(member.settings("full"), base)
     member.restore(again, tmp_path)
     for name, value in again.unet.state_dict().items():

@@ -210,14 +210,10 @@ class Sum(Guidance):
 
 
 @dataclass(frozen=True)
-class Rescaled(Guidance):
-    """Any guidance with the contrast that it changed moved back by φ in [0, 1] (arXiv:2305.08891, eq. 15, 16)."""
+class Around(Guidance):
+    """A guidance around another, with the branches of that; abstract."""
 
     guidance: Guidance
-    phi: float = 0.7
-
-    def __post_init__(self) -> None:
-        _fraction("phi", self.phi)
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -226,6 +222,16 @@ class Rescaled(Guidance):
     @property
     def perturbed_layers(self) -> tuple[str, ...]:
         return self.guidance.perturbed_layers
+
+
+@dataclass(frozen=True)
+class Rescaled(Around):
+    """Any guidance with the contrast that it changed moved back by φ in [0, 1] (arXiv:2305.08891, eq. 15, 16)."""
+
+    phi: float = 0.7
+
+    def __post_init__(self) -> None:
+        _fraction("phi", self.phi)
 
     def at(self, moment: Moment) -> Guidance:
         now = self.guidance.at(moment)
@@ -237,13 +243,12 @@ class Rescaled(Guidance):
 
 
 @dataclass(frozen=True)
-class Interval(Guidance):
+class Interval(Around):
     """Any guidance in a part of the way, from the fraction ``start`` of the steps to ``end`` (arXiv:2404.07724).
 
     In the other steps the denoiser predicts for the prompt alone, which saves the work of the other branches.
     """
 
-    guidance: Guidance
     start: float = 0.0
     end: float = 1.0
 
@@ -253,14 +258,6 @@ class Interval(Guidance):
         if self.start >= self.end:
             raise InputError(f"An interval cannot go from start={self.start} to end={self.end} of the steps.")
 
-    @property
-    def branches(self) -> tuple[str, ...]:
-        return self.guidance.branches
-
-    @property
-    def perturbed_layers(self) -> tuple[str, ...]:
-        return self.guidance.perturbed_layers
-
     def at(self, moment: Moment) -> Guidance:
         return self.guidance.at(moment) if moment.within(self.start, self.end) else Unguided()
 
@@ -269,14 +266,13 @@ class Interval(Guidance):
 
 
 @dataclass(frozen=True)
-class NoiseInterval(Guidance):
+class NoiseInterval(Around):
     """Any guidance where the noise level is in (``low``, ``high``] (arXiv:2404.07724, section 3).
 
     The level σ is that of latents x + σ·n, as the paper has it: √((1 − ᾱ)/ᾱ) of models that keep the variance. In the
     other steps the denoiser predicts for the prompt alone, which saves the work of the other branches.
     """
 
-    guidance: Guidance
     low: float = 0.0
     high: float = math.inf
 
@@ -288,14 +284,6 @@ class NoiseInterval(Guidance):
             raise InputError(
                 f"An interval of noise levels cannot go from low={self.low} to high={self.high}."
             )
-
-    @property
-    def branches(self) -> tuple[str, ...]:
-        return self.guidance.branches
-
-    @property
-    def perturbed_layers(self) -> tuple[str, ...]:
-        return self.guidance.perturbed_layers
 
     def at(self, moment: Moment) -> Guidance:
         """The guidance, or none; ``InputError`` where the run's steps have no noise level that is known."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from calotype.diffusion.guidance import COND, Guidance, Moment
+from calotype.diffusion.guidance import COND, Around, Guidance, Moment
 
 LEARNED = ("learned", "learned_range")
 """The variance types with which a scheduler's step reads the denoiser's own variance."""
@@ -24,20 +24,8 @@ def without_variance(prediction: torch.Tensor, channels: int, scheduler: Any) ->
 
 
 @dataclass(frozen=True)
-class GuidedMean(Guidance):
+class GuidedMean(Around):
     """Guidance of the mean alone: of the variances, the second half of the channels, the prompt's is taken."""
-
-    guidance: Guidance
-
-    @property
-    def branches(self) -> tuple[str, ...]:
-        """Those of the guidance of the mean."""
-        return self.guidance.branches
-
-    @property
-    def perturbed_layers(self) -> tuple[str, ...]:
-        """Those of the guidance of the mean."""
-        return self.guidance.perturbed_layers
 
     def at(self, moment: Moment) -> Guidance:
         """With what guides the mean in this step."""

@@ -45,7 +45,10 @@ def write_derived(model: Any, origin: Any, base: Base, folder: Path) -> None:
     """Write a model's configuration, and in float16 those of its weights that are not ``origin``'s."""
     from safetensors.torch import save_file
 
-    model.save_config(folder)
+    # where the base lay when the model was made of it is no matter of the model's
+    entries = {name: value for name, value in model.config.items() if name != "_name_or_path"}
+    with torch.device("meta"):
+        type(model).from_config(entries).save_config(folder)
     own = own_tensors(model.state_dict(), origin.state_dict(), base)
     with replacing(folder / _FILE) as temporary:
         save_file(own, str(temporary), metadata={"format": "pt"})
