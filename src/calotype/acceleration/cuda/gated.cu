@@ -1,0 +1,130 @@
+// Values times gelu(gates), where values and gates are products of the same rows with two halves of one matrix.
+//
+// Two programs of a cluster compute 256 rows by 128 columns: each has its own 128 rows of the left operand and brings half
+// of the right one's rows to both. One warpgroup asks for the copies, two multiply 64 rows each; a program goes on to
+// further tiles while what it found is written.
+#include "hopper.cuh"
+#include "products.cuh"
+
+#define ROWS 128
+#define COLUMNS 128
+#define DEPTH 64
+#define LEFT (ROWS * DEPTH * 2)
+#define RIGHT (2 * COLUMNS * DEPTH * 2)
+#define STAGE (LEFT + RIGHT)
+#define CLUSTER 2
+
+// x · Φ(x), Φ by Abramowitz and Stegun 7.1.26 (error of erf below 1.5e-7)
+__device__ __forceinline__ float gelu(float x) {
+  float z = fabsf(x) * 0.7071067811865476f;
+  float t = inverse_of(fmaf(0.3275911f, z, 1.0f));
+  float p = fmaf(1.061405429f, t, -1.453152027f);
+  p = fmaf(p, t, 1.421413741f);
+  p = fmaf(p, t, -0.284496736f);
+  p = fmaf(p, t, 0.254829592f);
+  float rest = p * t * exp2_of(-1.4426950408889634f * z * z);  // 1 - erf(z)
+  float half = 0.5f * x;
+  return x >= 0.0f ? fmaf(-half, rest, x) : half * rest;
+}
+
+// Four threads hold two numbers each of four runs of eight; afterwards each has the eight of one run.
+__device__ __forceinline__ void gather(uint32 (&v)[4], int lane) {
+  bool odd = lane & 1, upper = lane & 2;
+  uint32 a = odd ? v[0] : v[1], b = odd ? v[2] : v[3];
+  a = __shfl_xor_sync(0xffffffff, a, 1); b = __shfl_xor_sync(0xffffffff, b, 1);
+  if (odd) { v[0] = a; v[2] = b; } else { v[1] = a; v[3] = b; }
+  a = upper ? v[0] : v[2]; b = upper ? v[1] : v[3];
+  a = __shfl_xor_sync(0xffffffff, a, 2); b = __shfl_xor_sync(0xffffffff, b, 2);
+  if (upper) { v[0] = a; v[1] = b; } else { v[2] = a; v[3] = b; }
+}
+
+extern "C" __global__ __launch_bounds__(384, 1) void gated(
+    const __grid_constant__ Tiles left, const __grid_constant__ Tiles right, const uint16* bias, uint16* y, int rows,
+    int half, int depth, int down, int across, int rows_first) {
+  extern __shared__ uint8 memory[];
+  uint32 stages = (near(memory) + 1023) & ~1023u;
+  uint32 full = stages + STAGES * STAGE, empty = full + 8 * STAGES;
+  int group = threadIdx.x / 128;
+  uint32 rank = rank_in_cluster();
+  if (threadIdx.x == 0) {
+    prefetch_tiles(&left);
+    prefetch_tiles(&right);
+    for (int i = 0; i < STAGES; i++) {
+      barrier_init(full + 8 * i, 1);
+      barrier_init(empty + 8 * i, 2 * CLUSTER);
+    }
+    barriers_are_known();
+  }
+  cluster_sync();
+  int tiles = down * across, pairs = gridDim.x / CLUSTER, first = blockIdx.x / CLUSTER, steps = depth / DEPTH;
+  wait_for_predecessor();
+  if (group == 0) {
+    give_registers<40>();
+    if (threadIdx.x == 0) {
+      int stage = 0, phase = 0;
+      for (int tile = first; tile < tiles; tile += pairs) {
+        int row = (rows_first ? tile % down : tile / across) * ROWS * CLUSTER + rank * ROWS;
+        int column = (rows_first ? tile / down : tile % across) * COLUMNS;
+        int part = COLUMNS / CLUSTER, of = column + rank * part;
+        for (int step = 0; step < steps; step++) {
+          uint32 at = stages + stage * STAGE, barrier = full + 8 * stage;
+          barrier_wait_cluster(empty + 8 * stage, phase ^ 1);
+          barrier_expect(barrier, STAGE);
+          copy_2d(at, &left, barrier, step * DEPTH, row);
+          copy_2d_to(at + LEFT + rank * part * DEPTH * 2, &right, barrier, step * DEPTH, of, 3);
+          copy_2d_to(at + LEFT + RIGHT / 2 + rank * part * DEPTH * 2, &right, barrier, step * DEPTH, half + of, 3);
+          if (++stage == STAGES) { stage = 0; phase ^= 1; }
+        }
+      }
+    }
+    __syncwarp();
+  } else {
+    take_registers<232>();
+    int thread = threadIdx.x % 128, lane = thread % 32, stage = 0, phase = 0;
+    uint32 mine = (group - 1) * 64 * DEPTH * 2;
+    for (int tile = first; tile < tiles; tile += pairs) {
+      float sums[128];
+      for (int step = 0; step < steps; step++) {
+        uint32 at = stages + stage * STAGE;
+        barrier_wait(full + 8 * stage, phase);
+        uint64 a = described(at + mine), b = described(at + LEFT);
+        products_begin();
+        #pragma unroll
+        for (int k = 0; k < DEPTH / 16; k++) product_256(sums, a + 2 * k, b + 2 * k, step > 0 || k > 0);
+        products_commit();
+        if (step > 0) {
+          products_wait<1>();
+          int before = (stage + STAGES - 1) % STAGES;
+          if (thread < CLUSTER) barrier_arrive_beside(beside(empty + 8 * before, thread));
+        }
+        if (++stage == STAGES) { stage = 0; phase ^= 1; }
+      }
+      products_wait<0>();
+      pin(sums);
+      if (thread < CLUSTER) barrier_arrive_beside(beside(empty + 8 * ((stage + STAGES - 1) % STAGES), thread));
+      int row = (rows_first ? tile % down : tile / across) * ROWS * CLUSTER + rank * ROWS;
+      row += (group - 1) * 64 + thread / 32 * 16 + lane / 4;
+      int column = (rows_first ? tile / down : tile % across) * COLUMNS, pair = lane % 4;
+      const uint32* values = (const uint32*)(bias + column) + pair;
+      const uint32* gates = (const uint32*)(bias + half + column) + pair;
+      #pragma unroll
+      for (int j = 0; j < COLUMNS / 8; j += 4) {
+        uint32 above[4], below[4];
+        #pragma unroll
+        for (int i = 0; i < 4; i++) {
+          int at = 4 * (j + i);
+          uint32 v = __ldg(values + 4 * (j + i)), g = __ldg(gates + 4 * (j + i));
+          float v0 = low_of(v), v1 = high_of(v), g0 = low_of(g), g1 = high_of(g);
+          above[i] = packed((sums[at] + v0) * gelu(sums[64 + at] + g0), (sums[at + 1] + v1) * gelu(sums[65 + at] + g1));
+          below[i] = packed((sums[at + 2] + v0) * gelu(sums[66 + at] + g0), (sums[at + 3] + v1) * gelu(sums[67 + at] + g1));
+        }
+        gather(above, lane);
+        gather(below, lane);
+        uint16* to = y + (long long)row * half + column + 8 * (j + pair);
+        if (row < rows) *(uint4*)to = make_uint4(above[0], above[1], above[2], above[3]);
+        if (row + 8 < rows) *(uint4*)(to + 8ll * half) = make_uint4(below[0], below[1], below[2], below[3]);
+      }
+    }
+  }
+  cluster_sync();  // nobody leaves while another may still write beside it
+}
