@@ -43,7 +43,7 @@ extern "C" __global__ __launch_bounds__(384, 1) void convolved(
   int box_count = ROWS / (box_height * box_width);
   wait_for_predecessor();
   if (group == 0) {
-    give_registers<40>();
+    give_registers<72>();
     if (threadIdx.x == 0) {
       int stage = 0, phase = 0;
       for (int tile = first; tile < tiles; tile += clusters) {
@@ -65,7 +65,7 @@ extern "C" __global__ __launch_bounds__(384, 1) void convolved(
     __syncwarp();
     if (SPLIT > 1) { cluster_sync(); cluster_sync(); }
   } else {
-    take_registers<232>();
+    take_registers<216>();
     int thread = threadIdx.x % 128, lane = thread % 32, stage = 0, phase = 0, warp = threadIdx.x / 32 - 4;
     uint32 rows_at = (group - 1) * 64 * DEPTH * 2;
     for (int tile = first; tile < tiles; tile += clusters) {
