@@ -150,7 +150,7 @@ def launch(
     source: Source,
     grid: tuple[int, int, int],
     threads: int,
-    args: Sequence[Tensor | Tiles | Number],
+    args: Sequence[Tensor | Tiles | Number | None],
     *,
     device: torch.device,
     cluster: int = 1,
@@ -186,9 +186,9 @@ def launch(
     _checked(driver, (*driver.cuLaunchKernelEx(config, kernel.function, given, 0), None))
 
 
-def _value(driver: Any, arg: Tensor | Tiles | Number) -> tuple[Any, Any]:
-    if isinstance(arg, Tensor):
-        return arg.data_ptr(), ctypes.c_void_p
+def _value(driver: Any, arg: Tensor | Tiles | Number | None) -> tuple[Any, Any]:
+    if arg is None or isinstance(arg, Tensor):
+        return 0 if arg is None else arg.data_ptr(), ctypes.c_void_p
     if isinstance(arg, Tiles):
         return _map(driver, arg), None
     return arg, ctypes.c_int if isinstance(arg, int) else ctypes.c_float
