@@ -139,5 +139,6 @@ __device__ __forceinline__ uint32 packed(float low, float high) { uint32 r; asm(
 __device__ __forceinline__ float low_of(uint32 v) { return __uint_as_float(v << 16); }
 __device__ __forceinline__ float high_of(uint32 v) { return __uint_as_float(v & 0xffff0000u); }
 #endif
+__device__ __forceinline__ uint32 added(uint32 a, uint32 b) { return packed(low_of(a) + low_of(b), high_of(a) + high_of(b)); }
 __device__ __forceinline__ float exp2_of(float x) { float r; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x)); return r; }
 __device__ __forceinline__ float inverse_of(float x) { float r; asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x)); return r; }
