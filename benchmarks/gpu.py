@@ -47,6 +47,7 @@ NOTHING = Options(
     tuned=False,
     attention=(),
     wide=False,
+    overlapped=False,
 )
 GRAPH = replace(NOTHING, graphs=True)
 CUDNN = ("cudnn", "flash", "efficient", "math")
@@ -58,6 +59,7 @@ VARIANTS = {
     "+ packed": replace(GRAPH, kernels=True, channels_last=True, packed=True),
     "+ prompts": replace(GRAPH, kernels=True, channels_last=True, packed=True, prompts=True),
     "default": Options(),
+    "default, not overlapped": Options(overlapped=False),
     "default, cudnn attention": Options(attention=CUDNN),
     "default, flash attention": Options(attention=("flash", "cudnn", "efficient", "math")),
     "default, tuned": Options(tuned=True),

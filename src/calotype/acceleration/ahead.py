@@ -19,6 +19,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from calotype.acceleration.overlapped import launched_so
+
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -32,28 +34,34 @@ class _Unknown(Exception):
 
 
 class Kernel:
-    """A Triton kernel, launched as ever: ``kernel[grid](…)``."""
+    """A Triton kernel, launched as ever: ``kernel[grid](…)``.
+
+    One with an argument ``NEXT`` may begin before the one before it has ended, where that is on (`overlapped.py`).
+    """
 
     def __init__(self, function: Any) -> None:
         self.function = function
-        self.constant = ["constexpr" in str(kind) for kind in _kinds(function.fn)]
+        kinds = _kinds(function.fn)
+        self.constant = ["constexpr" in str(kind) for kind in kinds.values()]
+        self.waits = "NEXT" in kinds
         self.known: set[Hashable] = set()
         """The forms that were launched or compiled since the process began."""
 
     def __getitem__(self, grid: Any) -> Callable[..., Any]:
         instead = _INSTEAD.get()
         launch: Callable[..., Any] = self.function[grid] if instead is None else partial(instead, self, grid)
-        return launch
+        more = launched_so() if self.waits else None
+        return partial(launch, **more) if more else launch
 
     def form(self, args: tuple[Any, ...], options: dict[str, Any]) -> Hashable:
         """What the kernel is compiled for; seldom the same for two that differ, often different for two alike."""
         return *map(_form, args, self.constant), *options.items()
 
 
-def _kinds(function: Callable[..., Any]) -> list[Any]:
+def _kinds(function: Callable[..., Any]) -> dict[str, Any]:
     """The annotation of each argument."""
     names = function.__code__.co_varnames[: function.__code__.co_argcount]
-    return [function.__annotations__.get(name) for name in names]
+    return {name: function.__annotations__.get(name) for name in names}
 
 
 def _form(value: Any, constant: bool) -> Hashable:

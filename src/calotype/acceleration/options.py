@@ -41,8 +41,9 @@ class Options:
     product where that is quicker (needs ``kernels``). ``tuned``: cuDNN tries its algorithms on the first use of a
     shape. ``attention`` is the order in which PyTorch's backends are tried; empty leaves it to PyTorch. ``short``:
     attention to a prompt of at most 128 tokens in Triton, ``wide``: attention of one wide head, an autoencoder's, by
-    matrix products and a softmax in Triton (both need ``kernels``). ``shapes`` is how many captured graphs a model
-    keeps.
+    matrix products and a softmax in Triton (both need ``kernels``). ``overlapped``: kernels may be brought to the
+    processors before the one before them has ended (needs ``kernels``). ``shapes`` is how many captured graphs a
+    model keeps.
 
     The last two change results, so they are used only where they are asked for, on a CPU too: ``step_cache`` leaves
     the depth of a U-Net out of some steps; ``linears``, "int8" or "fp8", is the type in which the linear layers of
@@ -60,6 +61,7 @@ class Options:
     attention: tuple[str, ...] = ()
     short: bool = True
     wide: bool = True
+    overlapped: bool = True
     shapes: int = 8
     step_cache: StepCache | None = None
     linears: str | None = None
