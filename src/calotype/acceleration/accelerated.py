@@ -23,16 +23,17 @@ from calotype.acceleration.numbers import Amounts, Weighing, without_strength
 from calotype.acceleration.options import Options
 from calotype.acceleration.overlapped import allowed, overlapped
 from calotype.acceleration.quantised import Products
-from calotype.acceleration.stand_ins import Kernels, Prompt, Readers, StandIns, kernels_for
+from calotype.acceleration.stand_ins import Prompt, Readers, StandIns
 from calotype.acceleration.state import Structure, Weights, channels_last, obstacle, pack
 from calotype.acceleration.step_cache import CachedSteps, Counts, fits
+from calotype.acceleration.usable import Kernels, kernels_for
 from calotype.acceleration.values import taken_apart
 from calotype.nn.replaceable import replaced
 
 logger = logging.getLogger(__name__)
 
 PROMPTS = frozenset({"encoder_hidden_states"})
-OF_KERNELS = ("grouped", "gates", "short", "wide", "overlapped")
+OF_KERNELS = ("grouped", "gates", "convolutions", "short", "wide", "overlapped")
 """The options that are about some of the kernels."""
 UNREAD = ("generator",)
 """Arguments of the methods beside ``forward`` that these accept and do not read."""
@@ -300,8 +301,8 @@ class Runner:
         if self.weights is None:
             return "has not been called"
         names = (
-            "graphs", "channels_last", "kernels", "packed", "prompts", "grouped", "gates", "short", "wide",
-            "overlapped", "tuned",
+            "graphs", "channels_last", "kernels", "packed", "prompts", "grouped", "gates", "convolutions",
+            "short", "wide", "overlapped", "tuned",
         )  # fmt: skip
         used = [name for name in names if getattr(self.inside, name)]
         if self.kernels is None:
@@ -309,8 +310,9 @@ class Runner:
             if self.options.kernels:
                 used[used.index("kernels")] = "PyTorch in place of kernels, which Triton cannot build here"
         else:
-            if "gates" in used and not self.kernels.gate_products.available(self.weights.tensors[0].device):
-                used.remove("gates")
+            place = self.weights.tensors[0].device
+            of = {"gates": self.kernels.gate_products, "convolutions": self.kernels.convolutions}
+            used = [name for name in used if name not in of or of[name].available(place)]
             if "overlapped" in used and not self.overlaps:
                 used.remove("overlapped")
         if self.options.attention:

@@ -38,7 +38,8 @@ class Options:
     ``packed``: queries, keys and values of self-attention in one matrix product, keys and values of a prompt too.
     ``prompts``: keys and values of a prompt are computed once and not in each step (needs ``graphs``). ``grouped``:
     those of all layers in one launch (needs ``prompts`` and ``kernels``). ``gates``: GEGLU in one kernel with its
-    product where that is quicker (needs ``kernels``). ``tuned``: cuDNN tries its algorithms on the first use of a
+    product, and ``convolutions``: those of 3 x 3 pixels in CUDA C++ with what is added to them, each where that is
+    quicker (both need ``kernels``). ``tuned``: cuDNN tries its algorithms on the first use of a
     shape. ``attention`` is the order in which PyTorch's backends are tried; empty leaves it to PyTorch. ``short``:
     attention to a prompt of at most 128 tokens in Triton, ``wide``: attention of one wide head, an autoencoder's, by
     matrix products and a softmax in Triton (both need ``kernels``). ``overlapped``: kernels may be brought to the
@@ -57,6 +58,7 @@ class Options:
     prompts: bool = True
     grouped: bool = True
     gates: bool = True
+    convolutions: bool = True
     tuned: bool = False
     attention: tuple[str, ...] = ()
     short: bool = True

@@ -40,9 +40,14 @@ def overlapped(on: bool) -> Iterator[None]:
         _ON.reset(token)
 
 
+def is_on() -> bool:
+    """Whether kernels are launched so."""
+    return _ON.get()
+
+
 def launched_so() -> dict[str, Any]:
     """What a kernel that knows how to wait is launched with beside its own: the argument, and Triton's option."""
-    return {"NEXT": NEXT, "launch_pdl": True} if _ON.get() else {}
+    return {"NEXT": NEXT, "launch_pdl": True} if is_on() else {}
 
 
 @cache

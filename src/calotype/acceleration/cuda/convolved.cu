@@ -61,6 +61,7 @@ extern "C" __global__ __launch_bounds__(384, 1) void convolved(
           if (++stage == STAGES) { stage = 0; phase ^= 1; }
         }
       }
+      let_successor_begin();
     }
     __syncwarp();
     if (SPLIT > 1) { cluster_sync(); cluster_sync(); }

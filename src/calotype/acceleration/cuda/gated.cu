@@ -63,6 +63,7 @@ extern "C" __global__ __launch_bounds__(384, 1) void gated(
           if (++stage == STAGES) { stage = 0; phase ^= 1; }
         }
       }
+      let_successor_begin();
     }
     __syncwarp();
   } else {
@@ -94,9 +95,6 @@ extern "C" __global__ __launch_bounds__(384, 1) void gated(
       int column = (rows_first ? tile / down : tile % across) * COLUMNS, pair = lane % 4;
       const uint32* values = (const uint32*)(bias + column) + pair;
       const uint32* gates = (const uint32*)(bias + half + column) + pair;
-#ifdef NOTHING_WRITTEN
-      if (sums[0] != 123.0f) continue;
-#endif
       #pragma unroll
       for (int j = 0; j < COLUMNS / 8; j += 4) {
         uint32 above[4], below[4];
