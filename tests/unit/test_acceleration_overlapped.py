@@ -100,11 +100,15 @@ class Launches:
 
 def test_a_kernel_is_launched_so_where_that_is_on_and_it_knows_how_to_wait() -> None:
     waiting, other = Launches(True), Launches(False)
-    one, two = Kernel(waiting), Kernel(other)
+    kernels = Kernel(waiting), Kernel(other)
+
+    def call() -> None:
+        for kernel in kernels:
+            kernel[(1,)](torch.zeros(1), num_warps=4)
+
     for on in (False, True, False):
         with overlapped.overlapped(on):
-            for kernel in (one, two):
-                ahead.compiled_first(lambda kernel=kernel: kernel[(1,)](torch.zeros(1), num_warps=4))
+            ahead.compiled_first(call)
     so = {"num_warps": 4, "NEXT": overlapped.NEXT, "launch_pdl": True}
     assert waiting.given == [{"num_warps": 4}, so, {"num_warps": 4}]
     assert other.given == 3 * [{"num_warps": 4}]

@@ -71,13 +71,12 @@ def allowed(device: torch.device) -> bool:
 
 
 def is_known() -> bool:
-    """Whether this Triton has the instructions and the option."""
+    """Whether this Triton has the option to launch kernels so."""
     try:
         from triton.backends.nvidia.compiler import CUDAOptions
-        from triton.language.extra import cuda
     except ImportError:
         return False
-    return hasattr(cuda, "gdc_wait") and "launch_pdl" in CUDAOptions.__dataclass_fields__
+    return "launch_pdl" in CUDAOptions.__dataclass_fields__
 
 
 def _try_out(device: torch.device) -> None:

@@ -7,18 +7,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-try:
-    from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
-except ImportError:  # before Triton 3.4, where no kernel is launched so
-
-    @triton.jit
-    def gdc_wait():
-        """Stands for the name."""
-
-    @triton.jit
-    def gdc_launch_dependents():
-        """Stands for the name."""
-
 
 @triton.jit
 def begin(NEXT: tl.constexpr):
@@ -29,14 +17,24 @@ def begin(NEXT: tl.constexpr):
     """
     if NEXT is not None:
         if NEXT == "while waiting":
-            gdc_launch_dependents()
-        gdc_wait()
+            _let_next_begin()
+        # Triton's own name for this cannot be compiled in 3.4
+        tl.inline_asm_elementwise(
+            "griddepcontrol.wait; mov.b32 $0, 0;", "=r", [], dtype=tl.int32, is_pure=False, pack=1
+        )
         if NEXT == "at once":
-            gdc_launch_dependents()
+            _let_next_begin()
 
 
 @triton.jit
 def loaded(NEXT: tl.constexpr):
     """A program has read the most of what it reads, and is about to write."""
     if NEXT == "once loaded":
-        gdc_launch_dependents()
+        _let_next_begin()
+
+
+@triton.jit
+def _let_next_begin():
+    tl.inline_asm_elementwise(
+        "griddepcontrol.launch_dependents; mov.b32 $0, 0;", "=r", [], dtype=tl.int32, is_pure=False, pack=1
+    )
