@@ -119,7 +119,8 @@ def test_a_map_made_larger(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16))
 @pytest.mark.parametrize("size", [(1, 4096), (2, 1000), (1, 16384)])
 def test_one_wide_head(dtype: torch.dtype, size: tuple[int, int]) -> None:
-    from calotype.acceleration.stand_ins import StandIns, kernels_for
+    from calotype.acceleration.stand_ins import StandIns
+    from calotype.acceleration.usable import kernels_for
     from calotype.nn.attention import Attention
 
     layer = Attention(512, heads=1, dim_head=512, bias=True).cuda().to(dtype).eval()
@@ -150,7 +151,9 @@ def test_products_with_many_matrices(dtype: torch.dtype, rows: int) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES[1:])
 @pytest.mark.parametrize("size", [(1, 2048, 1280, 5120), (3, 700, 320, 1280)])
-def test_gates_with_their_product(dtype: torch.dtype, size: tuple[int, ...]) -> None:
+def test_gates_with_their_product_in_triton(
+    dtype: torch.dtype, size: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from calotype.acceleration.kernels import gate_products
 
     batch, rows, width, half = size
@@ -158,10 +161,12 @@ def test_gates_with_their_product(dtype: torch.dtype, size: tuple[int, ...]) -> 
         random(*shape, dtype=dtype) for shape in ((batch, rows, width), (2 * half, width), (2 * half,))
     )
     weight *= width**-0.5
-    if not gate_products.available(x.device):
+    if not gate_products._is_in_triton(x.device):
         pytest.skip("needs tensor descriptors")
+    monkeypatch.setattr(gate_products, "in_cuda", lambda device: False)
     enough = gate_products.TURNS * gate_products.processors(x.device)
-    assert gate_products.fit(x, weight, bias) == (-(-batch * rows // 128) * half // 128 >= enough)
+    used = gate_products.fused if -(-batch * rows // 128) * half // 128 >= enough else None
+    assert gate_products.fit(x, weight, bias) is used
     assert not gate_products.fit(x[:, :1], weight, bias)
     assert not gate_products.fit(x, weight[:, :-1], bias)
     right = gate_products.plain(x.float(), weight.float(), bias.float())
@@ -180,7 +185,8 @@ def test_gates_with_their_product(dtype: torch.dtype, size: tuple[int, ...]) -> 
     ],
 )
 def test_attention_to_a_prompt(dtype: torch.dtype, size: tuple[int, ...]) -> None:
-    from calotype.acceleration.stand_ins import StandIns, kernels_for
+    from calotype.acceleration.stand_ins import StandIns
+    from calotype.acceleration.usable import kernels_for
     from calotype.nn.attention import Attention
 
     batch, heads, rows, channels, keys = size
