@@ -23,8 +23,8 @@ CHECKED = ("gate_products", "convolutions")
 def available(device: torch.device) -> bool:
     """Whether all of them can be compiled and launched and are right on the device.
 
-    Where they could be and are not, a line in the log says why. Asked for the first time it takes as long as compiling does,
-    and is not for a capture.
+    Where they could be and are not, a line in the log says why. Asked for the first time it takes as long as compiling
+    does, and is not for a capture.
     """
     if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != MAJOR:
         return False

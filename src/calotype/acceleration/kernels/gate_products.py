@@ -1,8 +1,8 @@
 """GEGLU in one pass: values and gates are multiplied where they were computed, and are never written to memory.
 
 Tiles come by Hopper's bulk copies, in Triton through tensor descriptors; by pointers this is no quicker than the
-library's product and a gate after it. In CUDA C++ (`cuda/gated.cu`) two programs share what they copy, and the next tile
-is copied while the gates of one are computed.
+library's product and a gate after it. In CUDA C++ (`cuda/gated.cu`) two programs share what they copy, and the next
+tile is copied while the gates of one are computed.
 """
 
 # mypy: disable-error-code="no-untyped-def, assignment, arg-type"
