@@ -1,0 +1,215 @@
+// Group norm of a channels-last map, with an offset before and SiLU after: read once, written once.
+//
+// A cluster has some whole groups of a sample, each of its programs some of the pixels. A thread has the same eight channels
+// of every pixel that is its own, and keeps what it copied near the processor until it writes: nobody else reads that.
+// Means and squared deviations go from a thread's channels to its program's groups to the cluster's, combined as in Chan,
+// Golub and LeVeque (1979); a channel's are of differences from the thread's first pixel, so a large mean costs no digits.
+#include "hopper.cuh"
+
+#define PARTS 4  // of a thread's pixels, looked at as they come
+
+struct Found { float mean, squares; };  // squares of deviations from the mean, summed
+
+__device__ __forceinline__ uint32 programs_of_cluster() { uint32 r; asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(r)); return r; }
+__device__ __forceinline__ void copy_16(uint32 to, const uint16* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"(to), "l"(from) : "memory");
+}
+__device__ __forceinline__ void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int N> __device__ __forceinline__ void copies_wait() { asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory"); }
+
+__device__ __forceinline__ uint4 read_16(uint32 at) {
+  uint4 v; asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at)); return v;
+}
+__device__ __forceinline__ void unpack(float (&to)[8], uint4 v) {
+  to[0] = low_of(v.x); to[1] = high_of(v.x); to[2] = low_of(v.y); to[3] = high_of(v.y);
+  to[4] = low_of(v.z); to[5] = high_of(v.z); to[6] = low_of(v.w); to[7] = high_of(v.w);
+}
+__device__ __forceinline__ float sum_of_warp(float v) {
+  #pragma unroll
+  for (int apart = 16; apart > 0; apart /= 2) v += __shfl_xor_sync(0xffffffff, v, apart);
+  return v;
+}
+
+// x / (1 + exp(-x)) of two numbers with one inverse; the bound keeps the product of the two divisors finite.
+__device__ __forceinline__ void silu(float& x, float& y) {
+  float a = 1.0f + exp2_of(fminf(-1.4426950408889634f * x, 60.0f)), b = 1.0f + exp2_of(fminf(-1.4426950408889634f * y, 60.0f));
+  float both = inverse_of(a * b);
+  x *= b * both;
+  y *= a * both;
+}
+
+// One group of the channels `from` to `to` of a thread's eight, each with the same number of pixels.
+__device__ __forceinline__ Found joined(const float (&mean)[8], const float (&squares)[8], int from, int to, float pixels) {
+  Found found = {0.0f, 0.0f};
+  #pragma unroll
+  for (int i = 0; i < 8; i++) if (i >= from && i < to) found.mean += mean[i];
+  found.mean /= max(to - from, 1);
+  #pragma unroll
+  for (int i = 0; i < 8; i++) {
+    float apart = mean[i] - found.mean;
+    if (i >= from && i < to) found.squares += squares[i] + pixels * apart * apart;
+  }
+  return found;
+}
+
+// Programs take `share` pixels each, their threads every one of `rows` pixels at the channels of `vectors` · 16 bytes.
+// `slots` pixels of a thread have room. A vector must not meet more than two groups: 4 or at least 8 channels in each.
+extern "C" __global__ __launch_bounds__(640, 1) void group_norm(
+    const uint16* x, uint16* y, const uint16* shift, const uint16* offset, const uint16* weight, const uint16* bias,
+    int size, int channels, int width, int vectors, int share, int rows, int slots, int shift_row, int activated, float eps) {
+  extern __shared__ __align__(128) uint8 memory[];
+  int thread = threadIdx.x, row = thread / vectors, vector = thread - row * vectors;
+  int rank = rank_in_cluster(), programs = programs_of_cluster(), groups = 8 * vectors / width;
+  int begin = rank * share, own = max(min(size - begin, share), 0);
+  int mine = row < rows && row < own ? (own - row + rows - 1) / rows : 0;
+  int channel = (blockIdx.x / programs * vectors + vector) * 8;
+  long long at = ((long long)blockIdx.y * size + begin + row) * channels + channel, stride = (long long)rows * channels;
+  uint32 step = rows * vectors * 16, kept = near(memory) + thread * 16;
+  Found* threads = (Found*)(memory + slots * step);             // of a thread's first group, then of its second
+  Found* totals = threads + 2 * blockDim.x;                     // of each program's groups
+  int quarter = (slots + PARTS - 1) / PARTS;
+  cluster_arrive();
+  wait_for_predecessor();
+
+  {
+    const uint16* from = x + at;
+    uint32 to = kept;
+    #pragma unroll
+    for (int part = 0; part < PARTS; part++) {
+      int count = min(mine - part * quarter, quarter);
+      #pragma unroll 4
+      for (int i = 0; i < count; i++) {
+        copy_16(to, from);
+        from += stride;
+        to += step;
+      }
+      copies_commit();
+    }
+  }
+  uint4 nothing = make_uint4(0, 0, 0, 0), one = nothing, other = nothing;
+  if (mine > 0) {
+    one = *(const uint4*)(shift + (long long)blockIdx.y * shift_row + channel);
+    other = *(const uint4*)(offset + channel);
+  }
+
+  float pivot[8], mean[8] = {}, squares[8] = {};
+  {
+    uint32 from = kept;
+    #pragma unroll
+    for (int part = 0; part < PARTS; part++) {
+      if (part == 0) copies_wait<3>();
+      if (part == 1) copies_wait<2>();
+      if (part == 2) copies_wait<1>();
+      if (part == 3) copies_wait<0>();
+      if (part == 0) unpack(pivot, mine > 0 ? read_16(kept) : nothing);
+      int count = min(mine - part * quarter, quarter);
+      #pragma unroll 2
+      for (int i = 0; i < count; i++) {
+        float value[8];
+        unpack(value, read_16(from));
+        #pragma unroll
+        for (int c = 0; c < 8; c++) {
+          float apart = value[c] - pivot[c];
+          mean[c] += apart;
+          squares[c] = fmaf(apart, apart, squares[c]);
+        }
+        from += step;
+      }
+    }
+  }
+  uint4 scales = nothing, biases = nothing;
+  if (mine > 0) {
+    scales = *(const uint4*)(weight + channel);
+    biases = *(const uint4*)(bias + channel);
+  }
+  float added[8];
+  {
+    float more[8], inverse = mine > 0 ? 1.0f / mine : 0.0f;
+    unpack(added, one);
+    unpack(more, other);
+    #pragma unroll
+    for (int c = 0; c < 8; c++) {
+      added[c] += more[c];
+      squares[c] = fmaxf(squares[c] - mean[c] * mean[c] * inverse, 0.0f);
+      mean[c] = fmaf(mean[c], inverse, pivot[c]) + added[c];
+    }
+  }
+  int group = 8 * vector / width, inside = min((group + 1) * width - 8 * vector, 8);  // the first one's channels
+  threads[thread] = joined(mean, squares, 0, inside, mine);
+  threads[blockDim.x + thread] = joined(mean, squares, inside, 8, mine);
+  __syncthreads();
+  cluster_wait();  // the others have begun, so there is memory beside them
+
+  int lane = thread % 32, least = own / rows, left = own - least * rows;
+  for (int g = thread / 32; g < groups; g += blockDim.x / 32) {
+    int low = g * width, high = low + width;
+    Found found = {0.0f, 0.0f};
+    for (int v = low / 8; 8 * v < high; v++) {
+      const Found* of = threads + (8 * v < low ? blockDim.x : 0) + v;
+      float width_here = min(8 * v + 8, high) - max(8 * v, low);
+      #pragma unroll 4
+      for (int r = lane; r < rows; r += 32) found.mean += width_here * (least + (r < left)) * of[r * vectors].mean;
+    }
+    found.mean = sum_of_warp(found.mean) / max(own * width, 1);
+    for (int v = low / 8; 8 * v < high; v++) {
+      const Found* of = threads + (8 * v < low ? blockDim.x : 0) + v;
+      float width_here = min(8 * v + 8, high) - max(8 * v, low);
+      #pragma unroll 4
+      for (int r = lane; r < rows; r += 32) {
+        Found its = of[r * vectors];
+        float apart = its.mean - found.mean;
+        found.squares += its.squares + width_here * (least + (r < left)) * apart * apart;
+      }
+    }
+    found.squares = sum_of_warp(found.squares);
+    if (lane < programs) {
+      uint32 to = beside(near(totals + rank * groups + g), lane);
+      write_beside(to, found.mean);
+      write_beside(to + 4, found.squares);
+    }
+  }
+  cluster_sync();
+  if (mine == 0) return;
+
+  float factor[8], summand[8];
+  {
+    float of_group[2] = {0.0f, 0.0f}, scale[2] = {0.0f, 0.0f}, all = (float)size * width;
+    #pragma unroll
+    for (int second = 0; second < 2; second++) {
+      if (second && inside == 8) continue;
+      const Found* of = totals + group + second;
+      float total = 0.0f, apart_in_all = 0.0f;
+      for (int p = 0; p < programs; p++) total += (float)max(min(size - p * share, share), 0) * of[p * groups].mean;
+      total /= size;
+      for (int p = 0; p < programs; p++) {
+        float apart = of[p * groups].mean - total;
+        apart_in_all += of[p * groups].squares + (float)max(min(size - p * share, share), 0) * width * apart * apart;
+      }
+      of_group[second] = total;
+      scale[second] = rsqrtf(apart_in_all / all + eps);
+    }
+    unpack(factor, scales);
+    unpack(summand, biases);
+    #pragma unroll
+    for (int c = 0; c < 8; c++) {
+      factor[c] *= c < inside ? scale[0] : scale[1];
+      summand[c] += (added[c] - (c < inside ? of_group[0] : of_group[1])) * factor[c];
+    }
+  }
+  uint16* to = y + at;
+  #pragma unroll 2
+  for (int i = 0; i < mine; i++) {
+    float value[8];
+    unpack(value, read_16(kept));
+    #pragma unroll
+    for (int c = 0; c < 8; c++) value[c] = fmaf(value[c], factor[c], summand[c]);
+    if (activated) {
+      #pragma unroll
+      for (int c = 0; c < 8; c += 2) silu(value[c], value[c + 1]);
+    }
+    *(uint4*)to = make_uint4(
+        packed(value[0], value[1]), packed(value[2], value[3]), packed(value[4], value[5]), packed(value[6], value[7]));
+    kept += step;
+    to += stride;
+  }
+}
