@@ -10,16 +10,6 @@
 
 struct Found { float mean, squares; };  // squares of deviations from the mean, summed
 
-__device__ __forceinline__ uint32 programs_of_cluster() { uint32 r; asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(r)); return r; }
-__device__ __forceinline__ void copy_16(uint32 to, const uint16* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"(to), "l"(from) : "memory");
-}
-__device__ __forceinline__ void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int N> __device__ __forceinline__ void copies_wait() { asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory"); }
-
-__device__ __forceinline__ uint4 read_16(uint32 at) {
-  uint4 v; asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at)); return v;
-}
 __device__ __forceinline__ void unpack(float (&to)[8], uint4 v) {
   to[0] = low_of(v.x); to[1] = high_of(v.x); to[2] = low_of(v.y); to[3] = high_of(v.y);
   to[4] = low_of(v.z); to[5] = high_of(v.z); to[6] = low_of(v.w); to[7] = high_of(v.w);
@@ -67,8 +57,15 @@ extern "C" __global__ __launch_bounds__(640, 1) void group_norm(
   uint32 step = rows * vectors * 16, kept = near(memory) + thread * 16;
   Found* threads = (Found*)(memory + slots * step);             // of a thread's first group, then of its second
   Found* totals = threads + 2 * blockDim.x;                     // of each program's groups
+  uint32 barrier = near(totals + programs * groups);            // hears of those
   int quarter = (slots + PARTS - 1) / PARTS;
-  cluster_arrive();
+  if (thread == 0) {
+    barrier_init(barrier, 1);
+    barriers_are_known();
+    barrier_expect(barrier, programs * groups * sizeof(Found));
+  }
+  __syncwarp();
+  cluster_arrive_alone();
   wait_for_predecessor();
 
   {
@@ -138,7 +135,7 @@ extern "C" __global__ __launch_bounds__(640, 1) void group_norm(
   threads[thread] = joined(mean, squares, 0, inside, mine);
   threads[blockDim.x + thread] = joined(mean, squares, inside, 8, mine);
   __syncthreads();
-  cluster_wait();  // the others have begun, so there is memory beside them
+  cluster_wait();  // the others have begun, and their barriers are known
 
   int lane = thread % 32, least = own / rows, left = own - least * rows;
   for (int g = thread / 32; g < groups; g += blockDim.x / 32) {
@@ -162,13 +159,9 @@ extern "C" __global__ __launch_bounds__(640, 1) void group_norm(
       }
     }
     found.squares = sum_of_warp(found.squares);
-    if (lane < programs) {
-      uint32 to = beside(near(totals + rank * groups + g), lane);
-      write_beside(to, found.mean);
-      write_beside(to + 4, found.squares);
-    }
+    if (lane < programs) send_beside(beside(near(totals + rank * groups + g), lane), beside(barrier, lane), found.mean, found.squares);
   }
-  cluster_sync();
+  barrier_wait_cluster(barrier, 0);  // also without pixels: nobody leaves while others write beside it
   if (mine == 0) return;
 
   float factor[8], summand[8];
