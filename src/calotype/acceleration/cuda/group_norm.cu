@@ -7,16 +7,19 @@
 #include "hopper.cuh"
 
 #define PARTS 4  // of a thread's pixels, looked at as they come
+#define CLUSTER 8  // programs at most
 
 struct Found { float mean, squares; };  // squares of deviations from the mean, summed
+struct Norm { float mean, factor; };
 
 __device__ __forceinline__ void unpack(float (&to)[8], uint4 v) {
   to[0] = low_of(v.x); to[1] = high_of(v.x); to[2] = low_of(v.y); to[3] = high_of(v.y);
   to[4] = low_of(v.z); to[5] = high_of(v.z); to[6] = low_of(v.w); to[7] = high_of(v.w);
 }
-__device__ __forceinline__ float sum_of_warp(float v) {
+// Of `LANES` neighbours, to each of them.
+template <int LANES> __device__ __forceinline__ float sum_of(float v) {
   #pragma unroll
-  for (int apart = 16; apart > 0; apart /= 2) v += __shfl_xor_sync(0xffffffff, v, apart);
+  for (int apart = LANES / 2; apart > 0; apart /= 2) v += __shfl_xor_sync(0xffffffff, v, apart);
   return v;
 }
 
@@ -33,7 +36,7 @@ __device__ __forceinline__ Found joined(const float (&mean)[8], const float (&sq
   Found found = {0.0f, 0.0f};
   #pragma unroll
   for (int i = 0; i < 8; i++) if (i >= from && i < to) found.mean += mean[i];
-  found.mean /= max(to - from, 1);
+  found.mean *= inverse_of(max(to - from, 1));
   #pragma unroll
   for (int i = 0; i < 8; i++) {
     float apart = mean[i] - found.mean;
@@ -44,7 +47,8 @@ __device__ __forceinline__ Found joined(const float (&mean)[8], const float (&sq
 
 // Programs take `share` pixels each, their threads every one of `rows` pixels at the channels of `vectors` · 16 bytes.
 // `slots` pixels of a thread have room. A vector must not meet more than two groups: 4 or at least 8 channels in each.
-extern "C" __global__ __launch_bounds__(640, 1) void group_norm(
+// With the bound a thread has 64 registers, so that three programs of 320 fit on a processor.
+extern "C" __global__ __launch_bounds__(1024, 1) void group_norm(
     const uint16* x, uint16* y, const uint16* shift, const uint16* offset, const uint16* weight, const uint16* bias,
     int size, int channels, int width, int vectors, int share, int rows, int slots, int shift_row, int activated, float eps) {
   extern __shared__ __align__(128) uint8 memory[];
@@ -57,7 +61,8 @@ extern "C" __global__ __launch_bounds__(640, 1) void group_norm(
   uint32 step = rows * vectors * 16, kept = near(memory) + thread * 16;
   Found* threads = (Found*)(memory + slots * step);             // of a thread's first group, then of its second
   Found* totals = threads + 2 * blockDim.x;                     // of each program's groups
-  uint32 barrier = near(totals + programs * groups);            // hears of those
+  Norm* norms = (Norm*)(totals + programs * groups);            // of each group
+  uint32 barrier = near(norms + groups);                        // hears of the totals
   int quarter = (slots + PARTS - 1) / PARTS;
   if (thread == 0) {
     barrier_init(barrier, 1);
@@ -121,7 +126,7 @@ extern "C" __global__ __launch_bounds__(640, 1) void group_norm(
   }
   float added[8];
   {
-    float more[8], inverse = mine > 0 ? 1.0f / mine : 0.0f;
+    float more[8], inverse = inverse_of(max(mine, 1));
     unpack(added, one);
     unpack(more, other);
     #pragma unroll
@@ -147,7 +152,7 @@ extern "C" __global__ __launch_bounds__(640, 1) void group_norm(
       #pragma unroll 4
       for (int r = lane; r < rows; r += 32) found.mean += width_here * (least + (r < left)) * of[r * vectors].mean;
     }
-    found.mean = sum_of_warp(found.mean) / max(own * width, 1);
+    found.mean = sum_of<32>(found.mean) * inverse_of(max(own * width, 1));
     for (int v = low / 8; 8 * v < high; v++) {
       const Found* of = threads + (8 * v < low ? blockDim.x : 0) + v;
       float width_here = min(8 * v + 8, high) - max(8 * v, low);
@@ -158,35 +163,31 @@ extern "C" __global__ __launch_bounds__(640, 1) void group_norm(
         found.squares += its.squares + width_here * (least + (r < left)) * apart * apart;
       }
     }
-    found.squares = sum_of_warp(found.squares);
+    found.squares = sum_of<32>(found.squares);
     if (lane < programs) send_beside(beside(near(totals + rank * groups + g), lane), beside(barrier, lane), found.mean, found.squares);
   }
-  barrier_wait_cluster(barrier, 0);  // also without pixels: nobody leaves while others write beside it
+  // from one lane for each program
+  for (int i = thread; i / 32 * 32 < groups * CLUSTER; i += blockDim.x) {
+    int g = i / CLUSTER, p = i % CLUSTER;
+    barrier_wait_cluster(barrier, 0);
+    Found its = {0.0f, 0.0f};
+    if (g < groups && p < programs) its = totals[p * groups + g];
+    float pixels = max(min(size - p * share, share), 0), mean = sum_of<CLUSTER>(pixels * its.mean) * inverse_of(size);
+    float apart = its.mean - mean, squares = sum_of<CLUSTER>(p < programs ? its.squares + pixels * width * apart * apart : 0.0f);
+    if (g < groups && p == 0) norms[g] = {mean, rsqrtf(squares * inverse_of((float)size * width) + eps)};
+  }
+  __syncthreads();  // also of those without pixels: nobody leaves while others write beside it
   if (mine == 0) return;
 
   float factor[8], summand[8];
   {
-    float of_group[2] = {0.0f, 0.0f}, scale[2] = {0.0f, 0.0f}, all = (float)size * width;
-    #pragma unroll
-    for (int second = 0; second < 2; second++) {
-      if (second && inside == 8) continue;
-      const Found* of = totals + group + second;
-      float total = 0.0f, apart_in_all = 0.0f;
-      for (int p = 0; p < programs; p++) total += (float)max(min(size - p * share, share), 0) * of[p * groups].mean;
-      total /= size;
-      for (int p = 0; p < programs; p++) {
-        float apart = of[p * groups].mean - total;
-        apart_in_all += of[p * groups].squares + (float)max(min(size - p * share, share), 0) * width * apart * apart;
-      }
-      of_group[second] = total;
-      scale[second] = rsqrtf(apart_in_all / all + eps);
-    }
+    Norm one = norms[group], other = inside < 8 ? norms[group + 1] : one;
     unpack(factor, scales);
     unpack(summand, biases);
     #pragma unroll
     for (int c = 0; c < 8; c++) {
-      factor[c] *= c < inside ? scale[0] : scale[1];
-      summand[c] += (added[c] - (c < inside ? of_group[0] : of_group[1])) * factor[c];
+      factor[c] *= c < inside ? one.factor : other.factor;
+      summand[c] += (added[c] - (c < inside ? one.mean : other.mean)) * factor[c];
     }
   }
   uint16* to = y + at;

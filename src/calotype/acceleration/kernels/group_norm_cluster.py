@@ -58,9 +58,9 @@ class Plan:
 
     @property
     def bytes(self) -> int:
-        """What a program keeps: its part of the map, two groups' statistics a thread, all programs', a barrier."""
+        """What a program keeps: its part of the map, statistics of threads, programs and groups, a barrier."""
         kept = self.slots * self.rows * self.vectors * 16
-        return kept + 16 * self.threads + 8 * self.programs * self.groups + 8
+        return kept + 16 * self.threads + 8 * (self.programs + 1) * self.groups + 8
 
 
 def slice_of(channels: int, groups: int) -> int | None:
