@@ -97,9 +97,9 @@ __device__ __forceinline__ void stores_commit() { asm volatile("cp.async.bulk.co
 // Until what the stores read is free but for the last N groups.
 template <int N> __device__ __forceinline__ void stores_wait() { asm volatile("cp.async.bulk.wait_group.read %0;" :: "n"(N) : "memory"); }
 
-// -- copies of 16 bytes by each thread, which alone knows of them until a barrier ----------------------------------------
+// -- copies of 16 bytes by each thread, which alone knows of them until a barrier; lines of 128 are fetched for its neighbours
 
-__device__ __forceinline__ void copy_16(uint32 to, const void* from) { asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"(to), "l"(from) : "memory"); }
+__device__ __forceinline__ void copy_16(uint32 to, const void* from) { asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" :: "r"(to), "l"(from) : "memory"); }
 __device__ __forceinline__ void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Until what was copied is there but for the last N groups.
 template <int N> __device__ __forceinline__ void copies_wait() { asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory"); }
