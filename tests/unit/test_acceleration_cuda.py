@@ -70,6 +70,34 @@ def test_group_norm(dtype: torch.dtype, shape: tuple[int, ...], last: bool) -> N
         assert found.stride() == x.stride()
 
 
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+@pytest.mark.parametrize(
+    "shape", [(2, 320, 64, 64), (16, 1280, 16, 16), (1, 960, 17, 33), (2, 1280, 1, 1), (1, 128, 9, 9)]
+)
+@pytest.mark.parametrize("mean", [0, 60])
+def test_group_norm_in_one_launch(dtype: torch.dtype, shape: tuple[int, ...], mean: float) -> None:
+    from calotype.acceleration.kernels import group_norm, group_norm_cluster
+
+    x = (random(*shape) + mean).to(dtype).contiguous(memory_format=torch.channels_last)
+    if not group_norm_cluster.available(x.device):
+        pytest.skip("needs clusters and cuda.bindings")
+    w, b, o, s = (random(n, dtype=dtype) for n in (shape[1], shape[1], shape[1], shape[0] * shape[1]))
+    s, row = s.view(shape[:2]), shape[1]
+    assert group_norm_cluster.fit(x, 32, s, o, w, b, shift_row=row)
+    assert not group_norm_cluster.fit(x, 32, s, o, w, b, shift_row=row + 4)
+    assert not group_norm_cluster.fit(x, 32, s, o, w.float(), b)
+    assert not group_norm_cluster.fit(x, 32, s, random(row + 1, dtype=dtype)[1:], w, b)
+    for silu in (True, False):
+        found = group_norm_cluster.fused(x, 32, w, b, 1e-5, silu, s, o, row)
+        three = group_norm._channels_last(x, 32, w, b, 1e-5, silu, s, o, row)
+        right = group_norm.plain(
+            x.double(), 32, w.double(), b.double(), 1e-5, silu=silu, shift=s.double(), offset=o.double()
+        )
+        assert error(found, right) < 1.02 * error(three, right) + 2e-6
+        assert found.stride() == x.stride()
+        assert torch.equal(found, group_norm_cluster.fused(x, 32, w, b, 1e-5, silu, s, o, row))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", [320, 640, 1280])
 def test_layer_norm_and_gate(dtype: torch.dtype, width: int) -> None:

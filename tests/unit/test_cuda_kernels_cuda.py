@@ -97,7 +97,7 @@ def test_gates_with_their_product(dtype: torch.dtype, size: tuple[int, ...]) -> 
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("columns", convolutions.COLUMNS)
+@pytest.mark.parametrize("form", sorted({form[:3] for form in convolutions.FORMS}))
 @pytest.mark.parametrize(
     ("size", "bias", "other"),
     [
@@ -110,10 +110,10 @@ def test_gates_with_their_product(dtype: torch.dtype, size: tuple[int, ...]) -> 
     ],
 )
 def test_convolutions(
-    dtype: torch.dtype, columns: int, size: tuple[int, int, int, int], bias: bool, other: bool
+    dtype: torch.dtype, form: tuple[int, int, int], size: tuple[int, int, int, int], bias: bool, other: bool
 ) -> None:
     n, c, h, w = size
-    o = 2 * columns
+    o = 2 * form[0]
     x = random(*size, dtype=dtype).contiguous(memory_format=LAST)
     weight = (random(o, c, 3, 3, dtype=dtype) * (9 * c) ** -0.5).contiguous(memory_format=LAST)
     given = (
@@ -123,13 +123,15 @@ def test_convolutions(
         random(n, o, h, w, dtype=dtype).contiguous(memory_format=LAST) if other else None,
     )
     box = min(convolutions.BOXES, key=lambda box: box.covering(n, h, w))
-    plan = convolutions.Plan(columns, convolutions.PAIR, 1, box)
+    plan = convolutions.Plan(*form, box)
     # what is added to a rounded sum makes a second rounding
     bound = BOUND[dtype] * (1.5 if other else 1)
     right_however_launched(convolutions.fused, convolutions.plain, given, bound, divided=plan)
 
 
-@pytest.mark.parametrize("size", [(2, 320, 64, 64, 320), (2, 640, 64, 64, 640), (1, 512, 128, 128, 512)])
+@pytest.mark.parametrize(
+    "size", [(2, 320, 64, 64, 320), (2, 640, 32, 32, 640), (2, 1280, 16, 16, 1280), (2, 1280, 8, 8, 1280)]
+)
 def test_convolutions_as_they_are_planned(size: tuple[int, ...]) -> None:
     n, c, h, w, o = size
     x = random(n, c, h, w, dtype=torch.bfloat16).contiguous(memory_format=LAST)

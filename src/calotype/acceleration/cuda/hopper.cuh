@@ -12,6 +12,7 @@ struct alignas(64) Tiles { uint64 opaque[16]; };  // what the host encodes; pass
 __device__ __forceinline__ uint32 near(const void* p) { return (uint32)__cvta_generic_to_shared(p); }
 
 __device__ __forceinline__ uint32 rank_in_cluster() { uint32 r; asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r)); return r; }
+__device__ __forceinline__ uint32 programs_of_cluster() { uint32 r; asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(r)); return r; }
 
 // The address of the same place beside another program of the cluster.
 __device__ __forceinline__ uint32 beside(uint32 address, uint32 rank) {
@@ -19,6 +20,8 @@ __device__ __forceinline__ uint32 beside(uint32 address, uint32 rank) {
 }
 
 __device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+// Without a word on what was written before, which would wait for all memory; enough after `barriers_are_known`.
+__device__ __forceinline__ void cluster_arrive_alone() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 __device__ __forceinline__ void cluster_sync() { cluster_arrive(); cluster_wait(); }
 // The same where nothing that was written is read afterwards but barriers.
@@ -35,6 +38,11 @@ __device__ __forceinline__ void write_beside(uint32 address, float a, float b, f
 }
 __device__ __forceinline__ float4 read_near(uint32 address) {
   float4 v; asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(address) : "memory"); return v;
+}
+
+// Two numbers to a place beside another program, whose barrier hears of eight bytes.
+__device__ __forceinline__ void send_beside(uint32 address, uint32 barrier, float v, float w) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%2, %3}, [%1];" :: "r"(address), "r"(barrier), "f"(v), "f"(w) : "memory");
 }
 
 // One thread of a warp whose threads are all here.
@@ -104,6 +112,16 @@ __device__ __forceinline__ void store_2d(const Tiles* t, uint32 from, int x, int
 __device__ __forceinline__ void stores_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 // Until what the stores read is free but for the last N groups.
 template <int N> __device__ __forceinline__ void stores_wait() { asm volatile("cp.async.bulk.wait_group.read %0;" :: "n"(N) : "memory"); }
+
+// -- copies of 16 bytes by each thread, which alone knows of them until a barrier; lines of 128 are fetched for its neighbours
+
+__device__ __forceinline__ void copy_16(uint32 to, const void* from) { asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" :: "r"(to), "l"(from) : "memory"); }
+__device__ __forceinline__ void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Until what was copied is there but for the last N groups.
+template <int N> __device__ __forceinline__ void copies_wait() { asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory"); }
+__device__ __forceinline__ uint4 read_16(uint32 address) {
+  uint4 v; asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address)); return v;
+}
 
 // -- products of a warpgroup -------------------------------------------------------------------------------------------
 

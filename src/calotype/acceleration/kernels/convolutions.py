@@ -22,17 +22,6 @@ PIXELS = 128
 """Pixels of a box."""
 DEPTH = 64
 """Input channels that are multiplied at a time."""
-COLUMNS = (160, 128, 256)
-"""Output channels of a tile, in the order in which they are preferred where they take equally long."""
-PAIR = 2
-"""Programs that have neighbouring boxes and share their filters."""
-FILLED = 0.8
-"""The part of the device's work that has to be wanted; with less, cuDNN's convolutions are expected to be quicker.
-
-The rest are tiles that the last turn lacks, and pixels of boxes outside the map. Measured on an H200, µs (cuDNN, this):
-2 x 320 channels at 64² -> 320, 97 %: 33.8, 23.9; 2 x 960 at 64² -> 320, 97 %: 88.0, 61.7; 2 x 640 at 64² -> 640, 97 %:
-105, 83; 16 x 640 at 32² -> 640, 97 %: 208, 164. It is slower where there are few tiles, as for 2 x 1280 at 16².
-"""
 MEMORY = 227 * 1024
 """Bytes beside a processor that a program may use."""
 MOST_STAGES = 8
@@ -90,22 +79,59 @@ BOXES = tuple(
 )
 
 
+class Form(NamedTuple):
+    """A way to divide convolutions, and how many tiles have to be there for each turn of the device's clusters."""
+
+    columns: int
+    pair: int
+    """Programs that have neighbouring boxes and share their filters."""
+    split: int
+    clusters: float
+    """That compute at a time, as a part of the device's processors."""
+    filled: float
+    """The part of the device's work in all turns that has to be wanted."""
+    turns: int | None = None
+    """Turns at most; any number if ``None``."""
+    others: bool = True
+    """Whether it is quicker too where cuDNN's tiles of 256 columns divide the result as well."""
+
+
+FORMS = (
+    Form(160, pair=2, split=1, clusters=1 / 2, filled=0.8, turns=2),
+    Form(160, pair=2, split=1, clusters=1 / 2, filled=0.8, others=False),
+    Form(160, pair=1, split=2, clusters=1 / 2, filled=0.7, turns=1, others=False),
+    Form(160, pair=1, split=3, clusters=1 / 4, filled=0.8, turns=1),
+    Form(64, pair=1, split=4, clusters=5 / 33, filled=0.8, turns=1),
+)
+"""In the order of preference. Measured on an H200, µs, cuDNN and these, without what is added:
+
+first: 2 x 320 channels at 64² to 320 33.8, 23.9; 2 x 960 at 64² to 320 88.0, 61.7; 2 x 1280 at 32² to 1280 86.1,
+79.6; 16 x 1280 at 16² to 1280 179, 164
+second: 2 x 640 at 64² to 640 105, 83; 16 x 320 at 64² to 320 182, 167; 16 x 640 at 32² to 640 194, 170; 2 x 320 at 128²
+to 320 96, 85; but 2 x 1280 at 64² to 1280 310, 338
+third: 2 x 640 at 32² to 640 33.1, 29.0; 2 x 1920 at 32² to 640 85.4, 70.7; but 16 x 1280 at 8² to 1280 52, 57
+fourth: 2 x 1280 at 16² to 1280 32.3, 30.2; 2 x 2560 at 16² to 1280 54.4, 53.2
+fifth: 2 x 1280 at 8² to 1280 23.1, 15.2; 2 x 2560 at 8² to 1280 31.6, 26.9
+
+With tiles of 128 or 256 columns (an autoencoder's channels) it is slower than cuDNN: 1 x 512 at 256² 384, 432.
+"""
+
+
 def plan(n: int, h: int, w: int, c: int, o: int, processors: int) -> Plan | None:
     """How to divide a convolution of (n, c, h, w) to o channels; None where cuDNN's is expected to be quicker."""
     if c % DEPTH or not n * h * w * c:
         return None
     box = min(BOXES, key=lambda box: box.covering(n, h, w))
-    able = [Plan(columns, PAIR, 1, box) for columns in COLUMNS if o % columns == 0]
-    best = min(able, key=lambda one: time(one, n, h, w, o, processors), default=None)
-    if best is None or n * h * w * o < FILLED * time(best, n, h, w, o, processors) * processors * PIXELS:
-        return None
-    return best
-
-
-def time(plan: Plan, n: int, h: int, w: int, o: int, processors: int) -> float:
-    """How long it takes, in columns that each processor computes of a box, one after another."""
-    turns = -(-plan.tiles(n, h, w, o) // (processors // (plan.pair * plan.split)))
-    return turns * plan.columns / plan.split
+    for form in FORMS:
+        if o % form.columns or (o % 256 == 0 and not form.others):
+            continue
+        found = Plan(form.columns, form.pair, form.split, box)
+        clusters = int(form.clusters * processors)
+        turns = -(-found.tiles(n, h, w, o) // max(clusters, 1))
+        wanted = n * h * w / PIXELS * (o / form.columns) / form.pair  # tiles, without what is outside the map
+        if (form.turns is None or turns <= form.turns) and wanted >= form.filled * turns * clusters:
+            return found
+    return None
 
 
 _plan = lru_cache(maxsize=1024)(plan)
@@ -189,6 +215,6 @@ def check(device: torch.device) -> tuple[Tensor, Tensor]:
     x = x.view(2, 64, 9, 17).contiguous(memory_format=last)
     weight = (weight.view(160, 64, 3, 3) / 8).contiguous(memory_format=last)
     other = other.view(2, 160, 9, 17).contiguous(memory_format=last)
-    divided = Plan(160, PAIR, 1, min(BOXES, key=lambda box: box.covering(2, 9, 17)))
+    divided = Plan(160, 2, 1, min(BOXES, key=lambda box: box.covering(2, 9, 17)))
     given = x, weight, bias[:160].contiguous(), other
     return fused(*given, divided), plain(*given)

@@ -1,7 +1,8 @@
 """Group normalisation with what stands around it: an offset before, SiLU after (https://arxiv.org/abs/1803.08494).
 
 PyTorch takes three passes over contiguous memory for norm and activation, and turns channels-last maps around for it.
-Here a map is read twice and written once, in the layout that it has. Means and squared deviations are combined tile by
+Here a map is read twice and written once, in the layout that it has; channels-last and small enough to stay near the
+processors, it is read once (``group_norm_cluster``). Means and squared deviations are combined tile by
 tile as in Chan, Golub and LeVeque (1979), so a large mean costs no digits.
 """
 
@@ -16,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from calotype.acceleration.ahead import Kernel
+from calotype.acceleration.kernels import group_norm_cluster
 from calotype.acceleration.kernels.succession import begin, loaded
 
 TILE = 4096
@@ -260,7 +262,10 @@ def fused(
     none = nothing(x.shape[1], x)
     shift_row = 0 if shift is None else shift.stride(0)
     given = none if shift is None else shift, none if offset is None else offset
-    run = _channels_last if x.is_contiguous(memory_format=torch.channels_last) else _contiguous
+    if group_norm_cluster.fit(x, groups, *given, weight, bias, shift_row=shift_row):
+        run = group_norm_cluster.fused
+    else:
+        run = _channels_last if x.is_contiguous(memory_format=torch.channels_last) else _contiguous
     return run(x, groups, weight, bias, eps, silu, *given, shift_row)
 
 

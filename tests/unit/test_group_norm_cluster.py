@@ -1,0 +1,101 @@
+"""How a map is divided among clusters: everything is taken once, there is room for it, and groups are whole."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import numpy as np
+import pytest
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("Triton is not installed", allow_module_level=True)
+
+from calotype.acceleration.kernels import group_norm_cluster as cluster
+
+SHARED = 227 * 1024  # bytes near a processor of an H100
+
+SIDES = {64: (320, 640, 960), 32: (320, 640, 960, 1280, 1920), 16: (640, 1280, 1920, 2560), 8: (1280, 2560)}
+LARGE = {128: (320, 640), 64: (320, 640, 960, 1280, 1920), 32: (640, 1280, 1920, 2560)}
+MAPS = {
+    *((side, channels) for sides in (SIDES, LARGE) for side, some in sides.items() for channels in some),
+    (128, 512), (9, 128), (1, 256), (17, 1280),
+}  # fmt: skip
+
+
+def walk(plan: cluster.Plan, size: int, width: int) -> tuple[Any, Any]:
+    """How often each (pixel, channel) of a slice is taken, and by how many each group's statistics are found."""
+    channels = plan.vectors * cluster.VECTOR
+    taken = np.zeros((size, channels), dtype=int)
+    counted = np.zeros(plan.groups, dtype=int)
+    thread = np.arange(plan.threads)
+    row, vector = thread // plan.vectors, thread % plan.vectors
+    for rank in range(plan.programs):
+        begin = rank * plan.share
+        own = min(max(size - begin, 0), plan.share)
+        mine = np.where((row < plan.rows) & (row < own), (own - row + plan.rows - 1) // plan.rows, 0)
+        assert mine.max() <= plan.slots
+        for slot in range(plan.slots):
+            has = mine > slot
+            pixel = begin + slot * plan.rows + row[has]
+            for lane in range(cluster.VECTOR):
+                np.add.at(taken, (pixel, vector[has] * cluster.VECTOR + lane), 1)
+        # two groups at most meet in a vector: the first one's channels are those inside
+        first = cluster.VECTOR * vector // width
+        inside = np.minimum((first + 1) * width - cluster.VECTOR * vector, cluster.VECTOR)
+        np.add.at(counted, first, inside * mine)
+        second = inside < cluster.VECTOR
+        assert np.all(cluster.VECTOR - inside[second] <= width)
+        np.add.at(counted, first[second] + 1, (cluster.VECTOR - inside[second]) * mine[second])
+    return taken, counted
+
+
+@pytest.mark.parametrize("given", sorted(MAPS))
+def test_everything_is_taken_once_and_is_near(given: tuple[int, int]) -> None:
+    side, channels = given
+    size, width = side * side, channels // 32
+    plan = cluster.plan_of(size, channels, 32, SHARED)
+    assert plan is not None
+    assert plan.groups * width == plan.vectors * cluster.VECTOR
+    assert 32 % plan.groups == 0
+    assert 2 * plan.groups * width >= cluster.NARROWEST
+    assert plan.threads % cluster.WARP == 0
+    assert plan.vectors <= plan.threads <= cluster.THREADS
+    assert plan.programs in (2, 4, 8)  # never one alone
+    assert plan.bytes <= cluster.rounded(plan.bytes, SHARED) <= SHARED
+    taken, counted = walk(plan, size, width)
+    assert np.all(taken == 1)
+    assert np.all(counted == size * width)
+
+
+def test_fewer_threads_than_vectors_of_whole_warps_leave_some_idle() -> None:
+    plan = cluster.divided(50, 320, 32, 4, 2, 64)
+    assert plan is not None
+    assert (plan.threads, plan.rows) == (64, 12)
+    taken, counted = walk(plan, 50, 10)
+    assert np.all(taken == 1)
+    assert np.all(counted == 500)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        (128 * 128, 960, 32),  # 3.9 MB in the narrowest slice
+        (1024 * 1024, 128, 32),
+        (256 * 256, 256, 32),  # only in runs of 16 bytes
+        (64, 64, 32),  # two channels in each group: a vector meets four
+        (64, 4 * 33, 33),  # no whole vectors
+        (64, 100, 32),
+    ],
+)
+def test_what_does_not_fit_is_left_to_three_launches(given: tuple[int, ...]) -> None:
+    assert cluster.plan_of(*given, SHARED) is None
+
+
+def test_memory_is_asked_for_in_few_sizes() -> None:
+    sizes = {cluster.rounded(needed, SHARED) for needed in range(0, SHARED + 1, 128)}
+    assert len(sizes) == 8
+    for needed in range(0, SHARED + 1, 1024):
+        given = cluster.rounded(needed, SHARED)
+        assert needed <= given <= SHARED
+        assert cluster.fitting(given, SHARED) == min(cluster.fitting(needed, SHARED), 8)
