@@ -149,7 +149,7 @@ def test_convolutions_of_other_forms_are_left_to_pytorch(pretended: Any) -> None
     assert not fit(x, weight.contiguous())
     assert not fit(x, weight, bias, other.contiguous())
     assert not fit(x, weight, bias, other[:1])
-    assert not fit(x[:1], weight)
+    assert not fit(x[:1, :, :17], weight)  # too few tiles
     assert not fit(x, weight[:, :, :1, :1].contiguous(memory_format=LAST))
     assert not fit(x, maps(c=128)[1])
     assert not fit(*maps(c=96)[:2])
