@@ -44,7 +44,7 @@ from calotype.training.recipes.pocket_family.second_encoder import (
     maps_to_base,
     read_both,
 )
-from calotype.training.recipes.pocket_family.variants import Variants
+from calotype.training.recipes.pocket_family.variants import Variants, off_middle
 from calotype.training.recipes.pocket_family.views import FIELDS, ViewSet
 from calotype.training.text_to_image import TextToImageObjective
 from tests.tiny import randomise
@@ -343,7 +343,9 @@ def test_crops_are_what_their_numbers_say() -> None:
     assert seen.shape == pictures.shape and numbers.shape == (count, 6)
     original, top, left = numbers[:, 0], numbers[:, 2], numbers[:, 3]
     assert (numbers[:, 4:] == side).all() and (numbers[:, 1] == original).all()
-    assert original.min() < 1.1 * side and original.max() > 1.5 * side
+    assert original.min() < 1.3 * side and original.max() > 1.5 * side
+    for edge in (left == 0, left == original - side):
+        assert 0.2 < edge.double().mean() < 0.4
     # the ramps tell where the crop's middle was
     middle = torch.stack((left, top), dim=1) + side / 2
     found = (seen[:, :2].mean((2, 3)) * (side - 1) / side + 1) / 2 * original[:, None]
@@ -358,18 +360,22 @@ def test_crops_are_what_their_numbers_say() -> None:
 
 
 def test_forms_of_views_are_made_as_views_come(work: Path, parts: Base) -> None:
-    views = ViewSet(work / "views", CPU, ("pictures", "latents"))
+    fields = ("pictures", "latents", "instances")
+    views = ViewSet(work / "views", CPU, fields)
     views.look()
-    few = ViewSet.of({"pictures": views.pictures[:3], "latents": views.latents[:3]}, CPU)
+    few = ViewSet.of({name: getattr(views, name)[:3] for name in fields}, CPU)
     forms = Variants(few, parts, 2, seed=5)
     forms.look()
     before = forms["spoilt"].clone()
     few._room, few._made = views._room, len(views)
     forms.look()
-    assert (
-        len(forms["crops"]) == len(forms["crop_sizes"]) == 12
-        and len(forms["small"]) == len(forms["scores"]) == 6
-    )
+    assert len(forms["small"]) == len(forms["scores"]) == 6
+    # of each three, two crops of the two whose objects stand nearest to the middle
+    assert len(forms["crops"]) == len(forms["crop_sizes"]) == 8
+    aside = off_middle(views.instances)
+    for first, cut in ((0, forms["crop_views"][:4]), (3, forms["crop_views"][4:])):
+        left_out = {first, first + 1, first + 2} - set(cut.tolist())
+        assert len(left_out) == 1 and aside[left_out.pop()] >= aside[cut].max()
     assert torch.equal(forms["spoilt"][:3], before)
     # what is clean is the view itself
     clean = forms["scores"] == 6

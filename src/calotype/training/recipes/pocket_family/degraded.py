@@ -9,10 +9,10 @@ from calotype.training.recipes.pocket_family.denoising import Draw
 
 BEST, WORST = 6.0, 2.5
 """Scores of clean pictures and of the most spoilt ones: the defaults of the refiner's pipeline."""
-LARGEST = 1.6
-"""How many times as large as the result an original is at most."""
-_SMALL = (0.375, 0.5, 0.75)
-"""How many times as large as the result small originals are."""
+SMALLEST, LARGEST = 1.2, 1.6
+"""How many times as large as the result an original is that is cropped."""
+_SMALL = (0.375, 0.375, 0.5, 0.75)
+"""How many times as large as the result small originals are, one as often as another."""
 _SPOILT = 0.65
 """Share of the pictures that are not clean."""
 _GRAIN = 0.2
@@ -21,13 +21,19 @@ _GRAIN = 0.2
 def cropped(pictures: torch.Tensor, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
     """Pictures [B, 3, P, P] cropped after they were enlarged.
 
+    A quarter of the crops begins on the very left, and a quarter ends on the very right: in a crop from between, what
+    stands anywhere in a picture is anywhere in the crop, and little is to be learned of where it was.
+
     Returns:
         pictures of the same size, and [B, 6]: height and width of the original, the crop's top and left corner in it,
         and the result's height and width.
     """
     side = pictures.shape[-1]
-    original = (side * draw.uniform(low=1.0, high=LARGEST)).round()
-    corner = (draw.uniform(2) * (original - side + 1)[:, None]).floor()
+    original = (side * draw.uniform(low=SMALLEST, high=LARGEST)).round()
+    place = draw.uniform(2)
+    place[:, 1] = (2 * place[:, 1] - 0.5).clamp(0, 1)
+    away = (original - side)[:, None]
+    corner = (place * (away + 1)).floor().minimum(away)
     # the crop's middle and half its width, on a picture from -1 to 1
     half = side / original
     middle = (2 * corner + side) / original[:, None] - 1

@@ -11,16 +11,26 @@ from calotype.training.recipes.base import Base
 from calotype.training.recipes.pocket.data import to_unit
 from calotype.training.recipes.pocket_family.degraded import blown_up_at_random, cropped, spoilt
 from calotype.training.recipes.pocket_family.denoising import Draw
+from calotype.training.recipes.pocket_family.masks import FIRST_OBJECT
 from calotype.training.recipes.pocket_family.views import ViewSet
 
 _PART = 64
 """Pictures encoded at a time."""
 
 
+def off_middle(instances: torch.Tensor) -> torch.Tensor:
+    """How far to the side, from 0 to 1, the pixels of objects are on average [B], by ``instances`` [B, P, P]."""
+    columns = (instances >= FIRST_OBJECT).float().sum(1)
+    aside = torch.linspace(-1, 1, columns.shape[-1], device=columns.device).abs()
+    return (columns * aside).sum(1) / columns.sum(1).clamp_min(1)
+
+
 class Variants:
     """Latents of the forms of each view, [N, C, h, w] each, and the numbers that tell what was done.
 
-    ``sizes`` [N, 6] are as :func:`cropped` has them; ``scores`` [N]. Each view has ``crops`` crops, one after another.
+    ``sizes`` [N, 6] are as :func:`cropped` has them; ``scores`` [N]. Crops are made of the half of the views whose
+    objects stand nearest to the middle, ``crops`` of each: those at the edge of a picture are left out of many crops,
+    and where they then are would hardly depend on the crop. ``crop_views`` are the views that they are of, int64 [M].
     """
 
     def __init__(self, views: ViewSet, base: Base, crops: int, seed: int) -> None:
@@ -29,7 +39,7 @@ class Variants:
         self._room: dict[str, torch.Tensor] = {}
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        """``crops`` and ``crop_sizes`` [N·crops, …], ``small`` and ``small_sizes``, ``spoilt`` and ``scores``."""
+        """``crops``, ``crop_sizes``, ``crop_views`` [M, …], else ``small``, ``small_sizes``, ``spoilt``, ``scores``."""
         return self._room[name]
 
     def look(self) -> None:
@@ -49,13 +59,14 @@ class Variants:
         generator = torch.Generator(device).manual_seed(self._seed + rows.start)
         options: dict[str, Any] = {"generator": generator, "device": device}
         pictures = to_unit(self._views.pictures[rows])
-        repeated = pictures.repeat_interleave(self._crops, 0)
-        crops, crop_sizes = cropped(repeated, Draw(torch.arange(len(repeated), device=device), options))
+        middling = off_middle(self._views.instances[rows]).argsort()[: (len(pictures) + 1) // 2]
+        repeated = middling.repeat_interleave(self._crops)
+        crops, crop_sizes = cropped(pictures[repeated], Draw(repeated, options))
         draw = Draw(torch.arange(len(pictures), device=device), options)
         small, small_sizes = blown_up_at_random(pictures, draw)
         worse, scores = spoilt(pictures, draw)
         return {
-            "crops": self._encoded(crops), "crop_sizes": crop_sizes,
+            "crops": self._encoded(crops), "crop_sizes": crop_sizes, "crop_views": repeated + rows.start,
             "small": self._encoded(small), "small_sizes": small_sizes,
             "spoilt": self._encoded(worse), "scores": scores,
         }  # fmt: skip

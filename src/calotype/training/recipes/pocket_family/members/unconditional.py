@@ -30,7 +30,7 @@ class PixelShape:
     """A UNet over pixels; ``attention`` says in which stages pixels attend to one another."""
 
     channels: tuple[int, ...] = (32, 64, 64)
-    attention: tuple[bool, ...] = (False, False, True)
+    attention: tuple[bool, ...] = (False, True, True)
     layers: int = 1
     head_width: int = 32
     groups: int = 8
@@ -41,7 +41,7 @@ class UnconditionalSettings:
     """``shrink`` is how many pixels of a view, across, one of its pictures is the mean of."""
 
     seed: int = 30_012
-    train: TrainSettings = field(default_factory=lambda: TrainSettings(warmup=200))
+    train: TrainSettings = field(default_factory=lambda: TrainSettings(batch=256, warmup=200))
     unet: PixelShape = field(default_factory=PixelShape)
     shrink: int = 2
 

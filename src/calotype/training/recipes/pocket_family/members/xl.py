@@ -78,7 +78,7 @@ class XLSettings:
     number_width: int = 32
     pooled: int = 64
     scenes: int = 512
-    shares: tuple[float, float] = (0.3, 0.45)
+    shares: tuple[float, float] = (0.2, 0.5)
     crops: int = 2
     trained: tuple[str, ...] = (
         r".*attentions\.\d\.proj", r".*attn\d\.to", r"mid_block\.resnets\.\d\.conv",
@@ -201,24 +201,30 @@ class XLBatches:
         made, settings, side = self.variants, self.settings, float(self.base.pixels)
         made.look()
         whole, crops = self._counts()
-        cut, small = draw.index[whole : whole + crops], draw.index[whole + crops :]
-        cut = settings.crops * cut + draw.integer(settings.crops)[whole : whole + crops]
+        cut = draw.integer(len(made["crops"]))[whole : whole + crops]
+        index = torch.cat([draw.index[:whole], made["crop_views"][cut], draw.index[whole + crops :]])
+        small = index[whole + crops :]
         asked = torch.tensor([side, side, 0.0, 0.0, side, side], device=draw.index.device)
         some = max(1, int(settings.train.batch * settings.refiner_share))
         scored = asked[:5].repeat(some, 1)
-        scored[:, 4] = made["scores"][draw.index[:some]]
+        scored[:, 4] = made["scores"][index[:some]]
         # one in each stratum, in the order of the batch: shuffled, so that all forms are at all levels
-        order = torch.randperm(len(draw.index), **draw.options)
+        order = torch.randperm(len(index), **draw.options)
         steps = int(self.base.scheduler.config.num_train_timesteps)
+        levels = (batch["timesteps"][order] + 0.5) / steps
+        # where things stand is settled when there is much noise, how sharp they are when there is little
+        levels[whole : whole + crops] = levels[whole : whole + crops].sqrt()
+        levels[whole + crops :] = levels[whole + crops :].square()
         return {
+            "input_ids": self.views.ids[index, draw.integer(self.views.ids.shape[1])].long(),
             "latents": torch.cat(
                 [batch["latents"][:whole], made["crops"][cut], made["small"][small]]
             ).float(),
             "time_ids": torch.cat(
                 [asked.repeat(whole, 1), made["crop_sizes"][cut], made["small_sizes"][small]]
             ),
-            "timesteps": batch["timesteps"][order],
-            "worse": made["spoilt"][draw.index[:some]].float(),
+            "timesteps": (levels * steps).long(),
+            "worse": made["spoilt"][index[:some]].float(),
             "scores": scored,
             "worse_noise": torch.randn(batch["noise"][:some].shape, **draw.options),
             "worse_timesteps": (draw.uniform(high=settings.refiner_levels) * steps).long()[:some],
@@ -241,7 +247,7 @@ class XL(Member):
         "encoder alone, is told a score from 2.5 (blurred and grainy) to 6 (clean), and knows the last fifth of the "
         "noise."
     )
-    fields = ("pictures", "latents", "ids")
+    fields = ("pictures", "latents", "instances", "ids")
 
     def settings(self, preset: str) -> XLSettings:
         if preset == "tiny":
