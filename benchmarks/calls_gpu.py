@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ def main() -> int:
         first, second = timer.wall(run), timer.wall(run)
         timer.wall(run)
         settled = timer.walls(run, 4.0, 9, 30)
-        pil = timer.walls(lambda run=run: run("pil"), 0.0, 5, 5)
+        pil = timer.walls(partial(run, "pil"), 0.0, 5, 5)
         lines.append(
             f"{call.what}: first {first:.0f} ms, second {second:.0f}, settled {statistics.median(settled):.1f} "
             f"(best {min(settled):.1f} of {len(settled)}), as PIL {statistics.median(pil):.1f}; "

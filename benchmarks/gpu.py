@@ -3,7 +3,7 @@
     python -m benchmarks.gpu [--only sd15,vae,…] [--seconds 240] [--out FILE] [--compiled] [--mechanisms] [--profile]
     python -m benchmarks.gpu --tiny --device cpu        # shows that it runs, and nothing else
 
-Models are of full size with random weights in bfloat16. The parts, in the order in which they run:
+Models are of full size with random weights in bfloat16. The parts:
 
 - ``sd15``, ``vae``, ``sdxl``: single calls of the UNets and of the decoder;
 - ``pictures``, ``controlnet``, ``turbo``, ``xlpictures``: from a prompt to pictures, text encoders included;
@@ -12,11 +12,11 @@ Models are of full size with random weights in bfloat16. The parts, in the order
 - ``kernels``, ``attention``: single ones, where they are named or with ``--mechanisms``.
 
 Each row has the reference (eager) first. ``--compiled`` adds it compiled and graphed for the UNets, which takes one to
-two minutes each; ``--mechanisms`` adds calotype with more and more of its acceleration. Times are medians of settled
-calls. The error is that of the output against the reference's models in float32, of pictures against the first one;
-peaks of memory are those of one library's models and all that their calls add. What does not fit in ``--seconds`` is
-left out, what fails is noted, and the rest goes on; the exit status is 1 where something failed. ``--out`` has all of
-it as JSON.
+two minutes each (with ``--seconds 590 --only sd15,sdxl``, say); ``--mechanisms`` adds calotype with more and more of
+its acceleration. Times are medians of settled calls. The error is that of the output against the reference's models in
+float32, of pictures that of the first one; peaks of memory are those of one library's models and all that their calls
+add. What does not fit in ``--seconds`` is left out, what fails is noted, and the rest goes on; the exit status is 1
+where something failed. ``--out`` has all of it as JSON.
 """
 
 from __future__ import annotations

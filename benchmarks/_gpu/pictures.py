@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,8 +58,7 @@ def models_of(pipe: Any) -> list[nn.Module]:
 def floor(pipe: Any, call: Call, given: dict[str, Any]) -> float:
     """The milliseconds that the operations take at least, from those of two and of three steps."""
     two, three = (
-        operations(lambda steps=steps: make(pipe, call, {**given, "num_inference_steps": steps}))
-        for steps in (2, 3)
+        operations(partial(make, pipe, call, {**given, "num_inference_steps": steps})) for steps in (2, 3)
     )
     return (two + (given["num_inference_steps"] - 2) * (three - two)) / RATE * 1e3
 

@@ -42,10 +42,15 @@ class Row:
     missing: str = ""
     """Why something was not measured."""
 
+    def value(self, name: str, who: str) -> float | None:
+        """What is known of a library or variant."""
+        found: float | None = getattr(self.found[who], name) if who in self.found else None
+        return found
+
     def ratio(self, name: str, of: str = OURS, to: str = REFERENCE) -> float | None:
         """One value of ``of`` over that of ``to``."""
-        values = [getattr(self.found[who], name) if who in self.found else None for who in (of, to)]
-        return values[0] / values[1] if values[0] is not None and values[1] else None
+        above, below = self.value(name, of), self.value(name, to)
+        return above / below if above is not None and below else None
 
     @property
     def verdict(self) -> str:
@@ -98,11 +103,10 @@ def table(rows: list[Row]) -> list[str]:
         + f" {'error':>6s} {'memory':>6s} {'held':>6s}  met?"
     ]
     for row in rows:
-        theirs, fast, ours = (row.found.get(who) for who in (REFERENCE, COMPILED, OURS))
-        faster = row.ratio("middle", REFERENCE, OURS)
-        cells = [shown(row.floor), shown(theirs and theirs.middle)]
-        cells += [shown(fast and fast.middle)] * compiled
-        cells += [shown(ours and ours.middle), shown(ours and ours.best), shown(faster, ".2f")]
+        cells = [shown(row.floor), shown(row.value("middle", REFERENCE))]
+        cells += [shown(row.value("middle", COMPILED))] * compiled
+        cells += [shown(row.value("middle", OURS)), shown(row.value("best", OURS))]
+        cells += [shown(row.ratio("middle", REFERENCE, OURS), ".2f")]
         cells += [shown(row.aim, ",.0f")]
         cells += [shown(row.ratio(name), ".2f", 6) for name in ("error", "allocated", "reserved")]
         lines.append(f"{row.what:{width}s} {' '.join(cells)}  {row.verdict}")

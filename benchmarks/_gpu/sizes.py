@@ -63,7 +63,12 @@ def tiny() -> Sizes:
     """Models of a few channels, an eighth of each side and at most two steps, for any processor."""
     from tests.tiny import UNET, VAE, XL_UNET
 
-    encoder = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    encoder: dict[str, Any] = {
+        "vocab_size": 512,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     shared = {name: UNET[name] for name in ("block_out_channels", "down_block_types", "layers_per_block")}
     shared |= {name: UNET[name] for name in ("cross_attention_dim", "attention_head_dim", "norm_num_groups")}
     added = 6 * XL_UNET["addition_time_embed_dim"] + encoder["hidden_size"]

@@ -62,9 +62,9 @@ class Timer:
         return start.elapsed_time(end) / count
 
     def clear(self) -> None:
-        """Give back what nothing refers to."""
-        gc.collect()
+        """Give back the device's memory that nothing refers to."""
         if self.cuda:
+            gc.collect()
             torch.cuda.empty_cache()
 
 
