@@ -15,6 +15,8 @@ import benchmarks
 
 ON_REQUEST = {
     "pocket_quality": "draws 200 pictures with the bundled checkpoint",
+    "gpu": "needs a GPU with some 40 GB, and four minutes of it",
+    "soak_gpu": "needs a GPU",
     "calls_gpu": "needs a GPU with some 20 GB",
     "video_gpu": "needs a GPU with some 40 GB",
 }

@@ -1,6 +1,6 @@
 """Whole calls on one GPU, from the prompt to the picture, and where their time goes.
 
-    python -m benchmarks.calls_gpu [--only one,sd15,sdxl] [--out FILE]
+    python -m benchmarks.calls_gpu [--only one,sd15,sdxl] [--out FILE]   # also four, sd15x8, controlnet
 
 Models of full size, text encoders included, with random weights in bfloat16. The first call of a process, the second
 (which captures) and those after the third are told apart. A row of the second table is a model in one settled call:
@@ -10,67 +10,21 @@ when the host came to it and left it, and when the device began and ended, in ms
 from __future__ import annotations
 
 import argparse
-import gc
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.gpu import SD15, SDXL, VAE, random_model, wall
-
-CALLS = {
-    "one": ("SDXL, 1 step, 512, no guidance", True, {"num_inference_steps": 1, "guidance_scale": 0.0}, 512),
-    "sd15": ("SD 1.5, 50 steps, 512", False, {"num_inference_steps": 50}, 512),
-    "sdxl": ("SDXL, 30 steps, 1024", True, {"num_inference_steps": 30}, 1024),
-}
-
-
-def text_encoder(tokenizer: Any, large: bool) -> Any:
-    """CLIP ViT-L's text model, or OpenCLIP bigG's with its projection."""
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    width, layers, heads = (1280, 32, 20) if large else (768, 12, 12)
-    config = CLIPTextConfig(
-        vocab_size=49408, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
-        num_attention_heads=heads, projection_dim=1280, hidden_act="gelu" if large else "quick_gelu",
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
-    with torch.device("cuda"):
-        model = (CLIPTextModelWithProjection if large else CLIPTextModel)(config)
-    found: Any = model.bfloat16().eval().requires_grad_(False)
-    return found
-
-
-def pipeline(xl: bool, folder: Path) -> Any:
-    """A pipeline with everything that a call from prompt to picture needs."""
-    from tests.tiny import tokenizer_folder
-    from transformers import CLIPTokenizer
-
-    import calotype
-
-    tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder(folder, 77))
-    vae = random_model(calotype, "AutoencoderKL", VAE)
-    unet = random_model(calotype, "UNet2DConditionModel", SDXL if xl else SD15)
-    scheduler = calotype.EulerDiscreteScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
-    )
-    parts = {"vae": vae, "unet": unet, "scheduler": scheduler, "tokenizer": tokenizer}
-    parts["text_encoder"] = text_encoder(tokenizer, large=False)
-    if xl:
-        parts |= {"text_encoder_2": text_encoder(tokenizer, large=True), "tokenizer_2": tokenizer}
-        pipe = calotype.StableDiffusionXLPipeline(**parts, add_watermarker=False)
-    else:
-        pipe = calotype.StableDiffusionPipeline(
-            **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-        )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+from benchmarks._gpu.calls import CALLS, make
+from benchmarks._gpu.sizes import FULL
+from benchmarks._gpu.stock import Stock
+from benchmarks._gpu.timing import Timer
 
 
 @contextmanager
@@ -128,38 +82,46 @@ def where_time_goes(run: Any) -> list[str]:
 @torch.no_grad()
 def main() -> int:
     parser = argparse.ArgumentParser(description="Time whole calls on a GPU, from the prompt to the picture.")
-    parser.add_argument("--only", default=",".join(CALLS), help=f"some of {', '.join(CALLS)}")
+    parser.add_argument("--only", default="one,sd15,sdxl", help=f"some of {', '.join(CALLS)}")
     parser.add_argument("--out", type=Path, help="a file for what acceleration says of the models")
     options = parser.parse_args()
+    names = options.only.split(",")
+    if unknown := [name for name in names if name not in CALLS]:
+        parser.error(f"there is no call {', '.join(unknown)}; there are {', '.join(CALLS)}")
     if not torch.cuda.is_available():
         print("This benchmark needs a CUDA device.", file=sys.stderr)
         return 2
+    import calotype
+
+    device = torch.device("cuda")
+    timer = Timer(device)
+    stock = Stock({"calotype": calotype}, FULL, device, torch.bfloat16)
     lines, reports = [], []
-    made: dict[bool, Any] = {}
-    for name in options.only.split(","):
-        what, xl, arguments, side = CALLS[name]
-        with tempfile.TemporaryDirectory() as folder:
-            if xl not in made:
-                made.clear()
-                gc.collect()
-                torch.cuda.empty_cache()
-                made[xl] = pipeline(xl, Path(folder) / "tokenizer")
+    for name in names:
+        call = CALLS[name]
+        stock.drop(*(("unet", "controlnet") if call.xl else ("xl_unet", "text_encoder_2")))
+        pipe = stock.pipeline("calotype", call.xl, call.scheduler, call.controlled)
+        timer.clear()
+        torch.cuda.reset_peak_memory_stats()
+        given, count = call.given(FULL), 0
 
-        def run(form: str = "pt", pipe: Any = made[xl], side: int = side, arguments: Any = arguments) -> Any:
-            generator = torch.Generator("cuda").manual_seed(0)
-            more = {"height": side, "width": side, "generator": generator, "output_type": form, **arguments}
-            return pipe("a red ball on the grass at night", **more).images
+        def run(form: str = "pt", pipe: Any = pipe, call: Any = call, given: dict[str, Any] = given) -> Any:
+            nonlocal count
+            count += 1
+            return make(pipe, call, given, count, form)
 
-        first, second = wall(run), wall(run)
-        wall(run)
-        settled = [wall(run) for _ in range(9)]
-        pil = statistics.median(wall(lambda run=run: run("pil")) for _ in range(5))
+        first, second = timer.wall(run), timer.wall(run)
+        timer.wall(run)
+        settled = timer.walls(run, 4.0, 9, 30)
+        pil = timer.walls(partial(run, "pil"), 0.0, 5, 5)
         lines.append(
-            f"{what}: first {first:.0f} ms, second {second:.0f}, settled {statistics.median(settled):.1f} "
-            f"(best {min(settled):.1f}), as PIL {pil:.1f}; {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB"
+            f"{call.what}: first {first:.0f} ms, second {second:.0f}, settled {statistics.median(settled):.1f} "
+            f"(best {min(settled):.1f} of {len(settled)}), as PIL {statistics.median(pil):.1f}; "
+            f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB"
         )
         lines += where_time_goes(run)
-        reports.append(f"{what}\n{made[xl].acceleration.report() if made[xl].acceleration else 'off'}")
+        reports.append(f"{call.what}\n{pipe.acceleration.report() if pipe.acceleration else 'off'}")
+        del pipe, run
     if options.out is not None:
         options.out.write_text("\n\n".join([*reports, *lines]) + "\n")
     print("\n".join(lines))

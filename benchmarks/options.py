@@ -16,16 +16,16 @@ from __future__ import annotations
 import argparse
 import gc
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import calotype
+from benchmarks._gpu.sizes import FULL
+from benchmarks._gpu.stock import Stock
 from benchmarks._side_by_side import machine
 from calotype.acceleration import Options, StepCache
 from calotype.core.errors import InputError
@@ -184,12 +184,10 @@ def pocket(arguments: argparse.Namespace, names: list[str]) -> None:
 
 def large(which: str, arguments: argparse.Namespace, names: list[str]) -> None:
     """The table of a model of full size with random weights, on a GPU."""
-    from benchmarks.calls_gpu import pipeline
-
     xl = which == "sdxl"
     side, steps = (1024, 30) if xl else (512, 50)
-    with tempfile.TemporaryDirectory() as folder:
-        pipe = pipeline(xl, Path(folder) / "tokenizer")
+    stock = Stock({"calotype": calotype}, FULL, torch.device("cuda"), torch.bfloat16)
+    pipe = stock.pipeline("calotype", xl, "euler")
 
     def make(name: str, prompt: int) -> torch.Tensor:
         setting = SETTINGS[name]

@@ -1,0 +1,120 @@
+"""How long something takes on a device, how much memory, and how far results are from right ones."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+RATE = 788e12
+"""bf16 operations a second that a large matrix product reaches on an H200."""
+
+
+class Timer:
+    """Times in ms on one device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.cuda = device.type == "cuda"
+
+    def settle(self) -> None:
+        """Wait until all that was launched has been computed."""
+        if self.cuda:
+            torch.cuda.synchronize()
+
+    def wall(self, function: Callable[[], Any]) -> float:
+        """One call, from when the device is idle until it is again."""
+        self.settle()
+        start = time.perf_counter()
+        function()
+        self.settle()
+        return (time.perf_counter() - start) * 1e3
+
+    def walls(self, function: Callable[[], Any], seconds: float, least: int, most: int) -> list[float]:
+        """Single calls until the time is over, of which there are at least and at most so many."""
+        until, times = time.perf_counter() + seconds, list[float]()
+        while len(times) < least or (len(times) < most and time.perf_counter() < until):
+            times.append(self.wall(function))
+        return times
+
+    def steady(self, function: Callable[[], Any], seconds: float = 0.6) -> list[float]:
+        """Five times, each the mean of several calls in a row that the host does not wait for."""
+        count = max(min(int(seconds * 1e3 / 5 / max(self.wall(function), 0.05)), 40), 1)
+        return [self._row(function, count) for _ in range(5)]
+
+    def _row(self, function: Callable[[], Any], count: int) -> float:
+        def calls() -> None:
+            for _ in range(count):
+                function()
+
+        if not self.cuda:
+            return self.wall(calls) / count
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        calls()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end) / count
+
+    def clear(self) -> None:
+        """Give back the device's memory that nothing refers to."""
+        if self.cuda:
+            gc.collect()
+            torch.cuda.empty_cache()
+
+
+class Peak:
+    """The most memory of one library's models and all that their calls add, from now on.
+
+    The other library's models lie beside them and are left out: what was there at first is taken off and the weights
+    of ``models`` are added.
+    """
+
+    def __init__(self, timer: Timer, models: Iterable[nn.Module]) -> None:
+        self.timer = timer
+        timer.clear()
+        timer.settle()
+        if timer.cuda:
+            own = weight_bytes(models)
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated() - own, torch.cuda.memory_reserved() - own
+
+    def gib(self) -> tuple[float | None, float | None]:
+        """What tensors took, and what PyTorch held for them; nothing is known of a CPU."""
+        if not self.timer.cuda:
+            return None, None
+        held = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+        return (held[0] - self.before[0]) / 2**30, (held[1] - self.before[1]) / 2**30
+
+
+def weight_bytes(models: Iterable[nn.Module]) -> int:
+    """Bytes of the models' parameters and buffers, each memory once."""
+    found = {}
+    for model in models:
+        for tensor in (*model.parameters(), *model.buffers()):
+            storage = tensor.untyped_storage()
+            found[storage.data_ptr()] = storage.nbytes()
+    return sum(found.values())
+
+
+def error(found: Tensor, right: Tensor) -> float:
+    """The relative error in the Euclidean norm."""
+    return float((found.double() - right.double()).norm() / right.double().norm())
+
+
+def operations(function: Callable[[], Any]) -> int:
+    """Floating-point operations of a call."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return int(counter.get_total_flops())
+
+
+def middle(times: list[float]) -> float:
+    return statistics.median(times)
