@@ -16,7 +16,7 @@ from calotype.acceleration.accelerated import Accelerated
 from calotype.acceleration.options import Options
 
 NOTHING = Options(
-    graphs=False, channels_last=False, kernels=False, packed=False, prompts=False, grouped=False, gates=False,
+    graphs=False, channels_last=False, kernels=False, packed=False, prompts=False, grouped=False, gates=False, convolutions=False, narrow=False, overlapped=False,
     short=False, tuned=False, attention=(), wide=False,
 )  # fmt: skip
 GRAPH = replace(NOTHING, graphs=True)
@@ -31,6 +31,8 @@ VARIANTS = {
     "flash attention": Options(attention=("flash", "cudnn", "efficient", "math")),
     "tuned": Options(tuned=True),
     "without graph": Options(graphs=False),
+    "not overlapped": Options(overlapped=False),
+    "cuDNN's convolutions": Options(convolutions=False),
     OURS: Options(),
 }
 """In an order in which what is done to the weights stays."""
