@@ -239,14 +239,14 @@ def test_a_model_in_half_precision_is_nearly_what_it_is_in_float32(
     from calotype.acceleration.kernels import gate_products, short_attention
 
     used = set()
-    for module in (gate_products, short_attention):
+    for module, name in ((gate_products, "fused"), (gate_products, "paired"), (short_attention, "fused")):
 
-        def noted(*given: Any, fused: Any = module.fused, name: str = module.__name__) -> Tensor:
+        def noted(*given: Any, run: Any = getattr(module, name), name: str = module.__name__) -> Tensor:
             used.add(name)
-            found: Tensor = fused(*given)
+            found: Tensor = run(*given)
             return found
 
-        monkeypatch.setattr(module, "fused", noted)
+        monkeypatch.setattr(module, name, noted)
     config = {**WIDE, "cross_attention_dim": 64}
     right, model = (randomise(calotype.UNet2DConditionModel(**config)).cuda() for _ in range(2))
     usual = randomise(calotype.UNet2DConditionModel(**config)).cuda().bfloat16()

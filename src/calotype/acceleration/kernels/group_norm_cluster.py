@@ -21,7 +21,9 @@ RUN = 160
 NARROWEST = 64
 """The same at least: two of memory's sectors."""
 CLUSTER = 8
-"""Programs of a cluster, on any device that has clusters: where there are as many pixels."""
+"""Programs of a cluster at most, on any device that has clusters."""
+PIXELS = 64
+"""Pixels of a program at least, but for the smallest maps: with fewer it does little but tell others what it found."""
 THREADS = 320
 """Threads of a program if its pixels have so many vectors: a few small programs on a processor hide each other's waits.
 
@@ -99,7 +101,7 @@ def _covering(vectors: int) -> int:
 
 def plan_of(size: int, channels: int, groups: int, shared: int) -> Plan | None:
     """The division of a map of ``size`` pixels; ``None`` if no slice of it fits into a cluster's memory."""
-    programs = next((n for n in (CLUSTER, 4) if n <= size), LEAST)
+    programs = next((n for n in (CLUSTER, 4) if n * PIXELS <= size), LEAST)
     able = (divided(size, channels, groups, some, programs, THREADS) for some in slices_of(channels, groups))
     return next((plan for plan in able if plan is not None and plan.bytes <= shared), None)
 
