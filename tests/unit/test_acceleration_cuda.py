@@ -239,14 +239,14 @@ def test_a_model_in_half_precision_is_nearly_what_it_is_in_float32(
     from calotype.acceleration.kernels import gate_products, short_attention
 
     used = set()
-    for module, name in ((gate_products, "fused"), (gate_products, "paired"), (short_attention, "fused")):
+    for run in (gate_products.fused, gate_products.paired, short_attention.fused):
 
-        def noted(*given: Any, run: Any = getattr(module, name), name: str = module.__name__) -> Tensor:
-            used.add(name)
+        def noted(*given: Any, run: Any = run) -> Tensor:
+            used.add(run.__module__)
             found: Tensor = run(*given)
             return found
 
-        monkeypatch.setattr(module, name, noted)
+        monkeypatch.setattr(f"{run.__module__}.{run.__name__}", noted)
     config = {**WIDE, "cross_attention_dim": 64}
     right, model = (randomise(calotype.UNet2DConditionModel(**config)).cuda() for _ in range(2))
     usual = randomise(calotype.UNet2DConditionModel(**config)).cuda().bfloat16()
