@@ -1,9 +1,10 @@
-// softmax(Q K^T / sqrt(channels)) V of heads of CHANNELS channels, with no mask.
+// softmax(scale Q K^T) V of heads of CHANNELS channels, with no mask.
 //
-// A program takes 64 queries of one head for each of its WARPGROUPS and walks over the keys, KEYS at a time, which one
-// thread of a further warpgroup brings by the copy engine into a ring of SLOTS. A warpgroup asks for the scores of the next keys before it asks for the
-// values of these, so that both products are under way while other warpgroups compute exponentials, which is what takes
-// longest: heads are narrow here. A share of the exponentials, POLYNOMIAL of 8, is computed without the unit for them.
+// A program takes 64 queries of one head for each of its WARPGROUPS and walks over the keys, KEYS at a time. One thread of
+// a further warpgroup asks the copy engine for keys and values, which come into a ring of SLOTS. A warpgroup asks for the
+// scores of the next keys before it asks for the values of these, so that both products are under way while other
+// warpgroups compute exponentials, which is what takes longest: heads are narrow here. Of eight exponentials POLYNOMIAL
+// are computed without the unit that has instructions for them.
 #include "hopper.cuh"
 #include "products.cuh"
 
@@ -11,25 +12,53 @@
 #define NAMED(a, b) JOINED(a, b)
 #define BOXES ((CHANNELS + 63) / 64)     // of 64 channels; those past CHANNELS are zero
 #define STEPS ((CHANNELS + 15) / 16)
+#define TOTALS (WIDTH > CHANNELS)        // whether values have a column of ones beside them, whose sums are the totals
 #define BOX (KEYS * 128)                 // bytes
 #define SLOT (BOXES * BOX)
 #define THREADS (WARPGROUPS * 128 + 128)
 
-// What is added to a number below 2^22 to find the nearest whole number in its lowest bits.
+// How far above the level, as a power of two, a weight may be before sums are multiplied anew.
+#ifdef HALF
+#define SLACK 4.0f
+#else
+#define SLACK 8.0f
+#endif
+
+// What is added to a number below 2^22 to find the nearest whole number in its lowest bits. Scaled scores that are greater
+// are computed less exactly, as float32 has them: up to 2^26 their exponents stay those of numbers.
 #define ROUNDING 12582912.0f
 
 // The ring as who waits for it goes along it.
 struct Ring {
-  uint32 slots, full, empty;
+  uint32 slots, full, empty, marked;
   int slot = 0, phase = 0;
   __device__ __forceinline__ void next() { if (++slot == SLOTS) { slot = 0; phase ^= 1; } }
-  // Where the next keys or values are, once they are there, and the barrier that says that they are not needed any more.
-  __device__ __forceinline__ uint32 take(uint32& done) {
+  // Where the next keys or values are, once `there` says so, and the barrier that says that they are not needed any more.
+  __device__ __forceinline__ uint32 take(uint32 there, uint32& done) {
     uint32 at = slots + slot * SLOT;
     done = empty + 8 * slot;
-    barrier_wait(full + 8 * slot, phase);
+    barrier_wait(there + 8 * slot, phase);
     next();
     return at;
+  }
+  __device__ __forceinline__ uint32 take_keys(uint32& done) { return take(full, done); }
+  __device__ __forceinline__ uint32 take_values(uint32& done) { return take(TOTALS ? marked : full, done); }
+  // What a warp does between the copy engine and the products: a one after the channels of each value.
+  __device__ __forceinline__ void mark(bool values) {
+    uint32 done, at = take(full, done) + CHANNELS / 64 * BOX;
+    int lane = threadIdx.x % 32;
+    if (values) {
+      #pragma unroll
+      for (int i = 0; i < KEYS; i += 32)
+        if (KEYS % 32 == 0 || i + lane < KEYS)
+          asm volatile("st.shared.b16 [%0], %1;" :: "r"(at + (i + lane) * 128 + ((CHANNELS % 64 * 2) ^ (lane % 8 * 16))), "h"((uint16)packed(1.0f, 0.0f)) : "memory");
+      fence_for_copies();
+    }
+    __syncwarp();
+    if (lane == 0) {
+      barrier_arrive(done - empty + marked);
+      barrier_arrive(done);
+    }
   }
   __device__ __forceinline__ void put(const Tiles* tiles, int place, int head, int batch) {
     uint32 at = slots + slot * SLOT, barrier = full + 8 * slot;
@@ -41,47 +70,65 @@ struct Ring {
   }
 };
 
+// Where a thread's two rows of queries are.
+struct Queries {
+  int rows, heads, down, batch, step, mine, pair;
+  __device__ __forceinline__ int row(int tile, int below) const { return tile % down * (64 * WARPGROUPS) + mine + below; }
+  __device__ __forceinline__ const uint16* at(const uint16* q, int tile, int below) const {
+    int part = tile / down;
+    return q + (long long)(part / heads) * batch + (long long)min(row(tile, below), rows - 1) * step + part % heads * CHANNELS + 2 * pair;
+  }
+};
+
+__device__ __forceinline__ void read_queries(uint32 (&asked)[STEPS][4], const uint16* q, const Queries& queries, int tile) {
+  #pragma unroll
+  for (int i = 0; i < 2; i++) {
+    const uint16* from = queries.at(q, tile, 8 * i);
+    #pragma unroll
+    for (int j = 0; j < 2 * STEPS; j++) asked[j / 2][j % 2 * 2 + i] = j < CHANNELS / 8 ? __ldg((const uint32*)(from + 8 * j)) : 0;
+  }
+}
+
 __device__ __forceinline__ void scores_of(float (&s)[KEYS / 2], const uint32 (&q)[STEPS][4], uint32 at) {
   uint64 keys = described(at);
   #pragma unroll
   for (int i = 0; i < STEPS; i++) NAMED(product_of_registers_, KEYS)(s, q[i], keys + (i / 4) * (BOX / 16) + i % 4 * 2, i > 0);
 }
 
-__device__ __forceinline__ void add_values(float (&o)[CHANNELS / 2], const uint32 (&p)[KEYS / 16][4], uint32 at, int add) {
+__device__ __forceinline__ void add_values(float (&o)[WIDTH / 2], const uint32 (&p)[KEYS / 16][4], uint32 at, int add) {
   uint64 values = described(at, BOX);
   #pragma unroll
-  for (int i = 0; i < KEYS / 16; i++) NAMED(product_of_registers_turned_, CHANNELS)(o, p[i], values + 128 * i, add | (i > 0));
+  for (int i = 0; i < KEYS / 16; i++) NAMED(product_of_registers_turned_, WIDTH)(o, p[i], values + 128 * i, add | (i > 0));
 }
 
 __device__ __forceinline__ float of_row(const float (&s)[KEYS / 2], int row, int i) { return s[i / 2 * 4 + 2 * row + i % 2]; }
 
-__device__ __forceinline__ float greatest(const float (&s)[KEYS / 2], int row, float most) {
-  float found[4] = {most, of_row(s, row, 0), of_row(s, row, 1), of_row(s, row, 2)};
+__device__ __forceinline__ float greatest(const float (&s)[KEYS / 2], int row) {
+  float found[4] = {of_row(s, row, 0), of_row(s, row, 1), of_row(s, row, 2), of_row(s, row, 3)};
   #pragma unroll
-  for (int i = 3; i < KEYS / 4; i++) found[i % 4] = fmaxf(found[i % 4], of_row(s, row, i));
-  return fmaxf(fmaxf(found[0], found[1]), fmaxf(found[2], found[3]));
+  for (int i = 4; i < KEYS / 4; i++) found[i % 4] = fmaxf(found[i % 4], of_row(s, row, i));
+  float top = fmaxf(fmaxf(found[0], found[1]), fmaxf(found[2], found[3]));
+  top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 1));
+  return fmaxf(top, __shfl_xor_sync(0xffffffff, top, 2));
 }
 
-// Weights of these keys in the place of their scores. Each thread has two rows; `most` and `total` are what was found
-// until now, the total of this thread's columns alone, and `fade` is what sums of before are to be multiplied by.
-__device__ __forceinline__ void weigh(float (&s)[KEYS / 2], float (&most)[2], float (&total)[2], float (&fade)[2], float scale, int left, int pair) {
+// Weights of these keys in the place of their scores: 2 to the scaled score less `level`, which is raised where a score is
+// more than SLACK above it. Each thread has two rows; `total` is that of this thread's columns, and `fade` is what sums of
+// before are to be multiplied by.
+__device__ __forceinline__ void weigh(float (&s)[KEYS / 2], float (&level)[2], float (&total)[2], float (&fade)[2], float scale, int left, int pair) {
   if (left < KEYS) {
     #pragma unroll
     for (int i = 0; i < KEYS / 2; i++) if (i / 4 * 8 + 2 * pair + (i & 1) >= left) s[i] = __int_as_float(0xff800000);
   }
   #pragma unroll
   for (int row = 0; row < 2; row++) {
-    float top = greatest(s, row, most[row]);
-    top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 1));
-    top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 2));
+    // a whole number, so that factors are powers of two and exponents are computed apart
+    float top = fmaf(greatest(s, row), scale, ROUNDING) - ROUNDING, now = top > level[row] + SLACK ? top : level[row];
+    fade[row] = exp2_of(level[row] - now);
+    level[row] = now;
 #if POLYNOMIAL > 0
-    float now = fmaf(top, scale, ROUNDING) - ROUNDING, before = fmaf(most[row], scale, ROUNDING) - ROUNDING;  // whole numbers
-    float turn = ROUNDING - now, least = (now - 126.0f) * inverse_of(scale);
-#else
-    float now = top * scale, before = most[row] * scale;
+    float turn = ROUNDING - now, least = (now - 100.0f) * inverse_of(scale);  // what is less is as good as nothing
 #endif
-    fade[row] = exp2_of(before - now);
-    most[row] = top;
     float sums[4] = {total[row] * fade[row], 0.0f, 0.0f, 0.0f};
     #pragma unroll
     for (int i = 0; i < KEYS / 4; i++) {
@@ -95,10 +142,21 @@ __device__ __forceinline__ void weigh(float (&s)[KEYS / 2], float (&most)[2], fl
       } else
 #endif
       x = exp2_of(fmaf(x, scale, -now));
+#if !TOTALS
       sums[i % 4] += x;
+#endif
     }
     total[row] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
   }
+}
+
+// A place that weights, which are not negative, must have reached: else the assembler would let them wait for the products
+// that are under way meanwhile.
+__device__ __forceinline__ void behind(const float (&s)[KEYS / 2]) {
+  int signs = 0;
+  #pragma unroll
+  for (int i = 3; i < KEYS / 2; i += LAZY ? 4 : 8) signs |= __float_as_int(s[i]);
+  if (signs < 0) asm volatile("membar.cta;" ::: "memory");
 }
 
 // Sums of a product are laid out as the left operand of the next.
@@ -115,13 +173,15 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void attention(
   ring.slots = (near(memory) + 1023) & ~1023u;
   ring.full = ring.slots + SLOTS * SLOT;
   ring.empty = ring.full + 8 * SLOTS;
+  ring.marked = ring.empty + 8 * SLOTS;
   int group = threadIdx.x / 128;
   if (threadIdx.x == 0) {
     prefetch_tiles(&k);
     prefetch_tiles(&v);
     for (int i = 0; i < SLOTS; i++) {
       barrier_init(ring.full + 8 * i, 1);
-      barrier_init(ring.empty + 8 * i, 4 * WARPGROUPS);
+      barrier_init(ring.empty + 8 * i, 4 * WARPGROUPS + TOTALS);
+      barrier_init(ring.marked + 8 * i, 1);
     }
     barriers_are_known();
   }
@@ -129,7 +189,7 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void attention(
   int steps = (keys + KEYS - 1) / KEYS;
   wait_for_predecessor();
   if (group == WARPGROUPS) {
-    give_registers<WARPGROUPS == 2 ? 24 : 32>();
+    give_registers<WARPGROUPS == 2 ? 40 : 32>();
     if (threadIdx.x == WARPGROUPS * 128) {
       for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
         int head = tile / down % heads, batch = tile / down / heads;
@@ -141,43 +201,43 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void attention(
         ring.put(&v, (steps - 1) * KEYS, head, batch);
       }
     }
+#if TOTALS
+    if (threadIdx.x / 32 == WARPGROUPS * 4 + 1) {
+      for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+        for (int i = 0; i < 2 * steps; i++) ring.mark(i == 2 * steps - 1 || (i > 0 && i % 2 == 0));
+      }
+    }
+#endif
   } else {
     take_registers<REGISTERS>();
     int lane = threadIdx.x % 32, pair = lane % 4, inner = heads * CHANNELS;
-    int mine = group * 64 + threadIdx.x % 128 / 32 * 16 + lane / 4;
+    Queries queries = {rows, heads, down, q_batch, q_row, group * 64 + threadIdx.x % 128 / 32 * 16 + lane / 4, pair};
     bool first = lane == 0;
 #if ORDERED
     // Warpgroups ask for products in turns, so that each computes exponentials while another's products are computed.
     if (group == WARPGROUPS - 1) asm volatile("bar.arrive 1, 256;" ::: "memory");
 #endif
+    float s[KEYS / 2], o[WIDTH / 2], level[2], total[2], fade[2];
+    uint32 asked[STEPS][4], p[KEYS / 16][4], done, read;
+    read_queries(asked, q, queries, blockIdx.x);
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-      int row = tile % down * (64 * WARPGROUPS) + mine, head = tile / down % heads, batch = tile / down / heads;
-      float s[KEYS / 2], o[CHANNELS / 2], most[2], total[2], fade[2];
-      uint32 asked[STEPS][4], p[KEYS / 16][4], done, read;
-      #pragma unroll
-      for (int i = 0; i < 2; i++) {
-        most[i] = __int_as_float(0xff800000);
-        total[i] = 0.0f;
-        const uint16* from = q + (long long)batch * q_batch + (long long)min(row + 8 * i, rows - 1) * q_row + head * CHANNELS + 2 * pair;
-        #pragma unroll
-        for (int j = 0; j < 2 * STEPS; j++) asked[j / 2][j % 2 * 2 + i] = j < CHANNELS / 8 ? __ldg((const uint32*)(from + 8 * j)) : 0;
+      int row = queries.row(tile, 0), head = tile / down % heads, batch = tile / down / heads, next = tile + gridDim.x;
+      level[0] = level[1] = __int_as_float(0xff800000);
+      total[0] = total[1] = 0.0f;
+      if (next < tiles && pair == 0) {  // what is asked next comes nearer
+        asm volatile("prefetch.global.L2 [%0];" :: "l"(queries.at(q, next, 0)));
+        asm volatile("prefetch.global.L2 [%0];" :: "l"(queries.at(q, next, 8)));
       }
-      if (tile + gridDim.x < tiles && pair == 0) {  // what is asked next comes nearer
-        int next = tile + gridDim.x, at = next % down * (64 * WARPGROUPS) + mine;
-        const uint16* from = q + (long long)(next / down / heads) * q_batch + next / down % heads * CHANNELS;
-        asm volatile("prefetch.global.L2 [%0];" :: "l"(from + (long long)min(at, rows - 1) * q_row));
-        asm volatile("prefetch.global.L2 [%0];" :: "l"(from + (long long)min(at + 8, rows - 1) * q_row));
-      }
-      uint32 at = ring.take(done);
+      uint32 at = ring.take_keys(done);
       products_begin();
       scores_of(s, asked, at);
       products_commit();
       products_wait<0>();
       pin(s);
       if (first) barrier_arrive(done);
-      weigh(s, most, total, fade, scale, keys, pair);
+      weigh(s, level, total, fade, scale, keys, pair);
       pack(s, p);
-      if (steps > 1) at = ring.take(done);
+      if (steps > 1) at = ring.take_keys(done);
       for (int step = 1; step < steps; step++) {
 #if ORDERED
         sync_some(1 + group, 256);
@@ -185,7 +245,7 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void attention(
         products_begin();
         scores_of(s, asked, at);
         products_commit();
-        at = ring.take(read);
+        at = ring.take_values(read);
         products_begin();
         add_values(o, p, at, step > 1);
         products_commit();
@@ -195,29 +255,39 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void attention(
         products_wait<1>();
         pin(s);
         if (first) barrier_arrive(done);
-        weigh(s, most, total, fade, scale, keys - step * KEYS, pair);
+        weigh(s, level, total, fade, scale, keys - step * KEYS, pair);
         pin(s);
-        if (step + 1 < steps) at = ring.take(done);  // here also because nothing moves past it: exponentials before the wait
+        behind(s);
+        if (step + 1 < steps) at = ring.take_keys(done);
         products_wait<0>();
         pin(o);
         if (first) barrier_arrive(read);
-        #pragma unroll
-        for (int i = 0; i < CHANNELS / 2; i++) o[i] *= fade[i / 2 % 2];
+#if LAZY
+        if (__any_sync(0xffffffff, fade[0] != 1.0f || fade[1] != 1.0f))
+#endif
+        {
+          #pragma unroll
+          for (int i = 0; i < WIDTH / 2; i++) o[i] *= fade[i / 2 % 2];
+        }
         pack(s, p);
       }
-      at = ring.take(read);
+      at = ring.take_values(read);
       products_begin();
       add_values(o, p, at, steps > 1);
       products_commit();
+      if (next < tiles) read_queries(asked, q, queries, next);
+      products_wait<0>();
+      pin(o);
+      if (first) barrier_arrive(read);
       #pragma unroll
       for (int i = 0; i < 2; i++) {
+#if TOTALS
+        total[i] = o[CHANNELS / 2 + 2 * i] + o[CHANNELS / 2 + 2 * i + 1];  // the column of ones; those after it are zero
+#endif
         total[i] += __shfl_xor_sync(0xffffffff, total[i], 1);
         total[i] += __shfl_xor_sync(0xffffffff, total[i], 2);
         total[i] = 1.0f / total[i];
       }
-      products_wait<0>();
-      pin(o);
-      if (first) barrier_arrive(read);
       #pragma unroll
       for (int i = 0; i < 2; i++) {
         uint16* to = y + ((long long)batch * rows + row + 8 * i) * inner + head * CHANNELS + 2 * pair;

@@ -1,7 +1,7 @@
 """Attention to many keys on Hopper: heads are narrow, so that exponentials take longer than products, and both overlap.
 
-The kernel is CUDA C++ (``cuda/attention.cu``). As in FlashAttention-3 (https://arxiv.org/abs/2407.08608) the copy engine
-brings keys and values while warpgroups take turns at products and exponentials; unlike it, heads of 40 channels are not
+The kernel is CUDA C++ (``cuda/attention.cu``). As in FlashAttention-3 (https://arxiv.org/abs/2407.08608) the copy
+engine brings keys and values while warpgroups take turns at products and exponentials; heads of 40 channels are not
 computed as if they were of 64.
 """
 
@@ -22,8 +22,8 @@ CAPABILITY = (9, 0)
 """The instructions are those of this compute capability alone."""
 LANES = 64
 """Channels in a box of the copy engine, whose rows are 128 bytes."""
-REGISTERS = {2: 240, 3: 160, 4: 112}
-"""Of a thread that multiplies, by a program's warpgroups of these; one more, which asks for copies, gives up its own."""
+REGISTERS = {2: 232, 3: 160, 4: 112}
+"""Of a thread that multiplies, by warpgroups of such; one more, which asks for copies, gives up most of its own."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,20 @@ class Plan:
     """Exponentials of eight that are computed as polynomials."""
     ordered: bool = False
     """Whether warpgroups take turns at products."""
+    totals: bool = False
+    """Whether the product with values sums the weights too: boxes have room for a column of ones past the channels."""
+    lazy: bool = False
+    """Whether sums are left alone while what they would be multiplied by is one."""
     least: int = 0
     """Queries and keys from which on this is quicker than PyTorch's own way."""
 
     def shared(self, channels: int) -> int:
         """Bytes near a processor, with what aligns them."""
-        return self.slots * (math.ceil(channels / LANES) * self.keys * 2 * LANES + 16) + 1024
+        return self.slots * (math.ceil(channels / LANES) * self.keys * 2 * LANES + 24) + 1024
+
+    def width(self, channels: int) -> int:
+        """Columns of the product with values."""
+        return channels + 8 * self.totals
 
     def source(self, channels: int, dtype: torch.dtype) -> Source:
         kind = "f16" if dtype == torch.float16 else "bf16"
@@ -56,19 +64,23 @@ class Plan:
             "SLOTS": self.slots,
             "CHANNELS": channels,
             "POLYNOMIAL": self.polynomial,
+            "WIDTH": self.width(channels),
             "ORDERED": int(self.ordered),
+            "LAZY": int(self.lazy),
         }
         if dtype == torch.float16:
             defined["HALF"] = 1
         return Source(
-            "attention", tuple(defined.items()), tuple((n, kind) for n in sorted({self.keys, channels}))
+            "attention",
+            tuple(defined.items()),
+            tuple((n, kind) for n in sorted({self.keys, self.width(channels)})),
         )
 
 
 PLANS = {
-    40: Plan(warpgroups=3, keys=128, slots=8, polynomial=1),
+    40: Plan(warpgroups=3, keys=128, slots=8, polynomial=1, totals=True),
     64: Plan(warpgroups=3, keys=96, slots=8, polynomial=1),
-    80: Plan(warpgroups=3, keys=96, slots=5, polynomial=1),
+    80: Plan(warpgroups=3, keys=96, slots=6, polynomial=1),
 }
 """By channels of a head."""
 
