@@ -43,10 +43,12 @@ NOTHING = Options(
     prompts=False,
     grouped=False,
     gates=False,
+    convolutions=False,
     short=False,
     tuned=False,
     attention=(),
     wide=False,
+    overlapped=False,
 )
 GRAPH = replace(NOTHING, graphs=True)
 CUDNN = ("cudnn", "flash", "efficient", "math")
@@ -58,6 +60,8 @@ VARIANTS = {
     "+ packed": replace(GRAPH, kernels=True, channels_last=True, packed=True),
     "+ prompts": replace(GRAPH, kernels=True, channels_last=True, packed=True, prompts=True),
     "default": Options(),
+    "default, not overlapped": Options(overlapped=False),
+    "default, cuDNN's convolutions": Options(convolutions=False),
     "default, cudnn attention": Options(attention=CUDNN),
     "default, flash attention": Options(attention=("flash", "cudnn", "efficient", "math")),
     "default, tuned": Options(tuned=True),
@@ -482,7 +486,8 @@ class Bench:
         """The time of attention by matrix products and a softmax, in microseconds."""
         from triton.testing import do_bench_cudagraph
 
-        from calotype.acceleration.stand_ins import StandIns, kernels_for
+        from calotype.acceleration.stand_ins import StandIns
+        from calotype.acceleration.usable import kernels_for
 
         stand_ins = StandIns(Options(), kernels_for(q.device))
         q, k, v = (t.transpose(1, 2).flatten(2) for t in (q, k, v))

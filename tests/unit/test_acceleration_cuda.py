@@ -13,6 +13,7 @@ from torch import Tensor
 
 import calotype
 from calotype import acceleration
+from calotype.acceleration import overlapped
 from calotype.acceleration.accelerated import Accelerated, runner_of
 from calotype.acceleration.options import Options
 from calotype.diffusion.images import NonFiniteError
@@ -118,7 +119,8 @@ def test_a_map_made_larger(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16))
 @pytest.mark.parametrize("size", [(1, 4096), (2, 1000), (1, 16384)])
 def test_one_wide_head(dtype: torch.dtype, size: tuple[int, int]) -> None:
-    from calotype.acceleration.stand_ins import StandIns, kernels_for
+    from calotype.acceleration.stand_ins import StandIns
+    from calotype.acceleration.usable import kernels_for
     from calotype.nn.attention import Attention
 
     layer = Attention(512, heads=1, dim_head=512, bias=True).cuda().to(dtype).eval()
@@ -149,7 +151,9 @@ def test_products_with_many_matrices(dtype: torch.dtype, rows: int) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES[1:])
 @pytest.mark.parametrize("size", [(1, 2048, 1280, 5120), (3, 700, 320, 1280)])
-def test_gates_with_their_product(dtype: torch.dtype, size: tuple[int, ...]) -> None:
+def test_gates_with_their_product_in_triton(
+    dtype: torch.dtype, size: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from calotype.acceleration.kernels import gate_products
 
     batch, rows, width, half = size
@@ -157,10 +161,12 @@ def test_gates_with_their_product(dtype: torch.dtype, size: tuple[int, ...]) -> 
         random(*shape, dtype=dtype) for shape in ((batch, rows, width), (2 * half, width), (2 * half,))
     )
     weight *= width**-0.5
-    if not gate_products.available(x.device):
+    if not gate_products._is_in_triton(x.device):
         pytest.skip("needs tensor descriptors")
+    monkeypatch.setattr(gate_products, "in_cuda", lambda device: False)
     enough = gate_products.TURNS * gate_products.processors(x.device)
-    assert gate_products.fit(x, weight, bias) == (-(-batch * rows // 128) * half // 128 >= enough)
+    used = gate_products.fused if -(-batch * rows // 128) * half // 128 >= enough else None
+    assert gate_products.fit(x, weight, bias) is used
     assert not gate_products.fit(x[:, :1], weight, bias)
     assert not gate_products.fit(x, weight[:, :-1], bias)
     right = gate_products.plain(x.float(), weight.float(), bias.float())
@@ -179,7 +185,8 @@ def test_gates_with_their_product(dtype: torch.dtype, size: tuple[int, ...]) -> 
     ],
 )
 def test_attention_to_a_prompt(dtype: torch.dtype, size: tuple[int, ...]) -> None:
-    from calotype.acceleration.stand_ins import StandIns, kernels_for
+    from calotype.acceleration.stand_ins import StandIns
+    from calotype.acceleration.usable import kernels_for
     from calotype.nn.attention import Attention
 
     batch, heads, rows, channels, keys = size
@@ -581,6 +588,48 @@ def test_kernels_are_compiled_by_threads_before_a_call_computes(
     assert all(name.startswith("calotype-kernels") for name in names)
     compiled_first(call)
     assert len(names) == 5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("point", ["while waiting", "at once", "once loaded", "at the end"])
+def test_kernels_that_overlap_compute_the_same(point: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chain in which memory that one kernel reads is written by the next, with copies and fills between them."""
+    from calotype.acceleration.devices import CudaGraphs
+    from calotype.acceleration.kernels import group_norm, layer_norm, pointwise, softmax
+
+    device = torch.device("cuda", torch.cuda.current_device())
+    if torch.cuda.get_device_capability(device) < overlapped.CAPABILITY or not overlapped.is_known():
+        pytest.skip("needs compute capability 9.0 and Triton 3.4")
+    assert overlapped.allowed(device)
+    monkeypatch.setattr(overlapped, "NEXT", point)
+    x = random(2, 256, 48, 40, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    w, b = random(256, dtype=torch.bfloat16) + 1, random(256, dtype=torch.bfloat16)
+
+    def call() -> Tensor:
+        h = x.clone()
+        for turn in range(12):
+            h = group_norm.fused(h, 32, w, b, 1e-5, silu=True)
+            h = pointwise.residual(h, x, b)
+            tokens = h.permute(0, 2, 3, 1).reshape(2, -1, 256)
+            more = torch.zeros_like(tokens) if turn % 2 else tokens.clone()
+            total, normal = layer_norm.fused(tokens, w, b, 1e-5, more)
+            wide = pointwise.geglu(torch.cat([normal, total], dim=-1))
+            weights = softmax.fused(wide.float(), 0.5, torch.bfloat16)
+            h = (total + weights).reshape(2, 48, 40, 256).permute(0, 3, 1, 2)
+            h = pointwise.twice(h)[..., ::2, ::2].contiguous(memory_format=torch.channels_last)
+        return h
+
+    right = call()
+    graphs = CudaGraphs(device)
+    with overlapped.overlapped(True):
+        assert torch.equal(call(), right)
+        work, found = graphs.capture(call)
+    assert right.isfinite().all()
+    for turn in range(20):
+        x.copy_(random(*x.shape, dtype=x.dtype))
+        found.fill_(float("nan"))
+        work.replay()
+        assert torch.equal(found, call()), turn
 
 
 @pytest.mark.parametrize("step", [None, 1])

@@ -1,9 +1,10 @@
-"""Kernels compiled side by side before a call launches the first of them; Triton compiles one when it is launched.
+"""Kernels compiled side by side before a call launches the first of them; otherwise one is when it is launched.
 
-A kernel is compiled for the types and some properties of its arguments: a model's first call needs some thirty of such
-forms, and each takes Triton, an assembler and a C compiler. What a call will launch is found out by the call itself:
-where it comes to a form that is new to the process, it is given up and goes through once with nothing launched, while
-other threads compile; then it is computed.
+A Triton kernel is compiled for the types and some properties of its arguments: a model's first call needs some thirty
+of such forms, and each takes Triton, an assembler and a C compiler. One in CUDA C++ (`cuda/program.py`) is compiled for
+what is defined for it. What a call will launch is found out by the call itself: where it comes to a form that is new
+to the process, it is given up and goes through once with nothing launched, while other threads compile; then it is
+computed.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
+
+from calotype.acceleration.overlapped import launched_so
 
 logger = logging.getLogger(__name__)
 
@@ -31,29 +35,84 @@ class _Unknown(Exception):
     """A call has come to a form of a kernel that is new to the process."""
 
 
+class Launch(Protocol):
+    """A launch of a kernel with its arguments, in Triton or in CUDA C++, that is yet to be made by :func:`launched`."""
+
+    @property
+    def form(self) -> Hashable:
+        """What the kernel is compiled for; seldom the same for two that differ, often different for two alike."""
+
+    @property
+    def known(self) -> set[Hashable]:
+        """The forms of such kernels that were launched or compiled since the process began."""
+
+    def now(self) -> Any:
+        """Make the launch, for which the kernel is compiled if it is not yet."""
+
+    def preparation(self) -> Callable[[], None] | None:
+        """What has the kernel ready for such a launch, in any thread; it keeps no memory. None if nothing can."""
+
+
+def launched(launch: Launch) -> Any:
+    """Make a launch, or do with it what this thread does in place of launching."""
+    instead = _INSTEAD.get()
+    return launch.now() if instead is None else instead(launch)
+
+
 class Kernel:
-    """A Triton kernel, launched as ever: ``kernel[grid](…)``."""
+    """A Triton kernel, launched as ever: ``kernel[grid](…)``.
+
+    One with an argument ``NEXT`` may begin before the one before it has ended, where that is on (`overlapped.py`).
+    """
 
     def __init__(self, function: Any) -> None:
         self.function = function
-        self.constant = ["constexpr" in str(kind) for kind in _kinds(function.fn)]
+        kinds = _kinds(function.fn)
+        self.constant = ["constexpr" in str(kind) for kind in kinds.values()]
+        self.waits = "NEXT" in kinds
         self.known: set[Hashable] = set()
-        """The forms that were launched or compiled since the process began."""
 
     def __getitem__(self, grid: Any) -> Callable[..., Any]:
-        instead = _INSTEAD.get()
-        launch: Callable[..., Any] = self.function[grid] if instead is None else partial(instead, self, grid)
-        return launch
+        return partial(self._launched, grid)
 
-    def form(self, args: tuple[Any, ...], options: dict[str, Any]) -> Hashable:
-        """What the kernel is compiled for; seldom the same for two that differ, often different for two alike."""
-        return *map(_form, args, self.constant), *options.items()
+    def _launched(self, grid: Any, *args: Any, **options: Any) -> Any:
+        more = launched_so() if self.waits else {}
+        return launched(_OfTriton(self, grid, args, {**options, **more}))
 
 
-def _kinds(function: Callable[..., Any]) -> list[Any]:
+@dataclass(frozen=True)
+class _OfTriton:
+    """The launch of a Triton kernel."""
+
+    kernel: Kernel
+    grid: Any
+    args: tuple[Any, ...]
+    options: dict[str, Any]
+
+    @property
+    def form(self) -> Hashable:
+        return *map(_form, self.args, self.kernel.constant), *self.options.items()
+
+    @property
+    def known(self) -> set[Hashable]:
+        return self.kernel.known
+
+    def now(self) -> Any:
+        return self.kernel.function[self.grid](*self.args, **self.options)
+
+    def preparation(self) -> Callable[[], None] | None:
+        tensors = [value for value in self.args if isinstance(value, torch.Tensor)]
+        if not all(map(_is_aligned, tensors)):
+            return None
+        # a type stands for a tensor, whose memory is not kept
+        types = [value.dtype if isinstance(value, torch.Tensor) else value for value in self.args]
+        return partial(_ready, self.kernel, tensors[0].device, self.grid, types, self.options)
+
+
+def _kinds(function: Callable[..., Any]) -> dict[str, Any]:
     """The annotation of each argument."""
     names = function.__code__.co_varnames[: function.__code__.co_argcount]
-    return [function.__annotations__.get(name) for name in names]
+    return {name: function.__annotations__.get(name) for name in names}
 
 
 def _form(value: Any, constant: bool) -> Hashable:
@@ -70,12 +129,14 @@ def _is_aligned(tensor: torch.Tensor) -> bool:
     return tensor.data_ptr() % 16 == 0
 
 
-_INSTEAD: ContextVar[Callable[..., None] | None] = ContextVar("calotype_instead_of_launching", default=None)
+_INSTEAD: ContextVar[Callable[[Launch], None] | None] = ContextVar(
+    "calotype_instead_of_launching", default=None
+)
 
 
 @contextmanager
-def _instead(launch: Callable[..., None]) -> Iterator[None]:
-    token = _INSTEAD.set(launch)
+def _instead(of_launching: Callable[[Launch], None] | None) -> Iterator[None]:
+    token = _INSTEAD.set(of_launching)
     try:
         yield
     finally:
@@ -102,33 +163,29 @@ def compiled_first(call: Callable[[], T]) -> T:
     for one in waiting:
         if (problem := one.exception()) is not None:  # launching it will say so again
             logger.debug("A kernel was not compiled ahead: %s", problem)
-    return call()
+    return at_once(call)
 
 
-def _launch_if_known(kernel: Kernel, grid: Any, *args: Any, **options: Any) -> None:
-    if kernel.form(args, options) not in kernel.known:
+def at_once(call: Callable[[], T]) -> T:
+    """The result of ``call``, in which kernels are compiled where they are launched, whatever else this thread does."""
+    with _instead(None):
+        return call()
+
+
+def _launch_if_known(launch: Launch) -> None:
+    if launch.form not in launch.known:
         raise _Unknown
-    kernel.function[grid](*args, **options)
+    launch.now()
 
 
-def _compile(
-    threads: ThreadPoolExecutor,
-    waiting: list[Future[None]],
-    kernel: Kernel,
-    grid: Any,
-    *args: Any,
-    **options: Any,
-) -> None:
-    """Let a thread compile the kernel for such arguments, if it is not known for them."""
-    form = kernel.form(args, options)
-    if form in kernel.known:
+def _compile(threads: ThreadPoolExecutor, waiting: list[Future[None]], launch: Launch) -> None:
+    """Let a thread compile the kernel for such a launch, if it is not known for it."""
+    form = launch.form
+    if form in launch.known:
         return
-    kernel.known.add(form)
-    tensors = [value for value in args if isinstance(value, torch.Tensor)]
-    if all(map(_is_aligned, tensors)):
-        # a type stands for a tensor, whose memory is not kept
-        types = [value.dtype if isinstance(value, torch.Tensor) else value for value in args]
-        waiting.append(threads.submit(_ready, kernel, tensors[0].device, grid, types, options))
+    launch.known.add(form)
+    if (preparation := launch.preparation()) is not None:
+        waiting.append(threads.submit(preparation))
 
 
 def _ready(kernel: Kernel, place: torch.device, grid: Any, args: list[Any], options: dict[str, Any]) -> None:

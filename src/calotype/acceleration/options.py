@@ -38,11 +38,12 @@ class Options:
     ``packed``: queries, keys and values of self-attention in one matrix product, keys and values of a prompt too.
     ``prompts``: keys and values of a prompt are computed once and not in each step (needs ``graphs``). ``grouped``:
     those of all layers in one launch (needs ``prompts`` and ``kernels``). ``gates``: GEGLU in one kernel with its
-    product where that is quicker (needs ``kernels``). ``tuned``: cuDNN tries its algorithms on the first use of a
-    shape. ``attention`` is the order in which PyTorch's backends are tried; empty leaves it to PyTorch. ``short``:
-    attention to a prompt of at most 128 tokens in Triton, ``wide``: attention of one wide head, an autoencoder's, by
-    matrix products and a softmax in Triton (both need ``kernels``). ``shapes`` is how many captured graphs a model
-    keeps.
+    product, and ``convolutions``: those of 3 x 3 pixels in CUDA C++ with what is added to them, each where that is
+    quicker (both need ``kernels``). ``tuned``: cuDNN tries its algorithms on the first use of a shape. ``attention`` is
+    the order in which PyTorch's backends are tried; empty leaves it to PyTorch. ``short``: attention to a prompt of at
+    most 128 tokens in Triton, ``wide``: attention of one wide head, an autoencoder's, by matrix products and a softmax
+    in Triton (both need ``kernels``). ``overlapped``: kernels may be brought to the processors before the one before
+    them has ended (needs ``kernels``). ``shapes`` is how many captured graphs a model keeps.
 
     The last two change results, so they are used only where they are asked for, on a CPU too: ``step_cache`` leaves
     the depth of a U-Net out of some steps; ``linears``, "int8" or "fp8", is the type in which the linear layers of
@@ -56,10 +57,12 @@ class Options:
     prompts: bool = True
     grouped: bool = True
     gates: bool = True
+    convolutions: bool = True
     tuned: bool = False
     attention: tuple[str, ...] = ()
     short: bool = True
     wide: bool = True
+    overlapped: bool = True
     shapes: int = 8
     step_cache: StepCache | None = None
     linears: str | None = None

@@ -6,12 +6,8 @@ weights are still asked by name, so adapters that stand in a layer's place are h
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import cache
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -19,9 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from calotype.acceleration.convolutions import Convolutions
+from calotype.acceleration.layers import as_sequence, covered, is_plain, on_sequence, packed
 from calotype.acceleration.numbers import Amounts
 from calotype.acceleration.options import Options
-from calotype.acceleration.state import joined, siblings
+from calotype.acceleration.usable import Kernels
 from calotype.adapters.layer import Adapted
 from calotype.nn.activations import GEGLU
 from calotype.nn.attention import Attention
@@ -31,66 +29,12 @@ from calotype.nn.resampling import Upsample2D
 from calotype.nn.resnet import ResnetBlock2D
 from calotype.nn.transformer import BasicTransformerBlock, SpatialTransformer
 
-logger = logging.getLogger(__name__)
-
 Projected = tuple[Tensor, Tensor, Tensor]
 
 
 def plain(procedure: Callable[..., Any]) -> Callable[..., Any]:
     """The procedure that a marked one is when nothing stands in its place."""
     return procedure.__wrapped__  # type: ignore[attr-defined]
-
-
-@dataclass(frozen=True)
-class Kernels:
-    """The kernels where they can run on a tensor; the same in PyTorch elsewhere."""
-
-    group_norm: ModuleType
-    layer_norm: ModuleType
-    pointwise: ModuleType
-    softmax: ModuleType
-    products: ModuleType
-    gate_products: ModuleType
-    short_attention: ModuleType
-
-    @staticmethod
-    def take(*tensors: Tensor | None) -> bool:
-        """Whether kernels may read these tensors."""
-        return all(x is None or (x.is_cuda and x.dtype in _DTYPES) for x in tensors)
-
-
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-
-
-@cache
-def kernels_for(device: torch.device) -> Kernels | None:
-    """The Triton kernels, where Triton is and what it builds computes on the device what PyTorch does."""
-    try:
-        import triton
-
-        if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 3):
-            raise ImportError(f"Triton {triton.__version__} is too old")
-        from calotype.acceleration.kernels import (
-            gate_products,
-            group_norm,
-            layer_norm,
-            pointwise,
-            products,
-            short_attention,
-            softmax,
-        )
-
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                x = torch.linspace(-2, 2, 64, device=device, dtype=torch.float32).view(2, 32)
-                w = torch.ones(32, device=device)
-                found, right = layer_norm.fused(x, w, w, 1e-5)[1], layer_norm.plain(x, w, w, 1e-5)[1]
-                torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
-    except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        logger.warning("Norms, gates and sums are computed without Triton: %s.", reason)
-        return None
-    return Kernels(group_norm, layer_norm, pointwise, softmax, products, gate_products, short_attention)
 
 
 class StandIns:
@@ -106,6 +50,7 @@ class StandIns:
     ) -> None:
         self.options, self.kernels, self.prompt, self.readers = options, kernels, prompt, readers
         self.amounts = amounts
+        self.convolutions = None if kernels is None else Convolutions(kernels, options.convolutions)
         self._activated: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -210,7 +155,8 @@ class StandIns:
         return found
 
     def resnet(self, block: ResnetBlock2D, x: Tensor, temb: Tensor | None = None) -> Tensor:
-        """Norm and activation in one kernel, with the first convolution's bias and the time; biases and sum in one."""
+        """Norm and activation in one kernel, with the first convolution's bias and the time; the second's bias and the
+        sum with it, or in one."""
         norms = (block.norm1, block.norm2)
         if (
             block.time_embedding_norm != "default"
@@ -219,27 +165,24 @@ class StandIns:
             or (block.training and block.dropout.p)
         ):
             return plain(ResnetBlock2D.forward)(block, x, temb)
-        assert self.kernels is not None
+        assert self.convolutions is not None
         h = self.norm(x, block.norm1, silu=True)
         if block.up or block.down:
             x, h = block._resample(x), block._resample(h)
-        h, offset = without_bias(block.conv1, h)
+        h, offset = self.convolutions.without_bias(block.conv1, h)
         shift = None
         if temb is not None and block.time_emb_proj is not None:
             shift = block.time_emb_proj(temb if block.skip_time_act else self.activated(temb))
         h = self.norm(h, block.norm2, silu=True, shift=shift, offset=offset)
-        h, bias = without_bias(block.conv2, h)
         other = None
         if block.conv_shortcut is not None:
-            x, other = without_bias(block.conv_shortcut, x)
-        pointwise = self.kernels.pointwise
-        fits = self.kernels.take(h, x, bias, other) and h.dtype == x.dtype
-        h = (pointwise.residual if fits else pointwise.plain_residual)(h, x, bias, other)
+            x, other = self.convolutions.shortcut(block.conv_shortcut, x)
+        h = self.convolutions.added(block.conv2, h, x, other)
         return h if block.output_scale_factor == 1.0 else h / block.output_scale_factor
 
     def upsample(self, module: Upsample2D, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
-        """The larger map written in one pass, and its convolution's bias in another."""
-        assert self.kernels is not None
+        """The larger map written in one pass, and its convolution's bias in another or with it."""
+        assert self.kernels is not None and self.convolutions is not None
         double = (2 * x.shape[-2], 2 * x.shape[-1])
         if (
             module.use_conv_transpose
@@ -249,16 +192,8 @@ class StandIns:
             or not x.is_contiguous(memory_format=torch.channels_last)
         ):
             return plain(Upsample2D.forward)(module, x, output_size)
-        pointwise = self.kernels.pointwise
-        larger: Tensor = pointwise.twice(x)
-        if module.conv is None:
-            return larger
-        h, bias = without_bias(module.conv, larger)
-        if bias is None:
-            return h
-        fits = self.kernels.take(h, bias)
-        biased: Tensor = (pointwise.residual if fits else pointwise.plain_residual)(h, None, bias)
-        return biased
+        larger: Tensor = self.kernels.pointwise.twice(x)
+        return larger if module.conv is None else self.convolutions.added(module.conv, larger, None)
 
     def activated(self, temb: Tensor) -> Tensor:
         """SiLU of the time's embedding, computed once for all blocks."""
@@ -279,9 +214,9 @@ class StandIns:
             and is_plain(proj, nn.Linear)
             and proj.bias is not None
             and self.kernels.take(x, proj.weight, proj.bias)
-            and module.fit(x, proj.weight, proj.bias)
+            and (fused := module.fit(x, proj.weight, proj.bias)) is not None
         ):
-            return module.fused(x, proj.weight, proj.bias)
+            return fused(x, proj.weight, proj.bias)
         h = proj(x)
         pointwise = self.kernels.pointwise
         return (pointwise.geglu if self.kernels.take(h) else pointwise.plain_geglu)(h)
@@ -432,53 +367,3 @@ _BACKENDS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
-
-
-def is_plain(module: nn.Module | None, kind: type[nn.Module]) -> bool:
-    """Whether this is a layer of PyTorch's with weights of its own and nothing hooked to it."""
-    return (
-        type(module) is kind
-        and getattr(module, "weight", None) is not None
-        and not (module._forward_hooks or module._forward_pre_hooks)
-    )
-
-
-def covered(block: BasicTransformerBlock) -> bool:
-    """Whether the block is one of Stable Diffusion's: no places, no grounding, norms with weights."""
-    norms = [norm for norm in (block.norm1, block.norm2, block.norm3) if norm is not None]
-    hooked = block._forward_hooks or block._forward_pre_hooks
-    return block.pos_embed is None and not hooked and all(is_plain(norm, nn.LayerNorm) for norm in norms)
-
-
-def without_bias(conv: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """A convolution's result without its bias, and the bias; what is no plain convolution computes all itself."""
-    if not is_plain(conv, nn.Conv2d) or conv.bias is None:
-        return conv(x), None
-    assert isinstance(conv, nn.Conv2d)
-    return conv._conv_forward(x, conv.weight, None), conv.bias
-
-
-def as_sequence(x: Tensor) -> Tensor:
-    """(batch, channels, height, width) -> (batch, height · width, channels), a view of a channels-last map."""
-    return x.flatten(2).transpose(1, 2)
-
-
-def on_sequence(layer: nn.Module, h: Tensor, size: torch.Size) -> Tensor:
-    """A 1x1 convolution or a matrix on (batch, pixels, channels)."""
-    if is_plain(layer, nn.Conv2d):
-        return F.linear(h, layer.weight.flatten(1), layer.bias)  # type: ignore[arg-type, operator]
-    if isinstance(layer, nn.Linear) or getattr(layer, "in_features", None) is not None:
-        return layer(h)
-    return as_sequence(layer(h.transpose(1, 2).unflatten(2, size)))
-
-
-def packed(layer: Attention) -> tuple[Tensor, Tensor | None] | None:
-    """Weight and bias of queries, keys and values (of a prompt, the latter) as one, where they lie so in memory."""
-    parts = [part for part in siblings(layer) if isinstance(part, nn.Linear) and is_plain(part, nn.Linear)]
-    if len(parts) != len(siblings(layer)):
-        return None
-    weight = joined([part.weight for part in parts])
-    if weight is None or parts[0].bias is None:
-        return None if weight is None else (weight, None)
-    bias = joined([part.bias for part in parts])
-    return None if bias is None else (weight, bias)

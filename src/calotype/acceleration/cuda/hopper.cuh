@@ -21,12 +21,20 @@ __device__ __forceinline__ uint32 beside(uint32 address, uint32 rank) {
 __device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 __device__ __forceinline__ void cluster_sync() { cluster_arrive(); cluster_wait(); }
+// The same where nothing that was written is read afterwards but barriers.
+__device__ __forceinline__ void cluster_meet() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
 
 __device__ __forceinline__ float read_beside(uint32 address) {
   float v; asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(v) : "r"(address) : "memory"); return v;
 }
 __device__ __forceinline__ void write_beside(uint32 address, float v) {
   asm volatile("st.shared::cluster.f32 [%0], %1;" :: "r"(address), "f"(v) : "memory");
+}
+__device__ __forceinline__ void write_beside(uint32 address, float a, float b, float c, float d) {
+  asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" :: "r"(address), "f"(a), "f"(b), "f"(c), "f"(d) : "memory");
+}
+__device__ __forceinline__ float4 read_near(uint32 address) {
+  float4 v; asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(address) : "memory"); return v;
 }
 
 // One thread of a warp whose threads are all here.
@@ -40,7 +48,11 @@ __device__ __forceinline__ void sync_some(int barrier, int threads) { asm volati
 // -- what the launch allows ------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ void wait_for_predecessor() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-__device__ __forceinline__ void let_successor_begin() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+// From here on the next kernel may be brought to the processors where this one leaves room, if the launch allows that.
+#ifndef NEXT_BEGINS
+#define NEXT_BEGINS 1
+#endif
+__device__ __forceinline__ void let_successor_begin() { if (NEXT_BEGINS) asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 template <int N> __device__ __forceinline__ void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(N)); }
 template <int N> __device__ __forceinline__ void give_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(N)); }
 
@@ -50,8 +62,8 @@ __device__ __forceinline__ void barrier_init(uint32 barrier, int arrivals) { asm
 __device__ __forceinline__ void barriers_are_known() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 __device__ __forceinline__ void barrier_expect(uint32 barrier, int bytes) { asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" :: "r"(barrier), "r"(bytes) : "memory"); }
 __device__ __forceinline__ void barrier_arrive(uint32 barrier) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" :: "r"(barrier) : "memory"); }
-// Arrives at a barrier beside another program, whose address `beside` gave.
-__device__ __forceinline__ void barrier_arrive_beside(uint32 barrier) { asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" :: "r"(barrier) : "memory"); }
+// Arrives at a barrier beside another program, whose address `beside` gave; for what was read, not for what was written.
+__device__ __forceinline__ void barrier_arrive_beside(uint32 barrier) { asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" :: "r"(barrier) : "memory"); }
 // Waits for the end of the phase whose parity this is.
 __device__ __forceinline__ void barrier_wait(uint32 barrier, int parity) {
   asm volatile("{\n.reg .pred p;\nAGAIN:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@p bra DONE;\nbra AGAIN;\nDONE:\n}\n" :: "r"(barrier), "r"(parity) : "memory");
@@ -82,6 +94,10 @@ __device__ __forceinline__ void copy_2d_to(uint32 to, const Tiles* t, uint32 bar
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%4, %5}], [%2], %3;"
     :: "r"(to), "l"(t), "r"(barrier), "h"(mask), "r"(x), "r"(y) : "memory");
 }
+__device__ __forceinline__ void copy_4d_to(uint32 to, const Tiles* t, uint32 barrier, int x, int y, int z, int w, uint16 mask) {
+  asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%4, %5, %6, %7}], [%2], %3;"
+    :: "r"(to), "l"(t), "r"(barrier), "h"(mask), "r"(x), "r"(y), "r"(z), "r"(w) : "memory");
+}
 __device__ __forceinline__ void store_2d(const Tiles* t, uint32 from, int x, int y) {
   asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" :: "l"(t), "r"(from), "r"(x), "r"(y) : "memory");
 }
@@ -105,6 +121,17 @@ template <int N> __device__ __forceinline__ void pin(float (&d)[N]) {
   for (int i = 0; i < N; i++) asm volatile("" : "+f"(d[i]) :: "memory");
 }
 
+// Four threads that follow each other hold two numbers each of four runs of eight; afterwards each has the eight of one run.
+__device__ __forceinline__ void gather(uint32 (&v)[4], int lane) {
+  bool odd = lane & 1, upper = lane & 2;
+  uint32 a = odd ? v[0] : v[1], b = odd ? v[2] : v[3];
+  a = __shfl_xor_sync(0xffffffff, a, 1); b = __shfl_xor_sync(0xffffffff, b, 1);
+  if (odd) { v[0] = a; v[2] = b; } else { v[1] = a; v[3] = b; }
+  a = upper ? v[0] : v[2]; b = upper ? v[1] : v[3];
+  a = __shfl_xor_sync(0xffffffff, a, 2); b = __shfl_xor_sync(0xffffffff, b, 2);
+  if (upper) { v[0] = a; v[1] = b; } else { v[2] = a; v[3] = b; }
+}
+
 // -- numbers of 16 bits ------------------------------------------------------------------------------------------------
 
 #ifdef HALF
@@ -116,5 +143,6 @@ __device__ __forceinline__ uint32 packed(float low, float high) { uint32 r; asm(
 __device__ __forceinline__ float low_of(uint32 v) { return __uint_as_float(v << 16); }
 __device__ __forceinline__ float high_of(uint32 v) { return __uint_as_float(v & 0xffff0000u); }
 #endif
+__device__ __forceinline__ uint32 added(uint32 a, uint32 b) { return packed(low_of(a) + low_of(b), high_of(a) + high_of(b)); }
 __device__ __forceinline__ float exp2_of(float x) { float r; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x)); return r; }
 __device__ __forceinline__ float inverse_of(float x) { float r; asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x)); return r; }

@@ -1,6 +1,7 @@
-"""CUDA C++ compiled where it runs, kept on disk, and launched.
+"""CUDA C++ compiled where it runs, kept on disk beside Triton's kernels, and launched as these are (`ahead.py`).
 
 The compiler is NVRTC and the driver is asked through ``cuda.bindings``; both come with PyTorch's builds for CUDA 13.
+A kernel waits for the one before it (``wait_for_predecessor``) before it touches memory, since it may begin earlier.
 """
 
 from __future__ import annotations
@@ -8,17 +9,20 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import import_module, resources
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from triton.runtime.cache import get_cache_manager
 
+from calotype.acceleration.ahead import launched
 from calotype.acceleration.cuda.instructions import products
+from calotype.acceleration.overlapped import is_on
 
 Number = int | float
 """Integers are passed as ``int``, other numbers as ``float``."""
@@ -33,13 +37,21 @@ class Source:
     products: tuple[tuple[int, str], ...] = ()
     """Widths and types (``bf16``, ``f16``) of the warpgroups' products that it uses."""
 
+    @classmethod
+    def of(cls, name: str, dtype: torch.dtype, widths: Sequence[int] = (), **defined: int) -> Source:
+        """A kernel for numbers of 16 bits, and products of these widths."""
+        kind = {torch.bfloat16: "bf16", torch.float16: "f16"}[dtype]
+        more = {"HALF": 1} if dtype == torch.float16 else {}
+        return cls(name, (*sorted((defined | more).items()),), tuple((width, kind) for width in widths))
+
 
 @dataclass(frozen=True)
 class Tiles:
     """A tensor as the copy engine reads it, in boxes of some elements along each dimension, the last one first.
 
     ``shape`` and ``strides`` (in elements, without the last one's, 1) are those of ``tensor`` unless given; what a box
-    has outside is zero. With ``swizzled``, the last dimension of a box is 128, 64 or 32 bytes and lies as products read it.
+    has outside is zero. With ``swizzled``, the last dimension of a box is 128, 64 or 32 bytes and lies as products read
+    it.
     """
 
     tensor: Tensor
@@ -80,7 +92,8 @@ def compiled(source: Source, capability: tuple[int, int]) -> bytes:
     _, nvrtc = bindings()
     text = (resources.files(__package__) / f"{source.name}.cu").read_text()
     headers = _headers() | {"products.cuh": "".join(products(width, kind) for width, kind in source.products)}
-    options = [f"--gpu-architecture=sm_{capability[0]}{capability[1]}a", "--std=c++17", "--extra-device-vectorization"]
+    place = "sm_{}{}a".format(*capability)
+    options = [f"--gpu-architecture={place}", "--std=c++17", "--extra-device-vectorization"]
     options += [f"-D{name}={value}" for name, value in source.defined]
     version = _checked(nvrtc, nvrtc.nvrtcVersion())
     key = hashlib.sha256(repr((text, headers, options, version)).encode()).hexdigest()
@@ -103,12 +116,12 @@ def build(text: str, headers: Mapping[str, str], options: Sequence[str], name: s
     try:
         state = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])[0]
         log = b" " * _checked(nvrtc, nvrtc.nvrtcGetProgramLogSize(program))
-        nvrtc.nvrtcGetProgramLog(program, log)
+        _checked(nvrtc, nvrtc.nvrtcGetProgramLog(program, log))
         said = log.decode().rstrip("\0 \n")
         if int(state) != 0:
             raise RuntimeError(f"{name}.cu was not compiled: {said}")
         code = b" " * _checked(nvrtc, nvrtc.nvrtcGetCUBINSize(program))
-        _checked(nvrtc, (*nvrtc.nvrtcGetCUBIN(program, code), None))
+        _checked(nvrtc, nvrtc.nvrtcGetCUBIN(program, code))
         return code, said
     finally:
         nvrtc.nvrtcDestroyProgram(program)
@@ -120,29 +133,39 @@ class Loaded:
     def __init__(self, source: Source, device: torch.device, shared: int) -> None:
         self.driver, _ = bindings()
         code = compiled(source, torch.cuda.get_device_capability(device))
-        with torch.cuda.device(device):
-            torch.cuda.current_stream()  # which makes the device's context
+        torch.cuda.init()
+        place = _checked(self.driver, self.driver.cuDeviceGet(device.index))
+        self.context = _checked(self.driver, self.driver.cuDevicePrimaryCtxRetain(place))
+        most = self.driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        with self.current():
             self.module = _checked(self.driver, self.driver.cuModuleLoadData(code))
             self.function = _checked(
                 self.driver, self.driver.cuModuleGetFunction(self.module, source.name.encode())
             )
-        most = self.driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        _checked(self.driver, (*self.driver.cuFuncSetAttribute(self.function, most, shared), None))
-        self.shared = shared
+            _checked(self.driver, self.driver.cuFuncSetAttribute(self.function, most, shared))
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """Within this, what the thread asks of the driver concerns the device; a new thread has none."""
+        _checked(self.driver, self.driver.cuCtxPushCurrent(self.context))
+        try:
+            yield
+        finally:
+            _checked(self.driver, self.driver.cuCtxPopCurrent())
 
 
-_LOADED: dict[tuple[Source, int, int], Loaded] = {}
-_LOADING = threading.Lock()
+_LOADED: dict[Hashable, Loaded] = {}
+_LOADING: dict[Hashable, threading.Lock] = {}
+"""A lock for each kernel, so that those that differ are compiled side by side."""
 
 
 def loaded(source: Source, device: torch.device, shared: int) -> Loaded:
     """The kernel on this device, with ``shared`` bytes beside a processor; compiled and loaded at most once."""
-    index = torch.cuda.current_device() if device.index is None else device.index
-    key = source, index, shared
+    key = source, device, shared
     if key not in _LOADED:
-        with _LOADING:
+        with _LOADING.setdefault(key, threading.Lock()):
             if key not in _LOADED:
-                _LOADED[key] = Loaded(source, torch.device("cuda", index), shared)
+                _LOADED[key] = Loaded(source, device, shared)
     return _LOADED[key]
 
 
@@ -150,45 +173,78 @@ def launch(
     source: Source,
     grid: tuple[int, int, int],
     threads: int,
-    args: Sequence[Tensor | Tiles | Number],
+    args: Sequence[Tensor | Tiles | Number | None],
     *,
     device: torch.device,
     cluster: int = 1,
     shared: int = 0,
-    overlapped: bool = False,
 ) -> None:
     """Launch a kernel in the device's current stream; ``cluster`` programs that follow each other share memory.
 
-    ``overlapped`` lets it begin before its predecessor has ended: it must wait by itself (``wait_for_predecessor``).
+    ``shared`` is how many bytes each has beside a processor. It begins before its predecessor has ended where that
+    is on (`overlapped.py`).
     """
-    kernel = loaded(source, device, shared)
-    driver = kernel.driver
-    values = tuple(_value(driver, arg) for arg in args)
-    config = driver.CUlaunchConfig()
-    config.gridDimX, config.gridDimY, config.gridDimZ = grid
-    config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
-    config.sharedMemBytes = shared
-    config.hStream = driver.CUstream(torch.cuda.current_stream(device).cuda_stream)
-    attributes = []
-    if cluster > 1:
-        attributes.append(driver.CUlaunchAttribute())
-        attributes[-1].id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
-        size = attributes[-1].value.clusterDim
-        size.x, size.y, size.z = cluster, 1, 1
-    if overlapped:
-        attributes.append(driver.CUlaunchAttribute())
-        attributes[-1].id = (
-            driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
-        )
-        attributes[-1].value.programmaticStreamSerializationAllowed = 1
-    config.attrs, config.numAttrs = attributes, len(attributes)
-    given = tuple(value for value, _ in values), tuple(kind for _, kind in values)
-    _checked(driver, (*driver.cuLaunchKernelEx(config, kernel.function, given, 0), None))
+    if device.index is None:
+        device = torch.device(device.type, torch.cuda.current_device())
+    launched(_OfCuda(source, grid, threads, tuple(args), device, cluster, shared))
 
 
-def _value(driver: Any, arg: Tensor | Tiles | Number) -> tuple[Any, Any]:
-    if isinstance(arg, Tensor):
-        return arg.data_ptr(), ctypes.c_void_p
+@dataclass(frozen=True)
+class _OfCuda:
+    """The launch of a kernel in CUDA C++."""
+
+    source: Source
+    grid: tuple[int, int, int]
+    threads: int
+    args: tuple[Tensor | Tiles | Number | None, ...]
+    device: torch.device
+    cluster: int
+    shared: int
+
+    known: ClassVar[set[Hashable]] = set()
+
+    @property
+    def form(self) -> Hashable:
+        return self.source, self.device, self.shared
+
+    def preparation(self) -> Callable[[], None]:
+        return partial(_ready, self.source, self.device, self.shared)
+
+    def now(self) -> None:
+        kernel = loaded(self.source, self.device, self.shared)
+        driver = kernel.driver
+        values = tuple(_value(driver, arg) for arg in self.args)
+        config = driver.CUlaunchConfig()
+        config.gridDimX, config.gridDimY, config.gridDimZ = self.grid
+        config.blockDimX, config.blockDimY, config.blockDimZ = self.threads, 1, 1
+        config.sharedMemBytes = self.shared
+        config.hStream = driver.CUstream(torch.cuda.current_stream(self.device).cuda_stream)
+        attributes, kinds = [], driver.CUlaunchAttributeID
+        if self.cluster > 1:
+            one = driver.CUlaunchAttribute()
+            one.id = kinds.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+            size = one.value.clusterDim
+            size.x, size.y, size.z = self.cluster, 1, 1
+            attributes.append(one)
+        if is_on():
+            one = driver.CUlaunchAttribute()
+            one.id = kinds.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+            one.value.programmaticStreamSerializationAllowed = 1
+            attributes.append(one)
+        config.attrs, config.numAttrs = attributes, len(attributes)
+        given = tuple(value for value, _ in values), tuple(kind for _, kind in values)
+        with kernel.current():
+            _checked(driver, driver.cuLaunchKernelEx(config, kernel.function, given, 0))
+
+
+def _ready(source: Source, device: torch.device, shared: int) -> None:
+    """Have the kernel compiled and on the device."""
+    loaded(source, device, shared)
+
+
+def _value(driver: Any, arg: Tensor | Tiles | Number | None) -> tuple[Any, Any]:
+    if arg is None or isinstance(arg, Tensor):
+        return 0 if arg is None else arg.data_ptr(), ctypes.c_void_p
     if isinstance(arg, Tiles):
         return _map(driver, arg), None
     return arg, ctypes.c_int if isinstance(arg, int) else ctypes.c_float

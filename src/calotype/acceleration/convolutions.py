@@ -1,0 +1,84 @@
+"""Convolutions in blocks: each with its bias and what is added to it, in as few passes as the device allows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from calotype.acceleration.layers import as_sequence, is_plain, on_sequence
+from calotype.acceleration.usable import Kernels
+
+
+class Convolutions:
+    """Convolutions by the kernel where it is quicker, if ``own``, and otherwise by PyTorch's.
+
+    What is no plain layer of PyTorch's, as one with an adapter, computes all itself.
+    """
+
+    def __init__(self, kernels: Kernels, own: bool) -> None:
+        self.kernels, self.own = kernels, own
+
+    def added(self, conv: nn.Module, x: Tensor, other: Tensor | None, more: Tensor | None = None) -> Tensor:
+        """The convolution with its bias, + a map ``other`` + a bias ``more`` (channels,)."""
+        module = self.kernels.convolutions
+        if (
+            more is None
+            and (weights := self._weights(conv, x)) is not None
+            and module.fit(x, *weights, other)
+        ):
+            found: Tensor = module.fused(x, *weights, other)
+            return found
+        h, bias = self.without_bias(conv, x)
+        if other is None and bias is None and more is None:
+            return h
+        pointwise = self.kernels.pointwise
+        fits = self.kernels.take(h, other, bias, more) and (other is None or h.dtype == other.dtype)
+        summed: Tensor = (pointwise.residual if fits else pointwise.plain_residual)(h, other, bias, more)
+        return summed
+
+    def without_bias(self, conv: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """A convolution's result without its bias, and the bias, if it is one that can be added later."""
+        if not is_plain(conv, nn.Conv2d):
+            return conv(x), None
+        assert isinstance(conv, nn.Conv2d)
+        weights, module = self._weights(conv, x), self.kernels.convolutions
+        if weights is not None and module.fit(x, weights[0]):
+            return module.fused(x, weights[0]), conv.bias
+        if conv.bias is None:
+            return conv(x), None
+        return conv._conv_forward(x, conv.weight, None), conv.bias
+
+    def shortcut(self, conv: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The same of a convolution of one pixel; in 16 bits it is a matrix product, which takes the bias along."""
+        if (
+            x.dtype in (torch.float16, torch.bfloat16)
+            and x.is_contiguous(memory_format=torch.channels_last)
+            and is_plain(conv, nn.Conv2d)
+            and _is_simple(conv, (1, 1), (0, 0))
+        ):
+            size = x.shape[2:]
+            return on_sequence(conv, as_sequence(x), size).transpose(1, 2).unflatten(2, size), None
+        return self.without_bias(conv, x)
+
+    def _weights(self, conv: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None] | None:
+        """Weight and bias, where the kernel is on and may compute such a layer."""
+        if (
+            self.own
+            and is_plain(conv, nn.Conv2d)
+            and _is_simple(conv, (3, 3), (1, 1))
+            and self.kernels.take(x, conv.weight, conv.bias)  # type: ignore[arg-type]
+        ):
+            return conv.weight, conv.bias  # type: ignore[return-value]
+        return None
+
+
+def _is_simple(conv: nn.Module, size: tuple[int, int], padding: tuple[int, int]) -> bool:
+    """Whether this moves a window of this size from pixel to pixel, over a map with so many zeros around it."""
+    assert isinstance(conv, nn.Conv2d)
+    return (
+        conv.kernel_size == size
+        and conv.padding == padding
+        and conv.stride == conv.dilation == (1, 1)
+        and conv.groups == 1
+        and conv.padding_mode == "zeros"
+    )

@@ -1,0 +1,53 @@
+"""Layers as stand-ins read them: whether they are plain, their weights, and maps as sequences of pixels."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from calotype.acceleration.state import joined, siblings
+from calotype.nn.attention import Attention
+from calotype.nn.transformer import BasicTransformerBlock
+
+
+def is_plain(module: nn.Module | None, kind: type[nn.Module]) -> bool:
+    """Whether this is a layer of PyTorch's with weights of its own and nothing hooked to it."""
+    return (
+        type(module) is kind
+        and getattr(module, "weight", None) is not None
+        and not (module._forward_hooks or module._forward_pre_hooks)
+    )
+
+
+def covered(block: BasicTransformerBlock) -> bool:
+    """Whether the block is one of Stable Diffusion's: no places, no grounding, norms with weights."""
+    norms = [norm for norm in (block.norm1, block.norm2, block.norm3) if norm is not None]
+    hooked = block._forward_hooks or block._forward_pre_hooks
+    return block.pos_embed is None and not hooked and all(is_plain(norm, nn.LayerNorm) for norm in norms)
+
+
+def as_sequence(x: Tensor) -> Tensor:
+    """(batch, channels, height, width) -> (batch, height · width, channels), a view of a channels-last map."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def on_sequence(layer: nn.Module, h: Tensor, size: torch.Size) -> Tensor:
+    """A 1x1 convolution or a matrix on (batch, pixels, channels)."""
+    if is_plain(layer, nn.Conv2d):
+        return F.linear(h, layer.weight.flatten(1), layer.bias)  # type: ignore[arg-type, operator]
+    if isinstance(layer, nn.Linear) or getattr(layer, "in_features", None) is not None:
+        return layer(h)
+    return as_sequence(layer(h.transpose(1, 2).unflatten(2, size)))
+
+
+def packed(layer: Attention) -> tuple[Tensor, Tensor | None] | None:
+    """Weight and bias of queries, keys and values (of a prompt, the latter) as one, where they lie so in memory."""
+    parts = [part for part in siblings(layer) if isinstance(part, nn.Linear) and is_plain(part, nn.Linear)]
+    if len(parts) != len(siblings(layer)):
+        return None
+    weight = joined([part.weight for part in parts])
+    if weight is None or parts[0].bias is None:
+        return None if weight is None else (weight, None)
+    bias = joined([part.bias for part in parts])
+    return None if bias is None else (weight, bias)

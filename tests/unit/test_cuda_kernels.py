@@ -1,0 +1,234 @@
+"""Which kernels in CUDA C++ compute what, how the work is divided, and what computes it elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+pytest.importorskip("triton")
+
+from calotype.acceleration import usable
+from calotype.acceleration.kernels import convolutions, gate_products, group_norm, pointwise
+from calotype.acceleration.options import Options
+from calotype.acceleration.stand_ins import StandIns
+from calotype.nn.resampling import Upsample2D
+from calotype.nn.resnet import ResnetBlock2D
+
+PROCESSORS, SHARED = 132, 227 * 1024  # of an H200
+LAST = torch.channels_last
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A device with these processors, and kernels in CUDA C++ or not."""
+
+    def there(cuda: bool, triton: bool = True, shared: int = SHARED) -> None:
+        for module in (gate_products, convolutions):
+            monkeypatch.setattr(module, "in_cuda", lambda device: cuda)
+            monkeypatch.setattr(module, "processors", lambda device: PROCESSORS)
+            monkeypatch.setattr(module, "shared_memory", lambda device: shared)
+        monkeypatch.setattr(gate_products, "_is_in_triton", lambda device: triton)
+
+    there(True)
+    convolutions._plan.cache_clear()
+    yield there
+    convolutions._plan.cache_clear()
+
+
+def gates(rows: int, width: int, half: int) -> tuple[Tensor, Tensor, Tensor]:
+    shapes = (rows, width), (2 * half, width), (2 * half,)
+    return tuple(torch.empty(shape, dtype=torch.bfloat16) for shape in shapes)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("size", "cuda", "triton"),
+    [
+        ((2048, 1280, 5120), True, True),
+        ((2048, 640, 2560), True, False),
+        ((512, 1280, 5120), False, False),
+    ],
+)
+def test_gates_are_computed_by_what_is_quickest_where_it_is(
+    pretended: Any, size: tuple[int, int, int], cuda: bool, triton: bool
+) -> None:
+    given = gates(*size)
+    quickest = gate_products.fused if triton else None
+    assert gate_products.fit(*given) is (gate_products.paired if cuda else quickest)
+    for there in ({"cuda": False}, {"cuda": True, "shared": 100 * 1024}):
+        pretended(**there)
+        assert gate_products.fit(*given) is quickest
+    pretended(cuda=False, triton=False)
+    assert gate_products.fit(*given) is None
+    assert not gate_products.available(given[0].device)
+
+
+def test_gates_of_other_forms_are_left_to_a_product(pretended: Any) -> None:
+    x, weight, bias = gates(8192, 128, 1024)
+    assert gate_products.fit(x, weight, bias)
+    for other in (
+        (x.float(), weight.float(), bias.float()),
+        (x, weight.half(), bias),
+        (x.T.contiguous().T, weight, bias),
+        (x[:0], weight, bias),
+        (x[:, :96].contiguous(), weight[:, :96].contiguous(), bias),
+        (x, weight[:-64], bias[:-64]),
+        (x, weight, bias.expand(2, -1).T.contiguous()[:, 0]),
+    ):
+        assert gate_products.fit(*other) is None
+
+
+QUICKER = [
+    (2, 64, 64, 320, 320), (2, 64, 64, 960, 320), (2, 64, 64, 640, 640), (16, 32, 32, 640, 640),
+    (2, 128, 128, 320, 320), (16, 64, 64, 320, 320), (1, 64, 64, 512, 512), (1, 512, 512, 256, 256),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("size", QUICKER)
+def test_convolutions_that_fill_the_device_are_divided(size: tuple[int, ...]) -> None:
+    n, h, w, c, o = size
+    plan = convolutions.plan(n, h, w, c, o, PROCESSORS)
+    assert plan is not None
+    columns, pair, split, box = plan
+    assert o % columns == 0
+    assert (pair, split) == (2, 1)
+    assert box.maps * box.height * box.width == convolutions.PIXELS
+    assert box.maps * -(-n // box.maps) >= n
+    assert box.covering(n, h, w) * convolutions.PIXELS >= n * h * w
+    assert plan.tiles(n, h, w, o) * pair * convolutions.PIXELS * columns >= n * h * w * o
+    assert plan.stages >= 4
+    assert plan.memory <= convolutions.MEMORY
+    assert columns % (8 * pair) == 0  # each of a pair brings whole groups of eight filters
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        (2, 16, 16, 1280, 1280),  # 16 tiles
+        (2, 8, 8, 1280, 1280),
+        (2, 64, 64, 4, 320),
+        (2, 64, 64, 320, 4),
+        (2, 64, 64, 320, 320 + 64),  # 384 = 3 * 128, 96 tiles in two turns
+        (3, 64, 64, 320, 160),  # 48 tiles
+        (0, 64, 64, 320, 320),
+    ],
+)
+def test_others_are_left_to_cudnn(size: tuple[int, ...]) -> None:
+    assert convolutions.plan(*size, PROCESSORS) is None
+
+
+def test_boxes_lie_as_the_map_does() -> None:
+    assert convolutions.plan(2, 64, 64, 320, 320, PROCESSORS).box.covering(2, 64, 64) == 64  # type: ignore[union-attr]
+    for n, h, w in ((3, 24, 40), (5, 17, 23), (16, 8, 8), (7, 16, 16)):
+        box = min(convolutions.BOXES, key=lambda box: box.covering(n, h, w))
+        assert n * h * w / (box.covering(n, h, w) * convolutions.PIXELS) > 0.6
+
+
+def maps(c: int = 64, o: int = 320) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    shapes = (2, c, 64, 64), (o, c, 3, 3), (o,), (2, o, 64, 64)
+    return tuple(  # type: ignore[return-value]
+        torch.empty(shape, dtype=torch.bfloat16, memory_format=LAST if len(shape) == 4 else None)
+        for shape in shapes
+    )
+
+
+def test_convolutions_of_other_forms_are_left_to_pytorch(pretended: Any) -> None:
+    x, weight, bias, other = maps()
+    fit = convolutions.fit
+    assert fit(x, weight) and fit(x, weight, bias) and fit(x, weight, None, other)
+    assert not fit(x.float(), weight.float())
+    assert not fit(x, weight.half())
+    assert not fit(x, weight, bias.float())
+    assert not fit(x.contiguous(), weight)
+    assert not fit(x, weight.contiguous())
+    assert not fit(x, weight, bias, other.contiguous())
+    assert not fit(x, weight, bias, other[:1])
+    assert not fit(x[:1], weight)
+    assert not fit(x, weight[:, :, :1, :1].contiguous(memory_format=LAST))
+    assert not fit(x, maps(c=128)[1])
+    assert not fit(*maps(c=96)[:2])
+    for there in ({"cuda": False}, {"cuda": True, "shared": SHARED - 1}):
+        pretended(**there)
+        assert not fit(x, weight)
+
+
+class Fake:
+    """In the place of the kernels: what they would compute, and for which shapes that was asked of which."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seen: list[str] = []
+        monkeypatch.setattr(usable.Kernels, "take", staticmethod(lambda *tensors: True))
+        modules: dict[str, Any] = {one.name: None for one in fields(usable.Kernels)}
+        modules["group_norm"] = SimpleNamespace(fused=group_norm.plain)
+        modules["convolutions"] = SimpleNamespace(fit=lambda *given: True, fused=self.convolved)
+        modules["pointwise"] = SimpleNamespace(residual=self.residual, twice=pointwise.plain_twice)
+        self.kernels = usable.Kernels(**modules)
+
+    def convolved(self, x: Tensor, weight: Tensor, bias: Any = None, other: Any = None) -> Tensor:
+        self.seen.append("convolved" + " bias" * (bias is not None) + " other" * (other is not None))
+        return convolutions.plain(x, weight, bias, other)
+
+    def residual(self, *given: Any) -> Tensor:
+        self.seen.append("residual")
+        return pointwise.plain_residual(*given)
+
+    def stand_ins(self, **options: bool) -> StandIns:
+        return StandIns(Options(**options), self.kernels)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
+    return Fake(monkeypatch)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bias", [True, False])
+def test_blocks_add_what_they_add_in_the_convolution(fake: Fake, bias: bool) -> None:
+    block = ResnetBlock2D(in_channels=64, out_channels=128, temb_channels=8, conv_shortcut_bias=bias).eval()
+    block = block.bfloat16().to(memory_format=LAST)
+    x = torch.randn(2, 64, 8, 6, dtype=torch.bfloat16).contiguous(memory_format=LAST)
+    temb = torch.randn(2, 8, dtype=torch.bfloat16)
+    right = block(x, temb)
+    for options, seen in (
+        ({}, ["convolved", "convolved bias other"]),
+        ({"convolutions": False}, ["residual"]),
+    ):
+        fake.seen.clear()
+        found = fake.stand_ins(**options).resnet(block, x, temb)
+        assert fake.seen == seen
+        assert found.is_contiguous(memory_format=LAST)
+        torch.testing.assert_close(found, right, rtol=3e-2, atol=3e-2)
+
+
+@torch.no_grad()
+def test_what_the_kernel_does_not_compute_is_computed_as_ever(fake: Fake) -> None:
+    """Another stride, zeros or layer than it knows, a shortcut in float32, and a layer that something is hooked to."""
+    block = ResnetBlock2D(in_channels=64, out_channels=128, temb_channels=None).eval().to(memory_format=LAST)
+    x = torch.randn(2, 64, 8, 6).contiguous(memory_format=LAST)
+    stand_ins = fake.stand_ins()
+    for change, seen in (
+        (lambda: None, ["convolved", "convolved", "residual"]),  # the shortcut's bias comes last
+        (lambda: setattr(block.conv1, "padding_mode", "circular"), ["convolved", "residual"]),
+        (lambda: setattr(block, "conv2", nn.Sequential(block.conv2)), ["residual"]),
+        (lambda: block.conv1.register_forward_hook(lambda *given: None), ["residual"]),
+    ):
+        change()
+        right = block(x)
+        fake.seen.clear()
+        torch.testing.assert_close(stand_ins.resnet(block, x), right, rtol=1e-4, atol=1e-4)
+        assert fake.seen == seen
+
+
+@torch.no_grad()
+def test_larger_maps_get_their_bias_in_the_convolution(fake: Fake) -> None:
+    module = Upsample2D(64, use_conv=True, out_channels=128).to(memory_format=LAST)
+    x = torch.randn(2, 64, 4, 3).contiguous(memory_format=LAST)
+    right = module(x)
+    for options, seen in (({}, ["convolved bias"]), ({"convolutions": False}, ["residual"])):
+        fake.seen.clear()
+        torch.testing.assert_close(fake.stand_ins(**options).upsample(module, x), right, rtol=1e-4, atol=1e-4)
+        assert fake.seen == seen

@@ -1,0 +1,138 @@
+"""Kernels in CUDA C++ on a device that has their instructions, beside PyTorch in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from calotype.acceleration.ahead import compiled_first
+from calotype.acceleration.cuda.available import available
+from calotype.acceleration.devices import CudaGraphs
+from calotype.acceleration.kernels import convolutions, gate_products
+from calotype.acceleration.kernels.limits import processors
+from calotype.acceleration.overlapped import allowed, overlapped
+
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9,
+    reason="needs a Hopper device",
+)
+
+TYPES = (torch.bfloat16, torch.float16)
+BOUND = {torch.float16: 4e-4, torch.bfloat16: 3e-3}
+"""What a rounding to the type makes at most, 2.4e-4 and 2e-3 of each number, with room for the sums."""
+LAST = torch.channels_last
+
+
+@pytest.fixture(autouse=True)
+def whole_float32() -> Iterator[None]:
+    """Without the matrix units' short float32."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def error(found: Tensor, right: Tensor) -> float:
+    return float((found.double() - right.double()).norm() / right.double().norm())
+
+
+def random(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(*shape, device="cuda").to(dtype)
+
+
+def right_however_launched(
+    kernel: Callable[..., Tensor],
+    plain: Callable[..., Tensor],
+    given: tuple[Any, ...],
+    bound: float,
+    **how: Any,
+) -> None:
+    """At once and from a graph, in order and overlapped, each with other numbers the second time."""
+    tensors = [one for one in given if one is not None]
+    ways = (False, True) if allowed(tensors[0].device) else (False,)
+    with torch.inference_mode():
+        for overlaps in ways:
+            with overlapped(overlaps):
+                found = compiled_first(lambda: kernel(*given, **how))
+                graph, replayed = CudaGraphs(tensors[0].device).capture(lambda: kernel(*given, **how))
+            for _ in range(2):
+                right = plain(*(None if one is None else one.float() for one in given))
+                with overlapped(overlaps):
+                    found = kernel(*given, **how)
+                graph.replay()
+                assert found.shape == right.shape
+                assert error(found, right) < bound
+                assert torch.equal(replayed, found)
+                given[0].copy_(torch.randn_like(given[0]))
+
+
+def test_they_are_in_use_here() -> None:
+    place = torch.device("cuda", torch.cuda.current_device())
+    assert available(place)
+    assert gate_products.available(place)
+    assert convolutions.available(place)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(
+    "size",
+    [(1, 2048, 1280, 5120), (3, 700, 320, 1280), (1, 1000, 640, 2560), (1, 77, 64, 128), (2, 4096, 64, 256)],
+)
+def test_gates_with_their_product(dtype: torch.dtype, size: tuple[int, ...]) -> None:
+    batch, rows, width, half = size
+    x, weight, bias = (
+        random(*shape, dtype=dtype) for shape in ((batch, rows, width), (2 * half, width), (2 * half,))
+    )
+    weight *= width**-0.5
+    tiles = -(-batch * rows // 256) * (half // 128)
+    enough = gate_products.PAIRED_TURNS * (processors(x.device) // 2)
+    assert (gate_products.fit(x, weight, bias) is gate_products.paired) == (tiles >= enough)
+    right_however_launched(gate_products.paired, gate_products.plain, (x, weight, bias), BOUND[dtype])
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("columns", convolutions.COLUMNS)
+@pytest.mark.parametrize(
+    ("size", "bias", "other"),
+    [
+        ((2, 320, 64, 64), True, True),
+        ((3, 64, 24, 40), True, False),
+        ((1, 128, 17, 23), False, True),
+        ((5, 192, 8, 8), False, False),  # three boxes
+        ((1, 64, 1, 1), True, True),
+        ((2, 64, 3, 200), True, True),
+    ],
+)
+def test_convolutions(
+    dtype: torch.dtype, columns: int, size: tuple[int, int, int, int], bias: bool, other: bool
+) -> None:
+    n, c, h, w = size
+    o = 2 * columns
+    x = random(*size, dtype=dtype).contiguous(memory_format=LAST)
+    weight = (random(o, c, 3, 3, dtype=dtype) * (9 * c) ** -0.5).contiguous(memory_format=LAST)
+    given = (
+        x,
+        weight,
+        random(o, dtype=dtype) if bias else None,
+        random(n, o, h, w, dtype=dtype).contiguous(memory_format=LAST) if other else None,
+    )
+    box = min(convolutions.BOXES, key=lambda box: box.covering(n, h, w))
+    plan = convolutions.Plan(columns, convolutions.PAIR, 1, box)
+    # what is added to a rounded sum makes a second rounding
+    bound = BOUND[dtype] * (1.5 if other else 1)
+    right_however_launched(convolutions.fused, convolutions.plain, given, bound, divided=plan)
+
+
+@pytest.mark.parametrize("size", [(2, 320, 64, 64, 320), (2, 640, 64, 64, 640), (1, 512, 128, 128, 512)])
+def test_convolutions_as_they_are_planned(size: tuple[int, ...]) -> None:
+    n, c, h, w, o = size
+    x = random(n, c, h, w, dtype=torch.bfloat16).contiguous(memory_format=LAST)
+    weight = (random(o, c, 3, 3, dtype=torch.bfloat16) * (9 * c) ** -0.5).contiguous(memory_format=LAST)
+    assert convolutions.fit(x, weight)
+    right_however_launched(convolutions.fused, convolutions.plain, (x, weight), BOUND[torch.bfloat16])
