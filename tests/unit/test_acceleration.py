@@ -492,6 +492,24 @@ def test_kernels_overlap_in_a_models_calls_and_captures_where_that_is_asked_for_
     assert ("overlapped" in fast._runner.report()) == (asked and possible)
 
 
+@torch.no_grad()
+def test_gates_and_convolutions_are_told_of_where_they_are_in_use(
+    pretend: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels = usable.kernels_for(torch.device("cpu"))
+    if kernels is None:
+        pytest.skip("Triton is not installed")
+    modules = {"gates": kernels.gate_products, "convolutions": kernels.convolutions}
+    for there in (set(), {"convolutions"}, {"gates", "convolutions"}):
+        for name, module in modules.items():
+            monkeypatch.setattr(module, "available", lambda place, found=name in there: found)
+        for off in modules:
+            fast = Accelerated(unet(), Options(**{off: False}))
+            fast(**given())
+            said = set(fast._runner.report().partition(";")[0].split(", "))
+            assert said & set(modules) == there - {off}
+
+
 def add_lora(model: Any) -> None:
     """An adapter on one layer that reads the prompt, which is then computed by itself."""
     generator = torch.Generator().manual_seed(3)

@@ -108,6 +108,25 @@ def test_other_threads_launch_as_ever() -> None:
     assert (len(compiler.compiled), len(compiler.launched)) == (0, 1)
 
 
+def test_what_is_found_out_within_a_call_is_computed_even_where_nothing_is_launched() -> None:
+    within, outside = Compiler(), Compiler()
+    one, two = Kernel(within), Kernel(outside)
+    counts: list[int] = []
+
+    def call() -> None:
+        two[(1,)](torch.zeros(8), torch.zeros(8), 8, 1, 2)
+
+    def found_out() -> None:
+        before = len(within.launched)
+        compiled_first(lambda: one[(1,)](torch.zeros(8), torch.zeros(8), 8, 1, 2))
+        counts.append(len(within.launched) - before)
+        call()
+
+    compiled_first(found_out)
+    assert counts == [1, 1, 1]  # given up, gone through, computed
+    assert len(outside.launched) == 1
+
+
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_triton_compiles_for_a_device_that_is_not_here_what_a_launch_then_finds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

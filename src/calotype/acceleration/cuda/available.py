@@ -29,7 +29,9 @@ def available(device: torch.device) -> bool:
     if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != MAJOR:
         return False
     try:
-        with torch.cuda.device(device), torch.inference_mode(False), torch.no_grad():
+        # whatever the caller computes in
+        modes = torch.inference_mode(False), torch.no_grad(), torch.autocast("cuda", enabled=False)
+        with torch.cuda.device(device), modes[0], modes[1], modes[2]:
             compiled_first(partial(_check, device))
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
