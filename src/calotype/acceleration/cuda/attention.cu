@@ -4,7 +4,8 @@
 // a further warpgroup asks the copy engine for keys and values, which come into a ring of SLOTS. A warpgroup asks for the
 // scores of the next keys before it asks for the values of these, so that both products are under way while other
 // warpgroups compute exponentials, which is what takes longest: heads are narrow here. Of eight exponentials POLYNOMIAL
-// are computed without the unit that has instructions for them.
+// are computed without the unit that has instructions for them. Values get a column of ones beside them, so that the product
+// with them, of WIDTH = CHANNELS + 8 columns, also sums the weights, as they are rounded.
 #include "hopper.cuh"
 #include "products.cuh"
 
@@ -12,7 +13,6 @@
 #define NAMED(a, b) JOINED(a, b)
 #define BOXES ((CHANNELS + 63) / 64)     // of 64 channels; those past CHANNELS are zero
 #define STEPS ((CHANNELS + 15) / 16)
-#define TOTALS (WIDTH > CHANNELS)        // whether values have a column of ones beside them, whose sums are the totals
 #define BOX (KEYS * 128)                 // bytes
 #define SLOT (BOXES * BOX)
 #define THREADS (WARPGROUPS * 128 + 128)
@@ -42,16 +42,17 @@ struct Ring {
     return at;
   }
   __device__ __forceinline__ uint32 take_keys(uint32& done) { return take(full, done); }
-  __device__ __forceinline__ uint32 take_values(uint32& done) { return take(TOTALS ? marked : full, done); }
+  __device__ __forceinline__ uint32 take_values(uint32& done) { return take(marked, done); }
   // What a warp does between the copy engine and the products: a one after the channels of each value.
   __device__ __forceinline__ void mark(bool values) {
     uint32 done, at = take(full, done) + CHANNELS / 64 * BOX;
     int lane = threadIdx.x % 32;
     if (values) {
       #pragma unroll
-      for (int i = 0; i < KEYS; i += 32)
-        if (KEYS % 32 == 0 || i + lane < KEYS)
-          asm volatile("st.shared.b16 [%0], %1;" :: "r"(at + (i + lane) * 128 + ((CHANNELS % 64 * 2) ^ (lane % 8 * 16))), "h"((uint16)packed(1.0f, 0.0f)) : "memory");
+      for (int i = lane; i < KEYS; i += 32) {
+        uint32 to = at + i * 128 + ((CHANNELS % 64 * 2) ^ (lane % 8 * 16));
+        asm volatile("st.shared.b16 [%0], %1;" :: "r"(to), "h"((uint16)packed(1.0f, 0.0f)) : "memory");
+      }
       fence_for_copies();
     }
     __syncwarp();
@@ -85,7 +86,7 @@ __device__ __forceinline__ void read_queries(uint32 (&asked)[STEPS][4], const ui
   for (int i = 0; i < 2; i++) {
     const uint16* from = queries.at(q, tile, 8 * i);
     #pragma unroll
-    for (int j = 0; j < 2 * STEPS; j++) asked[j / 2][j % 2 * 2 + i] = j < CHANNELS / 8 ? __ldg((const uint32*)(from + 8 * j)) : 0;
+    for (int j = 0; j < 2 * STEPS; j++) asked[j / 2][j % 2 * 2 + i] = j < CHANNELS / 8 ? *(const uint32*)(from + 8 * j) : 0;
   }
 }
 
@@ -113,9 +114,8 @@ __device__ __forceinline__ float greatest(const float (&s)[KEYS / 2], int row) {
 }
 
 // Weights of these keys in the place of their scores: 2 to the scaled score less `level`, which is raised where a score is
-// more than SLACK above it. Each thread has two rows; `total` is that of this thread's columns, and `fade` is what sums of
-// before are to be multiplied by.
-__device__ __forceinline__ void weigh(float (&s)[KEYS / 2], float (&level)[2], float (&total)[2], float (&fade)[2], float scale, int left, int pair) {
+// more than SLACK above it. Each thread has two rows; `fade` is what sums of before are to be multiplied by.
+__device__ __forceinline__ void weigh(float (&s)[KEYS / 2], float (&level)[2], float (&fade)[2], float scale, int left, int pair) {
   if (left < KEYS) {
     #pragma unroll
     for (int i = 0; i < KEYS / 2; i++) if (i / 4 * 8 + 2 * pair + (i & 1) >= left) s[i] = __int_as_float(0xff800000);
@@ -126,27 +126,19 @@ __device__ __forceinline__ void weigh(float (&s)[KEYS / 2], float (&level)[2], f
     float top = fmaf(greatest(s, row), scale, ROUNDING) - ROUNDING, now = top > level[row] + SLACK ? top : level[row];
     fade[row] = exp2_of(level[row] - now);
     level[row] = now;
-#if POLYNOMIAL > 0
     float turn = ROUNDING - now, least = (now - 100.0f) * inverse_of(scale);  // what is less is as good as nothing
-#endif
-    float sums[4] = {total[row] * fade[row], 0.0f, 0.0f, 0.0f};
     #pragma unroll
     for (int i = 0; i < KEYS / 4; i++) {
       float& x = s[i / 2 * 4 + 2 * row + i % 2];
-#if POLYNOMIAL > 0
       if (i * POLYNOMIAL % 8 < POLYNOMIAL) {
         // 2^x of the nearest whole number and of the rest, at most 1/2 (relative error 7.5e-5, below half a unit of 16 bits)
         float y = fmaxf(x, least), whole = fmaf(y, scale, turn), rest = fmaf(y, scale, turn - whole);
         float power = fmaf(fmaf(fmaf(0.05517167f, rest, 0.24261113f), rest, 0.69326099f), rest, 0.99992807f);
         x = __int_as_float(__float_as_int(power) + (__float_as_int(whole) << 23));
-      } else
-#endif
-      x = exp2_of(fmaf(x, scale, -now));
-#if !TOTALS
-      sums[i % 4] += x;
-#endif
+      } else {
+        x = exp2_of(fmaf(x, scale, -now));
+      }
     }
-    total[row] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
   }
 }
 
@@ -155,7 +147,7 @@ __device__ __forceinline__ void weigh(float (&s)[KEYS / 2], float (&level)[2], f
 __device__ __forceinline__ void behind(const float (&s)[KEYS / 2]) {
   int signs = 0;
   #pragma unroll
-  for (int i = 3; i < KEYS / 2; i += LAZY ? 4 : 8) signs |= __float_as_int(s[i]);
+  for (int i = 3; i < KEYS / 2; i += 8) signs |= __float_as_int(s[i]);
   if (signs < 0) asm volatile("membar.cta;" ::: "memory");
 }
 
@@ -180,7 +172,7 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void attention(
     prefetch_tiles(&v);
     for (int i = 0; i < SLOTS; i++) {
       barrier_init(ring.full + 8 * i, 1);
-      barrier_init(ring.empty + 8 * i, 4 * WARPGROUPS + TOTALS);
+      barrier_init(ring.empty + 8 * i, 4 * WARPGROUPS + 1);
       barrier_init(ring.marked + 8 * i, 1);
     }
     barriers_are_known();
@@ -200,30 +192,27 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void attention(
         }
         ring.put(&v, (steps - 1) * KEYS, head, batch);
       }
-    }
-#if TOTALS
-    if (threadIdx.x / 32 == WARPGROUPS * 4 + 1) {
+      let_successor_begin();
+    } else if (threadIdx.x / 32 == WARPGROUPS * 4 + 1) {
       for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
         for (int i = 0; i < 2 * steps; i++) ring.mark(i == 2 * steps - 1 || (i > 0 && i % 2 == 0));
       }
     }
-#endif
   } else {
     take_registers<REGISTERS>();
-    int lane = threadIdx.x % 32, pair = lane % 4, inner = heads * CHANNELS;
-    Queries queries = {rows, heads, down, q_batch, q_row, group * 64 + threadIdx.x % 128 / 32 * 16 + lane / 4, pair};
+    int lane = threadIdx.x % 32, pair = lane % 4, inner = heads * CHANNELS, mine = threadIdx.x / 32 * 16 + lane / 4;
+    Queries queries = {rows, heads, down, q_batch, q_row, mine, pair};
     bool first = lane == 0;
 #if ORDERED
     // Warpgroups ask for products in turns, so that each computes exponentials while another's products are computed.
     if (group == WARPGROUPS - 1) asm volatile("bar.arrive 1, 256;" ::: "memory");
 #endif
-    float s[KEYS / 2], o[WIDTH / 2], level[2], total[2], fade[2];
+    float s[KEYS / 2], o[WIDTH / 2], level[2], fade[2];
     uint32 asked[STEPS][4], p[KEYS / 16][4], done, read;
     read_queries(asked, q, queries, blockIdx.x);
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
       int row = queries.row(tile, 0), head = tile / down % heads, batch = tile / down / heads, next = tile + gridDim.x;
       level[0] = level[1] = __int_as_float(0xff800000);
-      total[0] = total[1] = 0.0f;
       if (next < tiles && pair == 0) {  // what is asked next comes nearer
         asm volatile("prefetch.global.L2 [%0];" :: "l"(queries.at(q, next, 0)));
         asm volatile("prefetch.global.L2 [%0];" :: "l"(queries.at(q, next, 8)));
@@ -235,7 +224,7 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void attention(
       products_wait<0>();
       pin(s);
       if (first) barrier_arrive(done);
-      weigh(s, level, total, fade, scale, keys, pair);
+      weigh(s, level, fade, scale, keys, pair);
       pack(s, p);
       if (steps > 1) at = ring.take_keys(done);
       for (int step = 1; step < steps; step++) {
@@ -255,20 +244,15 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void attention(
         products_wait<1>();
         pin(s);
         if (first) barrier_arrive(done);
-        weigh(s, level, total, fade, scale, keys - step * KEYS, pair);
+        weigh(s, level, fade, scale, keys - step * KEYS, pair);
         pin(s);
         behind(s);
         if (step + 1 < steps) at = ring.take_keys(done);
         products_wait<0>();
         pin(o);
         if (first) barrier_arrive(read);
-#if LAZY
-        if (__any_sync(0xffffffff, fade[0] != 1.0f || fade[1] != 1.0f))
-#endif
-        {
-          #pragma unroll
-          for (int i = 0; i < WIDTH / 2; i++) o[i] *= fade[i / 2 % 2];
-        }
+        #pragma unroll
+        for (int i = 0; i < WIDTH / 2; i++) o[i] *= fade[i / 2 % 2];
         pack(s, p);
       }
       at = ring.take_values(read);
@@ -281,19 +265,16 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void attention(
       if (first) barrier_arrive(read);
       #pragma unroll
       for (int i = 0; i < 2; i++) {
-#if TOTALS
-        total[i] = o[CHANNELS / 2 + 2 * i] + o[CHANNELS / 2 + 2 * i + 1];  // the column of ones; those after it are zero
-#endif
-        total[i] += __shfl_xor_sync(0xffffffff, total[i], 1);
-        total[i] += __shfl_xor_sync(0xffffffff, total[i], 2);
-        total[i] = 1.0f / total[i];
-      }
-      #pragma unroll
-      for (int i = 0; i < 2; i++) {
+        // one of four threads has the column of ones; the zeros beside it are read too, since the assembler does not let
+        // products overlap whose sums nobody reads
+        float total = o[CHANNELS / 2 + 2 * i] + o[CHANNELS / 2 + 2 * i + 1];
+        float share = 1.0f / __shfl_sync(0xffffffff, total, lane - pair);
         uint16* to = y + ((long long)batch * rows + row + 8 * i) * inner + head * CHANNELS + 2 * pair;
         if (row + 8 * i < rows) {
           #pragma unroll
-          for (int j = 0; j < CHANNELS / 8; j++) *(uint32*)(to + 8 * j) = packed(o[4 * j + 2 * i] * total[i], o[4 * j + 2 * i + 1] * total[i]);
+          for (int j = 0; j < CHANNELS / 8; j++) {
+            *(uint32*)(to + 8 * j) = packed(o[4 * j + 2 * i] * share, o[4 * j + 2 * i + 1] * share);
+          }
         }
       }
     }
