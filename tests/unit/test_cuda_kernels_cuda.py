@@ -143,7 +143,9 @@ def test_convolutions_as_they_are_planned(size: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("sharpness", [1, 8])
 @pytest.mark.parametrize(
-    "plan", [one for plans in narrow_attention.PLANS.values() for one in plans], ids=repr
+    "plan",
+    [one for plans in narrow_attention.PLANS.values() for one in plans],
+    ids=lambda one: f"{one.channels}-{one.warpgroups}",
 )
 def test_attention(dtype: torch.dtype, sharpness: int, plan: narrow_attention.Plan) -> None:
     """Of numbers of queries and keys that fill no tile, read from one product; as exact as PyTorch's in 16 bits."""
