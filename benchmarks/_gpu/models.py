@@ -27,12 +27,13 @@ VARIANTS = {
     "graph, kernels, channels-last": replace(GRAPH, kernels=True, channels_last=True),
     "+ packed": replace(GRAPH, kernels=True, channels_last=True, packed=True),
     "+ prompts": replace(GRAPH, kernels=True, channels_last=True, packed=True, prompts=True),
-    "cudnn attention": Options(attention=("cudnn", "flash", "efficient", "math")),
-    "flash attention": Options(attention=("flash", "cudnn", "efficient", "math")),
+    "cudnn attention": Options(attention=("cudnn", "flash", "efficient", "math"), narrow=False),
+    "flash attention": Options(attention=("flash", "cudnn", "efficient", "math"), narrow=False),
     "tuned": Options(tuned=True),
     "without graph": Options(graphs=False),
     "not overlapped": Options(overlapped=False),
     "cuDNN's convolutions": Options(convolutions=False),
+    "PyTorch's attention of narrow heads": Options(narrow=False),
     OURS: Options(),
 }
 """In an order in which what is done to the weights stays."""

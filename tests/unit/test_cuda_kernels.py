@@ -13,9 +13,16 @@ from torch import Tensor, nn
 pytest.importorskip("triton")
 
 from calotype.acceleration import usable
-from calotype.acceleration.kernels import convolutions, gate_products, group_norm, pointwise
+from calotype.acceleration.kernels import (
+    convolutions,
+    gate_products,
+    group_norm,
+    narrow_attention,
+    pointwise,
+)
 from calotype.acceleration.options import Options
 from calotype.acceleration.stand_ins import StandIns
+from calotype.nn.attention import Attention
 from calotype.nn.resampling import Upsample2D
 from calotype.nn.resnet import ResnetBlock2D
 
@@ -28,7 +35,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A device with these processors, and kernels in CUDA C++ or not."""
 
     def there(cuda: bool, triton: bool = True, shared: int = SHARED) -> None:
-        for module in (gate_products, convolutions):
+        for module in (gate_products, convolutions, narrow_attention):
             monkeypatch.setattr(module, "in_cuda", lambda device: cuda)
             monkeypatch.setattr(module, "processors", lambda device: PROCESSORS)
             monkeypatch.setattr(module, "shared_memory", lambda device: shared)
@@ -158,6 +165,57 @@ def test_convolutions_of_other_forms_are_left_to_pytorch(pretended: Any) -> None
         assert not fit(x, weight)
 
 
+@pytest.mark.parametrize(
+    ("heads", "rows", "channels", "warpgroups"),
+    [
+        (16 * 8, 4096, 40, 3),  # 22 turns of 192 queries, 16 of 256
+        (2 * 8, 4096, 40, 4),  # three and two turns
+        (8, 4096, 40, 4),
+        (12 * 8, 1024, 40, 4),  # five and three
+        (10 * 8, 1024, 40, 3),  # four and three, as many queries
+        (16 * 8, 1024, 80, 2),
+    ],
+)
+def test_attention_is_divided_so_that_the_last_turn_is_full(
+    heads: int, rows: int, channels: int, warpgroups: int
+) -> None:
+    plan = narrow_attention.plan(heads, rows, channels, PROCESSORS)
+    assert plan.warpgroups == warpgroups
+    assert plan.memory <= SHARED
+    assert plan.down(rows) * warpgroups * narrow_attention.ROWS >= rows
+    assert plan.keys % 16 == plan.width % 8 == 0  # what products take
+
+
+@pytest.mark.parametrize("channels", [40, 80])
+def test_attention_of_other_forms_is_left_to_pytorch(pretended: Any, channels: int) -> None:
+    heads, rows = 3, narrow_attention.LEAST
+    inner, scale = heads * channels, channels**-0.5
+    packed = torch.empty(2, rows + 6, 3 * inner, dtype=torch.bfloat16)
+    q, k, v = packed.chunk(3, dim=-1)
+
+    def fit(q: Tensor, k: Tensor, v: Tensor, heads: int = heads, scale: float = scale) -> bool:
+        return narrow_attention.fit(q, k, v, heads, scale)
+
+    assert fit(q, k, v) and fit(q[:, 6:], k, v) and fit(q, k[:, :-6], v[:, :-6]) and fit(q.contiguous(), k, v)
+    assert fit(*(t.half() for t in (q, k, v)))
+    assert not fit(*(t.float() for t in (q, k, v)))
+    assert not fit(q.half(), k, v)
+    assert not fit(q[:, 7:], k, v)
+    assert not fit(q, k[:, 7:], v[:, 7:])
+    assert not fit(q, k, v[:, 1:])
+    assert not fit(q[:1], k, v)
+    assert not fit(q[:0], k[:0], v[:0])
+    assert not fit(q, k, v, heads=1)
+    assert not fit(q[..., :-heads], k[..., :-heads], v[..., :-heads])
+    assert not fit(q, k, v, scale=0.0)
+    assert not fit(q, k[:1].expand(2, -1, -1), v[:1].expand(2, -1, -1))
+    assert not fit(q, packed[..., 4 : 4 + inner], v)  # rows that begin between multiples of 16 bytes
+    assert not fit(q, k.mT.contiguous().mT, v)
+    for there in ({"cuda": False}, {"cuda": True, "shared": 190 * 1024}):
+        pretended(**there)
+        assert not fit(q, k, v)
+
+
 class Fake:
     """In the place of the kernels: what they would compute, and for which shapes that was asked of which."""
 
@@ -167,12 +225,18 @@ class Fake:
         modules: dict[str, Any] = {one.name: None for one in fields(usable.Kernels)}
         modules["group_norm"] = SimpleNamespace(fused=group_norm.plain)
         modules["convolutions"] = SimpleNamespace(fit=lambda *given: True, fused=self.convolved)
+        modules["short_attention"] = SimpleNamespace(fit=lambda *given: False)
+        modules["narrow_attention"] = SimpleNamespace(fit=lambda *given: True, fused=self.attended)
         modules["pointwise"] = SimpleNamespace(residual=self.residual, twice=pointwise.plain_twice)
         self.kernels = usable.Kernels(**modules)
 
     def convolved(self, x: Tensor, weight: Tensor, bias: Any = None, other: Any = None) -> Tensor:
         self.seen.append("convolved" + " bias" * (bias is not None) + " other" * (other is not None))
         return convolutions.plain(x, weight, bias, other)
+
+    def attended(self, *given: Any) -> Tensor:
+        self.seen.append("attended")
+        return narrow_attention.plain(*given)
 
     def residual(self, *given: Any) -> Tensor:
         self.seen.append("residual")
@@ -233,4 +297,21 @@ def test_larger_maps_get_their_bias_in_the_convolution(fake: Fake) -> None:
     for options, seen in (({}, ["convolved bias"]), ({"convolutions": False}, ["residual"])):
         fake.seen.clear()
         torch.testing.assert_close(fake.stand_ins(**options).upsample(module, x), right, rtol=1e-4, atol=1e-4)
+        assert fake.seen == seen
+
+
+@torch.no_grad()
+def test_attention_without_a_mask_is_handed_to_the_kernel(fake: Fake) -> None:
+    layer = Attention(80, heads=2, dim_head=40)
+    q, k, v = torch.randn(2, 7, 240).chunk(3, dim=-1)
+    mask = torch.randn(2, 1, 7)
+    for options, bias, seen in (
+        ({}, None, ["attended"]),
+        ({"short": False, "wide": False}, None, ["attended"]),
+        ({}, mask, []),
+        ({"narrow": False}, None, []),
+    ):
+        fake.seen.clear()
+        attend = fake.stand_ins(**options).table[Attention.attend]
+        torch.testing.assert_close(attend(layer, q, k, v, bias), layer.attend(q, k, v, bias))
         assert fake.seen == seen

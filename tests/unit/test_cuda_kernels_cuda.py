@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ pytest.importorskip("triton")
 from calotype.acceleration.ahead import compiled_first
 from calotype.acceleration.cuda.available import available
 from calotype.acceleration.devices import CudaGraphs
-from calotype.acceleration.kernels import convolutions, gate_products
+from calotype.acceleration.kernels import convolutions, gate_products, narrow_attention
 from calotype.acceleration.kernels.limits import processors
 from calotype.acceleration.overlapped import allowed, overlapped
 
@@ -77,6 +78,7 @@ def test_they_are_in_use_here() -> None:
     assert available(place)
     assert gate_products.available(place)
     assert convolutions.available(place)
+    assert narrow_attention.available(place)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -138,3 +140,36 @@ def test_convolutions_as_they_are_planned(size: tuple[int, ...]) -> None:
     weight = (random(o, c, 3, 3, dtype=torch.bfloat16) * (9 * c) ** -0.5).contiguous(memory_format=LAST)
     assert convolutions.fit(x, weight)
     right_however_launched(convolutions.fused, convolutions.plain, (x, weight), BOUND[torch.bfloat16])
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("sharpness", [1, 8])
+@pytest.mark.parametrize(
+    "plan",
+    [one for plans in narrow_attention.PLANS.values() for one in plans],
+    ids=lambda one: f"{one.channels}-{one.warpgroups}",
+)
+def test_attention(dtype: torch.dtype, sharpness: int, plan: narrow_attention.Plan) -> None:
+    """Of numbers of queries and keys that fill no tile, read from one product; as exact as PyTorch's in 16 bits."""
+    batch, heads, rows, keys = 4, 8, 1030, 1000
+    packed = random(batch, rows, 3 * heads * plan.channels, dtype=dtype)
+
+    def by(attention: Callable[..., Tensor], packed: Tensor, **how: Any) -> Tensor:
+        q, k, v = packed.chunk(3, dim=-1)
+        scale = sharpness * plan.channels**-0.5
+        return attention(q, k[:, :keys], v[:, :keys], heads, scale, **how)
+
+    plain = partial(by, narrow_attention.plain)
+    bound = 1.25 * error(plain(packed), plain(packed.float()))
+    right_however_launched(partial(by, narrow_attention.fused), plain, (packed,), bound, divided=plan)
+
+
+@pytest.mark.parametrize("size", [(2, 4096, 40), (8, 1100, 40), (2, 1024, 80)])
+def test_attention_as_it_is_planned(size: tuple[int, int, int]) -> None:
+    batch, rows, channels = size
+    given = random(batch, rows, 3 * 8 * channels, dtype=torch.bfloat16).chunk(3, dim=-1)
+    more = 8, channels**-0.5
+    assert narrow_attention.fit(*given, *more)
+    right = narrow_attention.plain(*(one.float() for one in given), *more)
+    bound = 1.25 * error(narrow_attention.plain(*given, *more), right)
+    assert error(narrow_attention.fused(*given, *more), right) < bound

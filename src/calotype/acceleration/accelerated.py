@@ -33,7 +33,7 @@ from calotype.nn.replaceable import replaced
 logger = logging.getLogger(__name__)
 
 PROMPTS = frozenset({"encoder_hidden_states"})
-OF_KERNELS = ("grouped", "gates", "convolutions", "short", "wide", "overlapped")
+OF_KERNELS = ("grouped", "gates", "convolutions", "short", "narrow", "wide", "overlapped")
 """The options that are about some of the kernels."""
 UNREAD = ("generator",)
 """Arguments of the methods beside ``forward`` that these accept and do not read."""
@@ -302,7 +302,7 @@ class Runner:
             return "has not been called"
         names = (
             "graphs", "channels_last", "kernels", "packed", "prompts", "grouped", "gates", "convolutions",
-            "short", "wide", "overlapped", "tuned",
+            "short", "narrow", "wide", "overlapped", "tuned",
         )  # fmt: skip
         used = [name for name in names if getattr(self.inside, name)]
         if self.kernels is None:
@@ -311,7 +311,11 @@ class Runner:
                 used[used.index("kernels")] = "PyTorch in place of kernels, which Triton cannot build here"
         else:
             place = self.weights.tensors[0].device
-            of = {"gates": self.kernels.gate_products, "convolutions": self.kernels.convolutions}
+            of = {
+                "gates": self.kernels.gate_products,
+                "convolutions": self.kernels.convolutions,
+                "narrow": self.kernels.narrow_attention,
+            }
             used = [name for name in used if name not in of or of[name].available(place)]
             if "overlapped" in used and not self.overlaps:
                 used.remove("overlapped")

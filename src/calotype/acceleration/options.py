@@ -41,9 +41,10 @@ class Options:
     product, and ``convolutions``: those of 3 x 3 pixels in CUDA C++ with what is added to them, each where that is
     quicker (both need ``kernels``). ``tuned``: cuDNN tries its algorithms on the first use of a shape. ``attention`` is
     the order in which PyTorch's backends are tried; empty leaves it to PyTorch. ``short``: attention to a prompt of at
-    most 128 tokens in Triton, ``wide``: attention of one wide head, an autoencoder's, by matrix products and a softmax
-    in Triton (both need ``kernels``). ``overlapped``: kernels may be brought to the processors before the one before
-    them has ended (needs ``kernels``). ``shapes`` is how many captured graphs a model keeps.
+    most 128 tokens in Triton, ``narrow``: attention of heads of 40 or 80 channels to many keys in CUDA C++, ``wide``:
+    attention of one wide head, an autoencoder's, by matrix products and a softmax in Triton (all need ``kernels``).
+    ``overlapped``: kernels may be brought to the processors before the one before them has ended (needs ``kernels``).
+    ``shapes`` is how many captured graphs a model keeps.
 
     The last two change results, so they are used only where they are asked for, on a CPU too: ``step_cache`` leaves
     the depth of a U-Net out of some steps; ``linears``, "int8" or "fp8", is the type in which the linear layers of
@@ -61,6 +62,7 @@ class Options:
     tuned: bool = False
     attention: tuple[str, ...] = ()
     short: bool = True
+    narrow: bool = True
     wide: bool = True
     overlapped: bool = True
     shapes: int = 8

@@ -59,7 +59,7 @@ class StandIns:
         found: dict[Callable[..., Any], Callable[..., Any]] = {Attention.project: self.project}
         if self.amounts is not None:
             found[Adapted.amount] = self.amounts.of
-        own = (self.options.short or self.options.wide) and self.kernels is not None
+        own = (self.options.short or self.options.narrow or self.options.wide) and self.kernels is not None
         if self.options.attention or own:
             found[Attention.attend] = self.attend
         if self.kernels is not None:
@@ -96,6 +96,10 @@ class StandIns:
             assert self.kernels is not None
             found: Tensor = self.kernels.short_attention.fused(q, k, v, layer.heads, layer.scale)
             return found
+        if self.options.narrow and self._is_narrow(layer, q, k, v, bias):
+            assert self.kernels is not None
+            narrow: Tensor = self.kernels.narrow_attention.fused(q, k, v, layer.heads, layer.scale)
+            return narrow
         if not self.options.attention:
             return plain(Attention.attend)(layer, q, k, v, bias)
         backends = [_BACKENDS[name] for name in self.options.attention]
@@ -122,6 +126,15 @@ class StandIns:
             and bias is None
             and self.kernels.take(q, k, v)
             and self.kernels.short_attention.fit(q, k, v, layer.heads)
+        )
+
+    def _is_narrow(self, layer: Attention, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> bool:
+        """Whether this is attention of heads of a width that the kernel computes quicker than PyTorch."""
+        return (
+            self.kernels is not None
+            and bias is None
+            and self.kernels.take(q, k, v)
+            and self.kernels.narrow_attention.fit(q, k, v, layer.heads, layer.scale)
         )
 
     def wide(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:

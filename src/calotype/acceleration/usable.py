@@ -25,6 +25,7 @@ class Kernels:
     gate_products: ModuleType
     convolutions: ModuleType
     short_attention: ModuleType
+    narrow_attention: ModuleType
 
     @staticmethod
     def take(*tensors: Tensor | None) -> bool:
@@ -49,6 +50,7 @@ def kernels_for(device: torch.device) -> Kernels | None:
             gate_products,
             group_norm,
             layer_norm,
+            narrow_attention,
             pointwise,
             products,
             short_attention,
@@ -67,5 +69,6 @@ def kernels_for(device: torch.device) -> Kernels | None:
         logger.warning("Norms, gates and sums are computed without Triton: %s.", reason)
         return None
     return Kernels(
-        group_norm, layer_norm, pointwise, softmax, products, gate_products, convolutions, short_attention
-    )
+        group_norm, layer_norm, pointwise, softmax, products, gate_products, convolutions, short_attention,
+        narrow_attention,
+    )  # fmt: skip

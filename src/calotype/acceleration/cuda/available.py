@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 MAJOR = 9
 """The compute capability's first number; code for 9.0's own instructions runs on no later one."""
-CHECKED = ("gate_products", "convolutions", "group_norm_cluster")
+CHECKED = ("gate_products", "convolutions", "group_norm_cluster", "narrow_attention")
 """The modules of such kernels, whose ``check`` gives what one computes of little, and what that should be."""
 
 
@@ -36,7 +36,9 @@ def available(device: torch.device) -> bool:
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         level = logging.INFO if isinstance(error, Missing) else logging.WARNING
-        logger.log(level, "Gates, convolutions and group norms are computed without CUDA C++: %s.", reason)
+        logger.log(
+            level, "Gates, convolutions, group norms and narrow attention go without CUDA C++: %s.", reason
+        )
         return False
     return True
 
