@@ -16,8 +16,8 @@ from calotype.acceleration.accelerated import Accelerated
 from calotype.acceleration.options import Options
 
 NOTHING = Options(
-    graphs=False, channels_last=False, kernels=False, packed=False, prompts=False, grouped=False, gates=False, convolutions=False, narrow=False, overlapped=False,
-    short=False, tuned=False, attention=(), wide=False,
+    graphs=False, channels_last=False, kernels=False, packed=False, prompts=False, grouped=False, gates=False,
+    convolutions=False, short=False, narrow=False, tuned=False, attention=(), wide=False, overlapped=False,
 )  # fmt: skip
 GRAPH = replace(NOTHING, graphs=True)
 VARIANTS = {
