@@ -78,7 +78,7 @@ CASES: list[tuple[Callable[[Bench], list[Measure]], tuple[str, ...], Bars]] = [
     (tasks.tiny_vae, ("pocket-tiny-vae",), {"dB lost": 4.0, "main object's colour": 75}),
 ]
 
-FEWER = {
+FEWER: dict[Callable[[Bench], list[Measure]], dict[str, Any]] = {
     tasks.upscale: {"count": 2, "renders": 2},
     xl.text_to_image: {"steps": 6},
     xl.micro_conditions: {"count": 2, "steps": 5},
