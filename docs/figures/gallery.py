@@ -214,13 +214,15 @@ SECTIONS = (
     ),
     Section(
         "pocket-unconditional", "Unconditional",
-        "Pixels from noise alone: floors, skies and light are as in the scenes, the objects are lumps.",
+        "Pixels from noise alone: floors, skies and light are as in the scenes. Some objects are whole solids, many\n"
+        "are no shape of the world.",
         'pipe = calotype.load("pocket-unconditional")\npipe(batch_size=4, num_inference_steps=50)', _from_nothing,
     ),
     Section(
         "pocket-xl", "Size of the original",
-        "SDXL's shape: a second text encoder, and a denoiser that is told sizes. It is told the corner of the crop\n"
-        "too, and hardly heeds it.",
+        "SDXL's shape: a second text encoder, and a denoiser that is told the size of the original and the corner of\n"
+        "the crop. Objects go where the crop puts them and are often misshapen there; what is blown up is softer,\n"
+        "and seldom so much that it strikes the eye.",
         'pipe = calotype.load("pocket-xl")\n'
         'pipe("a red ball on grass", original_size=(192, 192), crops_coords_top_left=(32, 0))', _xl, (0, 1),
     ),
