@@ -16,7 +16,7 @@ from calotype.acceleration.kernels import group_norm_cluster as cluster
 SHARED = 227 * 1024  # bytes near a processor of an H100
 
 SIDES = {64: (320, 640, 960), 32: (320, 640, 960, 1280, 1920), 16: (640, 1280, 1920, 2560), 8: (1280, 2560)}
-LARGE = {128: (320, 640), 64: (320, 640, 960, 1280, 1920), 32: (640, 1280, 1920, 2560)}
+LARGE = {64: (320, 640, 960, 1280, 1920), 32: (640, 1280, 1920, 2560)}
 MAPS = {
     *((side, channels) for sides in (SIDES, LARGE) for side, some in sides.items() for channels in some),
     (128, 512), (9, 128), (1, 256), (17, 1280),
@@ -51,16 +51,17 @@ def walk(plan: cluster.Plan, size: int, width: int) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("given", sorted(MAPS))
-def test_everything_is_taken_once_and_is_near(given: tuple[int, int]) -> None:
+@pytest.mark.parametrize("batch", [2, 16])
+def test_everything_is_taken_once_and_is_near(given: tuple[int, int], batch: int) -> None:
     side, channels = given
     size, width = side * side, channels // 32
-    plan = cluster.plan_of(size, channels, 32, SHARED)
+    plan = cluster.plan_of(batch, size, channels, 32, 132, SHARED)
     assert plan is not None
     assert plan.groups * width == plan.vectors * cluster.VECTOR
     assert 32 % plan.groups == 0
     assert 2 * plan.groups * width >= cluster.NARROWEST
     assert plan.threads % cluster.WARP == 0
-    assert plan.vectors <= plan.threads <= cluster.THREADS
+    assert plan.vectors <= plan.threads <= cluster.EVEN
     assert plan.programs in (2, 4, 8)  # never one alone
     assert plan.bytes <= cluster.rounded(plan.bytes, SHARED) <= SHARED
     taken, counted = walk(plan, size, width)
@@ -81,6 +82,7 @@ def test_fewer_threads_than_vectors_of_whole_warps_leave_some_idle() -> None:
     "given",
     [
         (128 * 128, 960, 32),  # 3.9 MB in the narrowest slice
+        (128 * 128, 320, 32),  # 165 KiB a program, which is slower
         (1024 * 1024, 128, 32),
         (256 * 256, 256, 32),  # only in runs of 16 bytes
         (64, 64, 32),  # two channels in each group: a vector meets four
@@ -89,7 +91,7 @@ def test_fewer_threads_than_vectors_of_whole_warps_leave_some_idle() -> None:
     ],
 )
 def test_what_does_not_fit_is_left_to_three_launches(given: tuple[int, ...]) -> None:
-    assert cluster.plan_of(*given, SHARED) is None
+    assert cluster.plan_of(2, *given, 132, SHARED) is None
 
 
 def test_memory_is_asked_for_in_few_sizes() -> None:

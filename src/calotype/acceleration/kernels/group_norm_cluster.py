@@ -12,7 +12,7 @@ from torch import Tensor
 
 from calotype.acceleration.cuda.available import available
 from calotype.acceleration.cuda.program import Source, launch
-from calotype.acceleration.kernels.limits import shared_memory
+from calotype.acceleration.kernels.limits import processors, shared_memory
 
 VECTOR = 8
 """Channels that a thread reads at once: 16 bytes."""
@@ -22,17 +22,14 @@ NARROWEST = 64
 """The same at least: two of memory's sectors."""
 CLUSTER = 8
 """Programs of a cluster at most, on any device that has clusters."""
-PIXELS = 64
-"""Pixels of a program at least, but for the smallest maps: with fewer it does little but tell others what it found."""
-THREADS = 320
-"""Threads of a program if its pixels have so many vectors: a few small programs on a processor hide each other's waits.
-
-Measured on an H200, µs, in three launches, with a program of 640 threads to a processor, with eight of 320 to a
-cluster: 2 x 320 channels at 64² 13.5, 14.1, 10.1; 2 x 640 at 32² 15.7, 12.7, 7.7; 2 x 1280 at 64² 33.6, 27.3, 23.8;
-16 x 640 at 64² 89, 78, 62. With runs of 80 bytes in place of 160, 16 x 320 at 64² takes 42.1 in place of 36.9.
-"""
-LEAST = 2
-"""Programs of a cluster at least: one alone has nobody to send to, and the device refuses the instruction."""
+NEAR, MOST = 96 * 1024, 144 * 1024
+"""Bytes of a program up to which no more programs are added, and beyond which three launches are quicker."""
+THREADS, EVEN = 320, 480
+"""Threads of a program, and how many at most so that none is idle: small programs hide each other's waits."""
+PIXELS = 2
+"""Pixels of a thread at least."""
+FILLED = 7 / 8
+"""Part of the processors that is enough."""
 WARP = 32
 RESERVED = 1024
 """Bytes that a program needs beside its own shared memory."""
@@ -49,7 +46,7 @@ class Plan:
     vectors: int
     """Vectors of each pixel in a slice."""
     programs: int
-    """Programs of a cluster."""
+    """Programs of a cluster, at least two: one alone has nobody to send to, and the device refuses the instruction."""
     threads: int
     share: int
     """Pixels of a program."""
@@ -83,15 +80,15 @@ def slices_of(channels: int, groups: int) -> list[int]:
 
 
 def divided(size: int, channels: int, groups: int, some: int, programs: int, threads: int) -> Plan | None:
-    """The plan with ``some`` groups a slice and at most ``threads`` threads; ``None`` if a pixel has more vectors."""
+    """The plan with ``some`` groups a slice and about so many threads; ``None`` if a pixel has more vectors."""
     vectors = some * (channels // groups) // VECTOR
     if vectors > threads:
         return None
     share = -(-size // programs)
     whole = lcm(vectors, WARP)  # so that no thread is idle
-    unit = whole if whole <= threads else WARP
-    needed = -(-share * vectors // unit) * unit
-    return Plan(some, vectors, programs, max(min(threads // unit * unit, needed), _covering(vectors)), share)
+    most = threads // whole * whole or (whole if whole <= EVEN else threads // WARP * WARP)
+    needed = -(-share * vectors // (PIXELS * WARP)) * WARP
+    return Plan(some, vectors, programs, max(min(most, needed), _covering(vectors)), share)
 
 
 def _covering(vectors: int) -> int:
@@ -99,11 +96,26 @@ def _covering(vectors: int) -> int:
     return -(-vectors // WARP) * WARP
 
 
-def plan_of(size: int, channels: int, groups: int, shared: int) -> Plan | None:
-    """The division of a map of ``size`` pixels; ``None`` if no slice of it fits into a cluster's memory."""
-    programs = next((n for n in (CLUSTER, 4) if n * PIXELS <= size), LEAST)
-    able = (divided(size, channels, groups, some, programs, THREADS) for some in slices_of(channels, groups))
-    return next((plan for plan in able if plan is not None and plan.bytes <= shared), None)
+def plan_of(batch: int, size: int, channels: int, groups: int, processors: int, shared: int) -> Plan | None:
+    """The division of a map of ``size`` pixels; ``None`` where three launches are quicker, or no slice of it fits.
+
+    Programs are added to a cluster until there are as many as processors and what each keeps is small.
+
+    Measured on an H200, µs, in three launches and so: 2 x 320 channels at 64² 13.5, 9.7; 2 x 640 at 32² 15.4, 7.7;
+    2 x 2560 at 32² 24.6, 13.3 (18.2 with eight programs); 2 x 1280 at 64² 34.0, 23.8; 16 x 640 at 64² 90, 62; 16 x 640
+    at 32² 32.5, 16.8 (24.9 with eight); 16 x 1280 at 8² 14.7, 7.2; but 2 x 320 at 128², 165 KiB a program, 28.3, 34.6.
+    """
+    for some in slices_of(channels, groups):
+        best = None
+        for programs in (2, 4, CLUSTER):
+            plan = divided(size, channels, groups, some, programs, THREADS)
+            if plan is not None and plan.bytes <= min(MOST, shared) and (best is None or programs <= size):
+                best = plan
+                if batch * (groups // some) * programs >= FILLED * processors and plan.bytes <= NEAR:
+                    break
+        if best is not None:
+            return best
+    return None
 
 
 def fitting(needed: int, shared: int) -> int:
@@ -118,8 +130,8 @@ def rounded(needed: int, shared: int) -> int:
 
 
 @cache
-def _plan(size: int, channels: int, groups: int, device: torch.device) -> Plan | None:
-    return plan_of(size, channels, groups, shared_memory(device))
+def _plan(batch: int, size: int, channels: int, groups: int, device: torch.device) -> Plan | None:
+    return plan_of(batch, size, channels, groups, processors(device), shared_memory(device))
 
 
 def fit(x: Tensor, groups: int, *others: Tensor, shift_row: int = 0) -> bool:
@@ -137,7 +149,7 @@ def fit(x: Tensor, groups: int, *others: Tensor, shift_row: int = 0) -> bool:
         and 0 < batch < 2**16
         and height * wide > 0
         and available(x.device)
-        and _plan(height * wide, channels, groups, x.device) is not None
+        and _plan(batch, height * wide, channels, groups, x.device) is not None
     )
 
 
@@ -148,7 +160,7 @@ def fused(
     """Group normalisation of ``x`` + shift + offset, then SiLU, as ``plan`` divides it or as fits the device."""
     batch, channels, height, wide = x.shape
     size = height * wide
-    plan = _plan(size, channels, groups, x.device) if plan is None else plan
+    plan = _plan(batch, size, channels, groups, x.device) if plan is None else plan
     assert plan is not None
     y = torch.empty_like(x)
     launch(
