@@ -461,9 +461,13 @@ def products_at_addresses(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> list
     """
 
     class Table:
-        """What was at addresses when they were noted, and the memory of its products."""
+        """What was at addresses when they were noted, and the memory of its products.
+
+        It is not made in a capture: a replay would not make it again, and other graphs write to what was made there.
+        """
 
         def __init__(self, x: Tensor, groups: Any, biases: Any = None) -> None:
+            assert not torch._C._len_torch_dispatch_stack()
             self.groups = [[weight.data for weight in group] for group in groups]
             self.biases = biases and [[bias.data for bias in group] for group in biases]
             self.results = kernels.products.plain(x, self.groups, self.biases)
@@ -515,15 +519,17 @@ def test_what_blocks_add_for_the_time_comes_from_one_launch_wherever_weights_are
         launches.clear()
         for _ in range(3):
             same(fast, plain, given())
-            other(**given(side=16))
-        assert launches
-        assert set(launches) <= {count, count - (turn == 5)}
+            if turn < 5:
+                other(**given(side=16))
+        assert launches[-1] == count - (turn == 5)
+        assert not captures(fast).failed
+        (kept,) = captures(fast).kept.values()
+        assert len(kept.memory[0].groups) == count - (turn == 5)
         another_call(fast)
         if turn < len(changes):
             change(changes[turn])
         elif turn == 4:
             add_lora(model, "time_emb_proj"), add_lora(plain, "time_emb_proj")
-    assert count - 1 in launches
     launches.clear()
     for options in (Options(grouped=False), Options(linears="int8")):
         fast = Accelerated(unet(), options)

@@ -196,10 +196,8 @@ class Runner:
 
             def first() -> Any:
                 result = ordinary(readers, time_readers)
-                with (
-                    device.current(),
-                    overlapped(self.overlaps),
-                ):  # so that kernels are compiled with the others
+                # what captures launch beside it, so that its kernels are compiled with the others
+                with device.current(), overlapped(self.overlaps):
                     if contexts and readers.layers and self.options.grouped:
                         prompt = Prompt(contexts[0].contiguous(), readers.layers, kernels)
                         if prompt.table is not None:
