@@ -59,13 +59,21 @@ def compare() -> None:
     x = torch.randn(3, 5, 70) * 10
     close(softmax.fused(x, 0.3, torch.float32), softmax.plain(x, 0.3, torch.float32))
     print("softmax")
-    for count, width in ((5, 64), (77, 128)):
+    for count, width in ((5, 64), (16, 64), (77, 128)):
         x = torch.randn(1, count, width)
-        groups = [[torch.randn(n, width) for n in sizes] for sizes in ((40, 40), (256, 130), (64,))]
+        groups = [[torch.randn(n, width) for n in sizes] for sizes in ((40, 40), (256, 130), (7,), (64,))]
+        some: list[list[torch.Tensor | None]] = [[torch.randn(len(w)) for w in group] for group in groups]
+        some[1][0] = None
         assert all(products.fit(x, weight) for group in groups for weight in group)
-        found, right = products.fused(x, products.Table(x, groups)), products.plain(x, groups)
-        for one, other in zip(found, right, strict=True):
-            close(one, other)
+        for biases in (None, some):
+            table = products.Table(x, groups, biases)
+            found, right = products.fused(x, table), products.plain(x, groups, biases)
+            for one, other in zip(found, right, strict=True):
+                close(one, other)
+                assert one[0].data_ptr() % 16 == 0
+    assert products.fit(x, groups[0][0], some[0][0])
+    assert not products.fit(x, groups[0][0], torch.randn(41)[1:])
+    assert not products.fit(x, groups[0][0], torch.randn(40).double())
     assert not products.fit(x, torch.randn(8, 96))
     assert not products.fit(x, torch.randn(8, width).double())
     print("products")

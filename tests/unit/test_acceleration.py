@@ -22,7 +22,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -34,9 +35,11 @@ from calotype.acceleration.layers import packed
 from calotype.acceleration.options import Options
 from calotype.acceleration.overlapped import launched_so
 from calotype.acceleration.state import channels_last, pack, siblings
+from calotype.acceleration.times import TimeReaders, Times
 from calotype.adapters.model import add
 from calotype.adapters.updates import Decomposed, Hadamard, Kronecker, LowRank, Replaced, Scaled
 from calotype.core.errors import InputError
+from calotype.nn.resnet import ResnetBlock2D
 from tests.tiny import UNET, randomise, stable_diffusion_folder
 
 
@@ -422,22 +425,7 @@ def test_keys_and_values_of_all_layers_come_from_one_launch_wherever_weights_are
     if kernels is None:
         pytest.skip("Triton is not installed")
 
-    class Table:
-        """What was at addresses when they were noted, and the memory of its products."""
-
-        def __init__(self, x: Tensor, groups: Any) -> None:
-            self.groups = [[weight.data for weight in group] for group in groups]
-            self.results = kernels.products.plain(x, self.groups)
-
-    launches = []
-
-    def fused(x: Tensor, table: Any) -> Any:
-        launches.append(len(table.groups))
-        fill(table.results, kernels.products.plain(x, table.groups))
-        return table.results
-
-    monkeypatch.setattr(kernels.products, "Table", Table)
-    monkeypatch.setattr(kernels.products, "fused", fused)
+    launches = products_at_addresses(kernels, monkeypatch)
     takes = lambda *given: len(given) == 1 and given[0].shape[1:] == (16, 64)  # noqa: E731
     monkeypatch.setattr(usable.Kernels, "take", staticmethod(takes))
     model, plain = (
@@ -464,6 +452,141 @@ def test_keys_and_values_of_all_layers_come_from_one_launch_wherever_weights_are
             add_lora(model), add_lora(plain)
     assert set(launches) == {len(layers), len(layers) - 1}
     assert "grouped" in fast._runner.report()
+
+
+def products_at_addresses(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let products of one matrix with many be computed in PyTorch, with weights where they were noted to be.
+
+    Each launch adds to the list how many groups of products it was for.
+    """
+
+    class Table:
+        """What was at addresses when they were noted, and the memory of its products.
+
+        It is not made in a capture: a replay would not make it again, and other graphs write to what was made there.
+        """
+
+        def __init__(self, x: Tensor, groups: Any, biases: Any = None) -> None:
+            assert not torch._C._len_torch_dispatch_stack()
+            self.groups = [[weight.data for weight in group] for group in groups]
+            self.biases = biases and [[bias.data for bias in group] for group in biases]
+            self.results = kernels.products.plain(x, self.groups, self.biases)
+
+    launches: list[int] = []
+
+    def fused(x: Tensor, table: Any) -> Any:
+        launches.append(len(table.groups))
+        fill(table.results, kernels.products.plain(x, table.groups, table.biases))
+        return table.results
+
+    monkeypatch.setattr(kernels.products, "Table", Table)
+    monkeypatch.setattr(kernels.products, "fused", fused)
+    return launches
+
+
+def takes_times(*given: Any) -> bool:
+    """As ``Kernels.take``, for embeddings of times on a CPU."""
+    return len(given) == 1 and given[0].ndim == 2
+
+
+@torch.no_grad()
+def test_what_blocks_add_for_the_time_comes_from_one_launch_wherever_weights_are(
+    pretend: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels = usable.kernels_for(torch.device("cpu"))
+    if kernels is None:
+        pytest.skip("Triton is not installed")
+    launches = products_at_addresses(kernels, monkeypatch)
+    monkeypatch.setattr(usable.Kernels, "take", staticmethod(takes_times))
+    monkeypatch.setitem(accelerated._DEVICES, "cpu", Pool)
+    monkeypatch.setattr(accelerated, "_OF_DEVICES", weakref.WeakValueDictionary())
+    model, plain = unet(), unet()
+    fast, other = Accelerated(model, Options()), Accelerated(unet(1), Options())
+    count = sum(name.endswith("time_emb_proj") for name, _ in model.named_modules())
+    assert count > 4
+
+    def change(weight: Callable[[nn.Linear], Any]) -> None:
+        for one in (model, plain):
+            weight(one.mid_block.resnets[0].time_emb_proj)
+
+    changes: list[Callable[[nn.Linear], Any]] = [
+        lambda part: part.weight.mul_(1.5),
+        lambda part: part.bias.add_(0.5),
+        lambda part: setattr(part.weight, "data", part.weight.data * -1.0),
+        lambda part: setattr(part.bias, "data", part.bias.data * -1.0),
+    ]
+    for turn in range(6):
+        launches.clear()
+        for _ in range(3):
+            same(fast, plain, given())
+            if turn < 5:
+                other(**given(side=16))
+        assert launches[-1] == count - (turn == 5)
+        assert not captures(fast).failed
+        (kept,) = captures(fast).kept.values()
+        assert len(kept.memory[0].groups) == count - (turn == 5)
+        another_call(fast)
+        if turn < len(changes):
+            change(changes[turn])
+        elif turn == 4:
+            add_lora(model, "time_emb_proj"), add_lora(plain, "time_emb_proj")
+    launches.clear()
+    for options in (Options(grouped=False), Options(linears="int8")):
+        fast = Accelerated(unet(), options)
+        for _ in range(3):
+            fast(**given())
+        assert captures(fast).count == 1
+    assert not launches
+
+
+@torch.no_grad()
+def test_embeddings_of_times_are_told_apart_in_a_call(pretend: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = usable.kernels_for(torch.device("cpu"))
+    if kernels is None:
+        pytest.skip("Triton is not installed")
+    launches = products_at_addresses(kernels, monkeypatch)
+    monkeypatch.setattr(usable.Kernels, "take", staticmethod(takes_times))
+    blocks = [
+        randomise(ResnetBlock2D(in_channels=32, temb_channels=64, skip_time_act=skip), seed)
+        for seed, skip in enumerate((False, False, False, False, True))
+    ]
+    a, b = torch.randn(2, 64), torch.randn(2, 64)
+    # the first two are read by two blocks or more each; then the first block again, with another that it leads; then
+    # a block that has not read this one before
+    calls = [(0, a), (1, b), (2, a), (3, b), (4, a), (0, b), (0, a)]
+
+    def run(stand_in: stand_ins.StandIns, calls: list[tuple[int, Tensor]]) -> list[Tensor]:
+        return [
+            stand_in.shift(blocks[index], blocks[index].time_emb_proj, embedding)
+            for index, embedding in calls
+        ]
+
+    def right(calls: list[tuple[int, Tensor]]) -> list[Tensor]:
+        return [
+            blocks[index].time_emb_proj(one if blocks[index].skip_time_act else F.silu(one))
+            for index, one in calls
+        ]
+
+    noted = TimeReaders()
+    torch.testing.assert_close(
+        run(stand_ins.StandIns(Options(), kernels, time_readers=noted), calls), right(calls)
+    )
+    assert not launches
+    times = Times(noted.done(), kernels)
+    assert [list(group.blocks) for group, _ in times.tables.values()] == [
+        [blocks[0], blocks[2]],
+        [blocks[1], blocks[3], blocks[0]],
+    ]
+    a, b, c = (torch.randn(2, 64) for _ in range(3))
+    calls = [(0, a), (1, b), (2, a), (3, b), (4, a), (0, b), (3, a), (0, c), (2, c), (2, a), (1, b)]
+    torch.testing.assert_close(run(stand_ins.StandIns(Options(), kernels, times=times), calls), right(calls))
+    assert launches == [2, 3]
+    for other in (torch.randn(3, 64), torch.randn(64, 2).t()):
+        calls = [(0, other), (2, other)]
+        torch.testing.assert_close(
+            run(stand_ins.StandIns(Options(), kernels, times=times), calls), right(calls)
+        )
+    assert launches == [2, 3]
 
 
 @torch.no_grad()
@@ -510,10 +633,10 @@ def test_gates_and_convolutions_are_told_of_where_they_are_in_use(
             assert said & set(modules) == there - {off}
 
 
-def add_lora(model: Any) -> None:
-    """An adapter on one layer that reads the prompt, which is then computed by itself."""
+def add_lora(model: Any, of: str = "attn2.to_k") -> None:
+    """An adapter on one layer that reads what others read too, which is then computed by itself."""
     generator = torch.Generator().manual_seed(3)
-    name = next(key for key, _ in model.named_modules() if key.endswith("attn2.to_k"))
+    name = next(key for key, _ in model.named_modules() if key.endswith(of))
     layer = model.get_submodule(name)
     tensors = {
         f"unet.{name}.lora_A.weight": torch.randn(2, layer.in_features, generator=generator),

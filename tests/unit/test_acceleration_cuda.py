@@ -165,16 +165,21 @@ def test_one_wide_head(dtype: torch.dtype, size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rows", [1, 77, 154, 300])
+@pytest.mark.parametrize("rows", [1, 2, 16, 77, 154, 300])
 def test_products_with_many_matrices(dtype: torch.dtype, rows: int) -> None:
     from calotype.acceleration.kernels import products
 
     x = random(1, rows, 768, dtype=dtype)
     groups = [[random(n, 768, dtype=dtype) for n in sizes] for sizes in ((320, 320), (640,), (40, 1280, 8))]
-    found = products.fused(x, products.Table(x, groups))
-    right = products.plain(x.double(), [[weight.double() for weight in group] for group in groups])
-    for one, other in zip(found, right, strict=True):
-        assert all(error(a, b) < BOUND[dtype] for a, b in zip(one, other, strict=True))
+    some: list[list[Tensor | None]] = [[random(len(w), dtype=dtype) * 9 for w in group] for group in groups]
+    some[2][1] = None
+    doubles = [[weight.double() for weight in group] for group in groups]
+    for biases in (None, some):
+        found = products.fused(x, products.Table(x, groups, biases))
+        added = biases and [[None if bias is None else bias.double() for bias in group] for group in biases]
+        right = products.plain(x.double(), doubles, added)
+        for one, other in zip(found, right, strict=True):
+            assert all(error(a, b) < BOUND[dtype] for a, b in zip(one, other, strict=True))
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:])
@@ -335,6 +340,61 @@ def test_keys_and_values_of_all_layers_are_read_from_weights_where_they_are_now(
                 weight.mul_(1.5)
             else:
                 weight.data = weight.data * -1.0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [2, 16])
+def test_what_blocks_add_for_the_time_comes_from_one_launch_in_each_step(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch.profiler import ProfilerActivity, profile
+
+    from calotype.acceleration.kernels import products
+
+    seen, right = [], products.fused
+    monkeypatch.setattr(products, "fused", lambda x, table: (seen.append(table), right(x, table))[1])
+    plain, model = unet(), unet()  # whose prompts are too narrow to be read in one launch
+    blocks = [name for name, _ in model.named_modules() if name.endswith("time_emb_proj")]
+    fast, beside = Accelerated(model, Options()), Accelerated(unet(), Options(grouped=False))
+    layer = model.mid_block.resnets[0].time_emb_proj
+    generator = torch.Generator().manual_seed(3)
+    key = "unet.mid_block.resnets.0.time_emb_proj"
+    adapter = {
+        f"{key}.lora_A.weight": torch.randn(2, layer.in_features, generator=generator),
+        f"{key}.lora_B.weight": torch.randn(layer.out_features, 2, generator=generator),
+    }
+    for turn in range(5):
+        for _ in range(4):
+            arguments = given(rows)
+            exact = plain(**arguments)[0]
+            assert error(fast(**arguments)[0], exact) < 1e-4
+            if turn == 0:
+                assert error(beside(**arguments)[0], exact) < 1e-4
+        assert len(seen[-1].widths) == len(blocks) - (turn == 4)
+        fast.__dict__["_begun"] = False
+        for one in (model, plain):
+            part = one.mid_block.resnets[0].time_emb_proj
+            if turn == 0:
+                part.weight.mul_(1.5)
+            elif turn == 1:
+                part.bias.add_(0.5)
+            elif turn == 2:
+                part.weight.data, part.bias.data = part.weight.data * -1.0, part.bias.data * -1.0
+            elif turn == 3:
+                one.load_lora_adapter(adapter)
+    counted = []
+    for one in (Accelerated(unet(), Options()), beside):
+        for _ in range(3):
+            one(**arguments)
+        torch.cuda.synchronize()
+        with profile(activities=[ProfilerActivity.CUDA]) as watched:
+            one(**arguments)
+            torch.cuda.synchronize()
+        names = [event.name for event in watched.events()]
+        counted.append((sum("columns_of" in name for name in names), len(names)))
+    assert counted[0][0] == 1
+    assert counted[1][0] == 0
+    assert counted[1][1] - counted[0][1] >= len(blocks) - 1
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ from calotype.acceleration.quantised import Products
 from calotype.acceleration.stand_ins import Prompt, Readers, StandIns
 from calotype.acceleration.state import Structure, Weights, channels_last, obstacle, pack
 from calotype.acceleration.step_cache import CachedSteps, Counts, fits
+from calotype.acceleration.times import TimeReaders, Times
 from calotype.acceleration.usable import Kernels, kernels_for
 from calotype.acceleration.values import taken_apart
 from calotype.nn.replaceable import replaced
@@ -184,24 +185,28 @@ class Runner:
             self._say(why)
             return function(*args, **kwargs)
 
-        def ordinary(readers: Readers | None = None) -> Any:
-            with device.current(), self._faster(StandIns(self.inside, kernels, readers=readers)):
+        def ordinary(readers: Readers | None = None, time_readers: TimeReaders | None = None) -> Any:
+            stand_ins = StandIns(self.inside, kernels, readers=readers, time_readers=time_readers)
+            with device.current(), self._faster(stand_ins):
                 return function(*args, **kwargs)
 
-        def noting() -> tuple[Any, Readers]:
+        def noting() -> tuple[Any, tuple[Readers, TimeReaders]]:
             contexts = [kwargs[name] for name in PROMPTS if isinstance(kwargs.get(name), Tensor)]
-            readers = Readers(contexts)
+            readers, time_readers = Readers(contexts), TimeReaders()
 
             def first() -> Any:
-                result = ordinary(readers)
-                if contexts and readers.layers and self.options.grouped:
-                    prompt = Prompt(contexts[0].contiguous(), readers.layers, kernels)
-                    if prompt.table is not None:  # so that its kernel is compiled with the others
-                        with device.current(), overlapped(self.overlaps):
+                result = ordinary(readers, time_readers)
+                # what captures launch beside it, so that its kernels are compiled with the others
+                with device.current(), overlapped(self.overlaps):
+                    if contexts and readers.layers and self.options.grouped:
+                        prompt = Prompt(contexts[0].contiguous(), readers.layers, kernels)
+                        if prompt.table is not None:
                             prompt.compute()
+                    if (times := self._times(time_readers, kernels)) is not None:
+                        times.compute()
                 return result
 
-            return compiled_first(first), readers.done()
+            return compiled_first(first), (readers.done(), time_readers.done())
 
         try:
             if not self.options.graphs:
@@ -247,30 +252,42 @@ class Runner:
         """How a call of ``function`` is captured."""
 
         def prepared(
-            buffers: list[Tensor], form: Hashable, prompts: frozenset[int], readers: Readers
+            buffers: list[Tensor],
+            form: Hashable,
+            prompts: frozenset[int],
+            noted: tuple[Readers, TimeReaders],
         ) -> Prepared:
             args, kwargs = put_back(form, buffers)
+            readers, time_readers = noted
             layers, kernels, amounts = list(readers.layers), self.kernels, self.amounts
+            times = self._times(time_readers, kernels)
+            memory = [] if times is None else times.memory()
             prompt = None
             if prompts and layers:
                 grouped = kernels if self.options.grouped else None
                 prompt = Prompt(buffers[next(iter(prompts))], layers, grouped)
 
             def call() -> Any:
-                with self._faster(StandIns(self.inside, kernels, prompt, amounts=amounts)):
+                with self._faster(StandIns(self.inside, kernels, prompt, amounts=amounts, times=times)):
                     return function(*args, **kwargs)
 
             if prompt is None:
-                return Prepared(call)
+                return Prepared(call, memory=memory)
 
             def before() -> None:
                 with self._faster(StandIns(self.inside, kernels, amounts=amounts)):
                     prompt.compute()
 
             before()
-            return Prepared(call, before, prompt.memory())
+            return Prepared(call, before, memory + prompt.memory())
 
         return prepared
+
+    def _times(self, readers: TimeReaders, kernels: Kernels | None) -> Times | None:
+        """How the blocks that read times compute what they add together, if they do."""
+        if kernels is None or not self.options.grouped or self.options.linears is not None:
+            return None  # weights in eight bits are known one by one
+        return Times(readers, kernels)
 
     @contextmanager
     def _faster(self, stand_ins: StandIns) -> Iterator[None]:

@@ -66,7 +66,7 @@ class Capture:
     """The epoch, changes of numbers, and versions that the work before was done for."""
     uses: int = 0
     memory: Any = None
-    """What the work before writes for later replays to read, allocated before it was captured."""
+    """What replays read of what was there before they were captured, as what the work before writes."""
 
     def run(self, tensors: list[Tensor], now: Stamp) -> Any:
         """The result for these tensors, in memory of its own; ``now`` is the stamp of what else counts."""
@@ -95,7 +95,8 @@ class Capture:
 class Prepared:
     """A function ready to be captured: the call, and the work on the prompt that is not done in each call.
 
-    What the latter leaves for calls is the ``memory``, which is there already: it was done once.
+    What the latter leaves for calls is in the ``memory``, which is there already: it was done once. So is whatever else
+    of the device's memory a call reads.
     """
 
     call: Callable[[], Any]

@@ -37,7 +37,8 @@ class Options:
     convolutions lie in memory as the device's convolutions read them. ``kernels``: norms, gates and sums in Triton.
     ``packed``: queries, keys and values of self-attention in one matrix product, keys and values of a prompt too.
     ``prompts``: keys and values of a prompt are computed once and not in each step (needs ``graphs``). ``grouped``:
-    those of all layers in one launch (needs ``prompts`` and ``kernels``). ``gates``: GEGLU in one kernel with its
+    those of all layers in one launch (needs ``prompts``), and what the time's embedding is in all residual blocks in
+    another (needs ``graphs``; both need ``kernels``). ``gates``: GEGLU in one kernel with its
     product, and ``convolutions``: those of 3 x 3 pixels in CUDA C++ with what is added to them, each where that is
     quicker (both need ``kernels``). ``tuned``: cuDNN tries its algorithms on the first use of a shape. ``attention`` is
     the order in which PyTorch's backends are tried; empty leaves it to PyTorch. ``short``: attention to a prompt of at

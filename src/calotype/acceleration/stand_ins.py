@@ -19,6 +19,7 @@ from calotype.acceleration.convolutions import Convolutions
 from calotype.acceleration.layers import as_sequence, covered, is_plain, on_sequence, packed
 from calotype.acceleration.numbers import Amounts
 from calotype.acceleration.options import Options
+from calotype.acceleration.times import Shifts, TimeReaders, Times
 from calotype.acceleration.usable import Kernels
 from calotype.adapters.layer import Adapted
 from calotype.nn.activations import GEGLU
@@ -47,9 +48,12 @@ class StandIns:
         prompt: Prompt | None = None,
         readers: Readers | None = None,
         amounts: Amounts | None = None,
+        times: Times | None = None,
+        time_readers: TimeReaders | None = None,
     ) -> None:
         self.options, self.kernels, self.prompt, self.readers = options, kernels, prompt, readers
-        self.amounts = amounts
+        self.amounts, self.time_readers = amounts, time_readers
+        self.shifts = None if times is None else Shifts(times)
         self.convolutions = None if kernels is None else Convolutions(kernels, options.convolutions)
         self._activated: tuple[Tensor, Tensor] | None = None
 
@@ -185,13 +189,23 @@ class StandIns:
         h, offset = self.convolutions.without_bias(block.conv1, h)
         shift = None
         if temb is not None and block.time_emb_proj is not None:
-            shift = block.time_emb_proj(temb if block.skip_time_act else self.activated(temb))
+            shift = self.shift(block, block.time_emb_proj, temb)
         h = self.norm(h, block.norm2, silu=True, shift=shift, offset=offset)
         other = None
         if block.conv_shortcut is not None:
             x, other = self.convolutions.shortcut(block.conv_shortcut, x)
         h = self.convolutions.added(block.conv2, h, x, other)
         return h if block.output_scale_factor == 1.0 else h / block.output_scale_factor
+
+    def shift(self, block: ResnetBlock2D, projection: nn.Module, temb: Tensor) -> Tensor:
+        """What a block adds for the time: of those that activate its embedding, from one launch where that is known."""
+        if block.skip_time_act:
+            return projection(temb)
+        if self.time_readers is not None:
+            self.time_readers.note(block, temb)
+        activated = self.activated(temb)
+        found = None if self.shifts is None else self.shifts.known(block, temb, activated)
+        return projection(activated) if found is None else found
 
     def upsample(self, module: Upsample2D, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """The larger map written in one pass, and its convolution's bias in another or with it."""
