@@ -138,6 +138,11 @@ def unet(seed: int = 0) -> Any:
     return randomise(calotype.UNet2DConditionModel(**UNET), seed)
 
 
+@pytest.fixture(autouse=True)
+def _numbers_of_a_test_are_always_the_same() -> None:
+    torch.manual_seed(0)
+
+
 def given(rows: int = 2, side: int = 8) -> dict[str, Any]:
     return {
         "sample": torch.randn(rows, 4, side, side),
