@@ -17,7 +17,6 @@ from torch import Tensor
 
 from calotype.acceleration.ahead import Kernel
 from calotype.acceleration.kernels.limits import shared_memory
-from calotype.acceleration.kernels.succession import begin, loaded
 from calotype.core.transfer import sent
 
 COLUMNS = 128
@@ -32,7 +31,7 @@ _UNIT = 16
 @triton.jit
 def columns_of(
     x, w, y, table, rows, WIDTH: tl.constexpr, UNIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr, NEXT: tl.constexpr = None,
+    DEPTH: tl.constexpr,
 ):  # fmt: skip
     """``x`` (rows, WIDTH) times the transpose of some rows of a matrix, which the table finds from ``w`` on."""
     entry = table + tl.program_id(1) * 4
@@ -40,7 +39,6 @@ def columns_of(
     column = tl.arange(0, COLUMNS)
     depth = tl.arange(0, DEPTH)
     there = row < rows
-    begin(NEXT)
     found = column < tl.load(entry + 3)
     left = x + row.to(tl.int64)[:, None] * WIDTH + depth[None, :]
     right = w + tl.load(entry) * UNIT + column[None, :] * WIDTH + depth[:, None]
@@ -52,7 +50,6 @@ def columns_of(
         left += DEPTH
         right += DEPTH
     to = y + tl.load(entry + 1) + row.to(tl.int64)[:, None] * tl.load(entry + 2) + column[None, :]
-    loaded(NEXT)
     tl.store(to, total.to(y.dtype.element_ty), mask=there[:, None] & found[None, :])
 
 
