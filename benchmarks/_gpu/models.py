@@ -17,7 +17,7 @@ from calotype.acceleration.options import Options
 
 NOTHING = Options(
     graphs=False, channels_last=False, kernels=False, packed=False, prompts=False, grouped=False, gates=False,
-    convolutions=False, short=False, narrow=False, tuned=False, attention=(), wide=False, overlapped=False,
+    convolutions=False, short=False, narrow=False, tuned=False, attention=(), wide=False,
 )  # fmt: skip
 GRAPH = replace(NOTHING, graphs=True)
 VARIANTS = {
@@ -31,7 +31,6 @@ VARIANTS = {
     "flash attention": Options(attention=("flash", "cudnn", "efficient", "math"), narrow=False),
     "tuned": Options(tuned=True),
     "without graph": Options(graphs=False),
-    "not overlapped": Options(overlapped=False),
     "cuDNN's convolutions": Options(convolutions=False),
     "PyTorch's attention of narrow heads": Options(narrow=False),
     OURS: Options(),

@@ -29,11 +29,10 @@ from torch.utils._pytree import tree_leaves
 
 import calotype
 from calotype import acceleration
-from calotype.acceleration import accelerated, pipeline, stand_ins, switch, usable
+from calotype.acceleration import accelerated, pipeline, switch, usable
 from calotype.acceleration.accelerated import Accelerated, runner_of
 from calotype.acceleration.layers import packed
 from calotype.acceleration.options import Options
-from calotype.acceleration.overlapped import launched_so
 from calotype.acceleration.state import channels_last, pack, siblings
 from calotype.acceleration.times import TimeReaders, Times
 from calotype.adapters.model import add
@@ -592,32 +591,6 @@ def test_embeddings_of_times_are_told_apart_in_a_call(pretend: None, monkeypatch
             run(stand_ins.StandIns(Options(), kernels, times=times), calls), right(calls)
         )
     assert launches == [2, 3]
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(("asked", "possible"), [(True, True), (True, False), (False, True)])
-def test_kernels_overlap_in_a_models_calls_and_captures_where_that_is_asked_for_and_possible(
-    pretend: None, monkeypatch: pytest.MonkeyPatch, asked: bool, possible: bool
-) -> None:
-    if usable.kernels_for(torch.device("cpu")) is None:
-        pytest.skip("Triton is not installed")
-    monkeypatch.setattr(accelerated, "allowed", lambda place: possible)
-    project, found = stand_ins.StandIns.project, []
-
-    def noted(self: Any, *args: Any) -> Any:
-        found.append(bool(launched_so()))
-        return project(self, *args)
-
-    monkeypatch.setattr(stand_ins.StandIns, "project", noted)
-    fast = Accelerated(unet(), Options(overlapped=asked))
-    counts = []
-    for _ in range(3):  # an ordinary call, a capture, a replay
-        fast(**given())
-        counts.append(len(found))
-    assert 0 < counts[0] < counts[1] < counts[2]
-    assert set(found) == {asked and possible}
-    assert not launched_so()
-    assert ("overlapped" in fast._runner.report()) == (asked and possible)
 
 
 @torch.no_grad()

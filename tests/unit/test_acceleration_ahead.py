@@ -15,7 +15,6 @@ import torch
 
 from calotype.acceleration import ahead
 from calotype.acceleration.ahead import Kernel, compiled_first
-from tests.hopper import pretended
 
 
 @pytest.fixture(autouse=True)
@@ -132,11 +131,22 @@ def test_triton_compiles_for_a_device_that_is_not_here_what_a_launch_then_finds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import triton
+    from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
 
     from calotype.acceleration.kernels import gate_products, layer_norm
 
-    launched: list[str] = []
+    launched = []
+    pretended = SimpleNamespace(
+        get_current_target=lambda: GPUTarget("cuda", 90, 32),
+        get_current_device=lambda: 0,
+        get_current_stream=lambda device: 0,
+        launcher_cls=lambda src, metadata: lambda *args: launched.append(metadata.name),
+        utils=SimpleNamespace(
+            load_binary=lambda *args: (object(), 1, 8, 0, 1024),
+            get_device_properties=lambda device: {"max_shared_mem": 2**20},
+        ),
+    )
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     compiled = []
     monkeypatch.setattr(
@@ -152,7 +162,7 @@ def test_triton_compiles_for_a_device_that_is_not_here_what_a_launch_then_finds(
         if described:
             gate_products.fused(x, x.view(-1, 256)[:256], w)
 
-    monkeypatch.setattr(driver, "_active", pretended(launched))
+    monkeypatch.setattr(driver, "_active", pretended)
     try:
         compiled_first(call)
         assert sorted(compiled) == sorted(launched) == names

@@ -13,7 +13,6 @@ from torch import Tensor
 
 import calotype
 from calotype import acceleration
-from calotype.acceleration import overlapped
 from calotype.acceleration.accelerated import Accelerated, runner_of
 from calotype.acceleration.options import Options
 from calotype.diffusion.images import NonFiniteError
@@ -676,48 +675,6 @@ def test_kernels_are_compiled_by_threads_before_a_call_computes(
     assert all(name.startswith("calotype-kernels") for name in names)
     compiled_first(call)
     assert len(names) == 5
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("point", ["while waiting", "at once", "once loaded", "at the end"])
-def test_kernels_that_overlap_compute_the_same(point: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A chain in which memory that one kernel reads is written by the next, with copies and fills between them."""
-    from calotype.acceleration.devices import CudaGraphs
-    from calotype.acceleration.kernels import group_norm, layer_norm, pointwise, softmax
-
-    device = torch.device("cuda", torch.cuda.current_device())
-    if torch.cuda.get_device_capability(device) < overlapped.CAPABILITY or not overlapped.is_known():
-        pytest.skip("needs compute capability 9.0 and Triton 3.4")
-    assert overlapped.allowed(device)
-    monkeypatch.setattr(overlapped, "NEXT", point)
-    x = random(2, 256, 48, 40, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
-    w, b = random(256, dtype=torch.bfloat16) + 1, random(256, dtype=torch.bfloat16)
-
-    def call() -> Tensor:
-        h = x.clone()
-        for turn in range(12):
-            h = group_norm.fused(h, 32, w, b, 1e-5, silu=True)
-            h = pointwise.residual(h, x, b)
-            tokens = h.permute(0, 2, 3, 1).reshape(2, -1, 256)
-            more = torch.zeros_like(tokens) if turn % 2 else tokens.clone()
-            total, normal = layer_norm.fused(tokens, w, b, 1e-5, more)
-            wide = pointwise.geglu(torch.cat([normal, total], dim=-1))
-            weights = softmax.fused(wide.float(), 0.5, torch.bfloat16)
-            h = (total + weights).reshape(2, 48, 40, 256).permute(0, 3, 1, 2)
-            h = pointwise.twice(h)[..., ::2, ::2].contiguous(memory_format=torch.channels_last)
-        return h
-
-    right = call()
-    graphs = CudaGraphs(device)
-    with overlapped.overlapped(True):
-        assert torch.equal(call(), right)
-        work, found = graphs.capture(call)
-    assert right.isfinite().all()
-    for turn in range(20):
-        x.copy_(random(*x.shape, dtype=x.dtype))
-        found.fill_(float("nan"))
-        work.replay()
-        assert torch.equal(found, call()), turn
 
 
 @pytest.mark.parametrize("step", [None, 1])

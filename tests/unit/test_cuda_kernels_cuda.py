@@ -17,7 +17,6 @@ from calotype.acceleration.cuda.available import available
 from calotype.acceleration.devices import CudaGraphs
 from calotype.acceleration.kernels import convolutions, gate_products, narrow_attention
 from calotype.acceleration.kernels.limits import processors
-from calotype.acceleration.overlapped import allowed, overlapped
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9,
@@ -54,23 +53,18 @@ def right_however_launched(
     bound: float,
     **how: Any,
 ) -> None:
-    """At once and from a graph, in order and overlapped, each with other numbers the second time."""
-    tensors = [one for one in given if one is not None]
-    ways = (False, True) if allowed(tensors[0].device) else (False,)
+    """At once and from a graph, with other numbers the second time."""
     with torch.inference_mode():
-        for overlaps in ways:
-            with overlapped(overlaps):
-                found = compiled_first(lambda: kernel(*given, **how))
-                graph, replayed = CudaGraphs(tensors[0].device).capture(lambda: kernel(*given, **how))
-            for _ in range(2):
-                right = plain(*(None if one is None else one.float() for one in given))
-                with overlapped(overlaps):
-                    found = kernel(*given, **how)
-                graph.replay()
-                assert found.shape == right.shape
-                assert error(found, right) < bound
-                assert torch.equal(replayed, found)
-                given[0].copy_(torch.randn_like(given[0]))
+        compiled_first(lambda: kernel(*given, **how))
+        graph, replayed = CudaGraphs(given[0].device).capture(lambda: kernel(*given, **how))
+        for _ in range(2):
+            right = plain(*(None if one is None else one.float() for one in given))
+            found = kernel(*given, **how)
+            graph.replay()
+            assert found.shape == right.shape
+            assert error(found, right) < bound
+            assert torch.equal(replayed, found)
+            given[0].copy_(torch.randn_like(given[0]))
 
 
 def test_they_are_in_use_here() -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import re
 from collections.abc import Callable
 from contextlib import nullcontext
-from importlib import import_module, resources
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,15 +16,12 @@ import torch
 
 pytest.importorskip("triton")
 
-from calotype.acceleration import cuda
 from calotype.acceleration.ahead import compiled_first
 from calotype.acceleration.cuda import available, program
 from calotype.acceleration.cuda.program import Source, Tiles, compiled, launch
-from calotype.acceleration.overlapped import overlapped
 from tests.no_cuda import Compiler, Driver
 
 HERE = torch.device("cuda", 0)
-KERNELS = sorted(Path(str(resources.files(cuda))).glob("*.cu"))
 
 
 @pytest.fixture
@@ -76,28 +72,25 @@ def test_what_the_compiler_refuses_is_said_with_its_log(pretended: tuple[Driver,
     assert (len(compiler.compiled), compiler.destroyed) == (2, 2)
 
 
-def test_kernels_are_launched_with_clusters_and_overlap_where_that_is_on(
+def test_kernels_are_launched_with_their_arguments_and_in_clusters(
     pretended: tuple[Driver, Compiler],
 ) -> None:
     driver, _ = pretended
     x = torch.zeros(10, 64, dtype=torch.bfloat16)
     tiles = Tiles(x, (8, 64))
-    for on in (False, True):
-        with overlapped(on):
-            launch(
-                Source("gated"), (4, 2, 1), 384, (tiles, x, None, 3, 0.5), device=HERE, cluster=2, shared=999
-            )
+    given = (tiles, x, None, 3, 0.5)
+    for cluster in (1, 2):
+        launch(Source("gated"), (4, 2, 1), 384, given, device=HERE, cluster=cluster, shared=999)
     assert (len(driver.loaded), driver.depth) == (1, 0)
     (shape,) = {str(one) for one in driver.maps}
     assert all(part in shape for part in ("'shape': [64, 10]", "'strides': [128]", "'box': [64, 8]", "128B"))
-    for on, (name, config, args) in zip((False, True), driver.launched, strict=True):
+    clusters = [[vars(one.value.clusterDim) for one in config.attrs] for _, config, _ in driver.launched]
+    assert clusters == [[], [{"x": 2, "y": 1, "z": 1}]]
+    for name, config, args in driver.launched:
         assert name == "gated"
         assert (config.gridDimX, config.gridDimY, config.blockDimX) == (4, 2, 384)
         assert (config.sharedMemBytes, config.hStream) == (999, 7)
-        assert len(config.attrs) == config.numAttrs == 1 + on
-        assert vars(config.attrs[0].value.clusterDim) == {"x": 2, "y": 1, "z": 1}
-        if on:
-            assert config.attrs[1].value.programmaticStreamSerializationAllowed == 1
+        assert len(config.attrs) == config.numAttrs
         values, kinds = args
         assert values == ("map", x.data_ptr(), 0, 3, 0.5)
         assert kinds == (None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_float)
@@ -129,19 +122,6 @@ def test_what_is_not_compiled_ahead_says_so_where_it_is_launched(pretended: tupl
     with pytest.raises(RuntimeError, match="was not compiled"):
         compiled_first(lambda: launch(Source("gated"), (1, 1, 1), 384, (), device=HERE))
     assert not driver.launched
-
-
-@pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.stem)
-def test_every_kernel_waits_before_it_touches_memory(path: Path) -> None:
-    """It may begin before the one before it has ended."""
-    text = path.read_text()
-    body = text[text.index('extern "C" __global__') :]
-    assert body.count("wait_for_predecessor();") == 1
-    before, after = body.split("wait_for_predecessor();")
-    touches = re.compile(r"copy_\dd|store_\dd|__ldg|\*\(\w+ ?\*\)")
-    assert not touches.search(before[before.index("{") :])
-    assert touches.search(after)
-    assert after.count("let_successor_begin();") == 1
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from calotype.acceleration.concerned import is_stepwise, settle
 from calotype.acceleration.devices import CudaGraphs, Device
 from calotype.acceleration.numbers import Amounts, Weighing, without_strength
 from calotype.acceleration.options import Options
-from calotype.acceleration.overlapped import allowed, overlapped
 from calotype.acceleration.quantised import Products
 from calotype.acceleration.stand_ins import Prompt, Readers, StandIns
 from calotype.acceleration.state import Structure, Weights, channels_last, obstacle, pack
@@ -34,7 +33,7 @@ from calotype.nn.replaceable import replaced
 logger = logging.getLogger(__name__)
 
 PROMPTS = frozenset({"encoder_hidden_states"})
-OF_KERNELS = ("grouped", "gates", "convolutions", "short", "narrow", "wide", "overlapped")
+OF_KERNELS = ("grouped", "gates", "convolutions", "short", "narrow", "wide")
 """The options that are about some of the kernels."""
 UNREAD = ("generator",)
 """Arguments of the methods beside ``forward`` that these accept and do not read."""
@@ -95,8 +94,6 @@ class Runner:
         self.device: Device | None = None
         self.captures: dict[str, Captures] = {}
         self.kernels: Kernels | None = None
-        self.overlaps = False
-        """Whether kernels may begin before the one before has ended."""
         self.lock = threading.RLock()
         self.weights: Weights | None = None
         self.structure: Structure | None = None
@@ -135,7 +132,6 @@ class Runner:
             with torch.inference_mode(False), torch.no_grad():
                 if self.options.kernels:
                     self.kernels = kernels_for(place)
-                self.overlaps = self.options.overlapped and self.kernels is not None and allowed(place)
                 if self.options.channels_last:
                     channels_last(model)
                 if self.inside.packed:
@@ -197,7 +193,7 @@ class Runner:
             def first() -> Any:
                 result = ordinary(readers, time_readers)
                 # what captures launch beside it, so that its kernels are compiled with the others
-                with device.current(), overlapped(self.overlaps):
+                with device.current():
                     if contexts and readers.layers and self.options.grouped:
                         prompt = Prompt(contexts[0].contiguous(), readers.layers, kernels)
                         if prompt.table is not None:
@@ -291,8 +287,7 @@ class Runner:
 
     @contextmanager
     def _faster(self, stand_ins: StandIns) -> Iterator[None]:
-        tries = tuned() if self.options.tuned else nullcontext()
-        with replaced(stand_ins.table), overlapped(self.overlaps), tries:
+        with replaced(stand_ins.table), tuned() if self.options.tuned else nullcontext():
             yield
 
     def _say(self, why: str) -> None:
@@ -319,7 +314,7 @@ class Runner:
             return "has not been called"
         names = (
             "graphs", "channels_last", "kernels", "packed", "prompts", "grouped", "gates", "convolutions",
-            "short", "narrow", "wide", "overlapped", "tuned",
+            "short", "narrow", "wide", "tuned",
         )  # fmt: skip
         used = [name for name in names if getattr(self.inside, name)]
         if self.kernels is None:
@@ -334,8 +329,6 @@ class Runner:
                 "narrow": self.kernels.narrow_attention,
             }
             used = [name for name in used if name not in of or of[name].available(place)]
-            if "overlapped" in used and not self.overlaps:
-                used.remove("overlapped")
         if self.options.attention:
             used.append(f"attention by {', '.join(self.options.attention)}")
         kept = sum(len(captures.kept) for captures in self.captures.values())

@@ -21,8 +21,6 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from calotype.acceleration.overlapped import launched_so
-
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -60,24 +58,18 @@ def launched(launch: Launch) -> Any:
 
 
 class Kernel:
-    """A Triton kernel, launched as ever: ``kernel[grid](…)``.
-
-    One with an argument ``NEXT`` may begin before the one before it has ended, where that is on (`overlapped.py`).
-    """
+    """A Triton kernel, launched as ever: ``kernel[grid](…)``."""
 
     def __init__(self, function: Any) -> None:
         self.function = function
-        kinds = _kinds(function.fn)
-        self.constant = ["constexpr" in str(kind) for kind in kinds.values()]
-        self.waits = "NEXT" in kinds
+        self.constant = ["constexpr" in str(kind) for kind in _kinds(function.fn)]
         self.known: set[Hashable] = set()
 
     def __getitem__(self, grid: Any) -> Callable[..., Any]:
         return partial(self._launched, grid)
 
     def _launched(self, grid: Any, *args: Any, **options: Any) -> Any:
-        more = launched_so() if self.waits else {}
-        return launched(_OfTriton(self, grid, args, {**options, **more}))
+        return launched(_OfTriton(self, grid, args, options))
 
 
 @dataclass(frozen=True)
@@ -109,10 +101,10 @@ class _OfTriton:
         return partial(_ready, self.kernel, tensors[0].device, self.grid, types, self.options)
 
 
-def _kinds(function: Callable[..., Any]) -> dict[str, Any]:
+def _kinds(function: Callable[..., Any]) -> list[Any]:
     """The annotation of each argument."""
     names = function.__code__.co_varnames[: function.__code__.co_argcount]
-    return {name: function.__annotations__.get(name) for name in names}
+    return [function.__annotations__.get(name) for name in names]
 
 
 def _form(value: Any, constant: bool) -> Hashable:

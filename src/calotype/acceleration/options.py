@@ -44,7 +44,6 @@ class Options:
     the order in which PyTorch's backends are tried; empty leaves it to PyTorch. ``short``: attention to a prompt of at
     most 128 tokens in Triton, ``narrow``: attention of heads of 40 or 80 channels to many keys in CUDA C++, ``wide``:
     attention of one wide head, an autoencoder's, by matrix products and a softmax in Triton (all need ``kernels``).
-    ``overlapped``: kernels may be brought to the processors before the one before them has ended (needs ``kernels``).
     ``shapes`` is how many captured graphs a model keeps.
 
     The last two change results, so they are used only where they are asked for, on a CPU too: ``step_cache`` leaves
@@ -65,7 +64,6 @@ class Options:
     short: bool = True
     narrow: bool = True
     wide: bool = True
-    overlapped: bool = True
     shapes: int = 8
     step_cache: StepCache | None = None
     linears: str | None = None

@@ -179,7 +179,6 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void attention(
   }
   __syncthreads();
   int steps = (keys + KEYS - 1) / KEYS;
-  wait_for_predecessor();
   if (group == WARPGROUPS) {
     give_registers<WARPGROUPS == 2 ? 40 : 32>();
     if (threadIdx.x == WARPGROUPS * 128) {
@@ -192,7 +191,6 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void attention(
         }
         ring.put(&v, (steps - 1) * KEYS, head, batch);
       }
-      let_successor_begin();
     } else if (threadIdx.x / 32 == WARPGROUPS * 4 + 1) {
       for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
         for (int i = 0; i < 2 * steps; i++) ring.mark(i == 2 * steps - 1 || (i > 0 && i % 2 == 0));

@@ -40,7 +40,6 @@ extern "C" __global__ __launch_bounds__(384, 1) void convolved(
   int tiles = (boxes + PAIR - 1) / PAIR * columns, clusters = gridDim.x / (PAIR * SPLIT), first = blockIdx.x / (PAIR * SPLIT);
   int steps = SIDE * SIDE * (channels / DEPTH), from = steps * part / SPLIT, until = steps * (part + 1) / SPLIT;
   int box_count = ROWS / (box_height * box_width);
-  wait_for_predecessor();
   if (group == 0) {
     give_registers<72>();
     if (threadIdx.x == 0) {
@@ -61,7 +60,6 @@ extern "C" __global__ __launch_bounds__(384, 1) void convolved(
           if (++stage == STAGES) { stage = 0; phase ^= 1; }
         }
       }
-      let_successor_begin();
     }
     __syncwarp();
     if (SPLIT > 1) { cluster_sync(); cluster_sync(); }

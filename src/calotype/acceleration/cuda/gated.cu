@@ -44,7 +44,6 @@ extern "C" __global__ __launch_bounds__(384, 1) void gated(
   }
   cluster_meet();
   int tiles = down * across, pairs = gridDim.x / CLUSTER, first = blockIdx.x / CLUSTER, steps = depth / DEPTH;
-  wait_for_predecessor();
   if (group == 0) {
     give_registers<40>();
     if (threadIdx.x == 0) {
@@ -63,7 +62,6 @@ extern "C" __global__ __launch_bounds__(384, 1) void gated(
           if (++stage == STAGES) { stage = 0; phase ^= 1; }
         }
       }
-      let_successor_begin();
     }
     __syncwarp();
   } else {

@@ -71,7 +71,6 @@ extern "C" __global__ __launch_bounds__(1024, 1) void group_norm(
   }
   __syncwarp();
   cluster_arrive_alone();
-  wait_for_predecessor();
 
   {
     const uint16* from = x + at;
@@ -119,7 +118,6 @@ extern "C" __global__ __launch_bounds__(1024, 1) void group_norm(
       }
     }
   }
-  let_successor_begin();
   uint4 scales = nothing, biases = nothing;
   if (mine > 0) {
     scales = *(const uint4*)(weight + channel);

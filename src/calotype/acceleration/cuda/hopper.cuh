@@ -53,14 +53,8 @@ __device__ __forceinline__ bool elected() {
 // A barrier of some of a program's threads; 0 is __syncthreads.
 __device__ __forceinline__ void sync_some(int barrier, int threads) { asm volatile("bar.sync %0, %1;" :: "r"(barrier), "r"(threads) : "memory"); }
 
-// -- what the launch allows ------------------------------------------------------------------------------------------
+// -- registers of warpgroups -------------------------------------------------------------------------------------------
 
-__device__ __forceinline__ void wait_for_predecessor() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-// From here on the next kernel may be brought to the processors where this one leaves room, if the launch allows that.
-#ifndef NEXT_BEGINS
-#define NEXT_BEGINS 1
-#endif
-__device__ __forceinline__ void let_successor_begin() { if (NEXT_BEGINS) asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 template <int N> __device__ __forceinline__ void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(N)); }
 template <int N> __device__ __forceinline__ void give_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(N)); }
 

@@ -1,7 +1,6 @@
 """CUDA C++ compiled where it runs, kept on disk beside Triton's kernels, and launched as these are (`ahead.py`).
 
 The compiler is NVRTC and the driver is asked through ``cuda.bindings``; both come with PyTorch's builds for CUDA 13.
-A kernel waits for the one before it (``wait_for_predecessor``) before it touches memory, since it may begin earlier.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from triton.runtime.cache import get_cache_manager
 
 from calotype.acceleration.ahead import launched
 from calotype.acceleration.cuda.instructions import products
-from calotype.acceleration.overlapped import is_on
 
 Number = int | float
 """Integers are passed as ``int``, other numbers as ``float``."""
@@ -181,8 +179,7 @@ def launch(
 ) -> None:
     """Launch a kernel in the device's current stream; ``cluster`` programs that follow each other share memory.
 
-    ``shared`` is how many bytes each has beside a processor. It begins before its predecessor has ended where that
-    is on (`overlapped.py`).
+    ``shared`` is how many bytes each has beside a processor.
     """
     if device.index is None:
         device = torch.device(device.type, torch.cuda.current_device())
@@ -219,17 +216,12 @@ class _OfCuda:
         config.blockDimX, config.blockDimY, config.blockDimZ = self.threads, 1, 1
         config.sharedMemBytes = self.shared
         config.hStream = driver.CUstream(torch.cuda.current_stream(self.device).cuda_stream)
-        attributes, kinds = [], driver.CUlaunchAttributeID
+        attributes = []
         if self.cluster > 1:
             one = driver.CUlaunchAttribute()
-            one.id = kinds.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+            one.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
             size = one.value.clusterDim
             size.x, size.y, size.z = self.cluster, 1, 1
-            attributes.append(one)
-        if is_on():
-            one = driver.CUlaunchAttribute()
-            one.id = kinds.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
-            one.value.programmaticStreamSerializationAllowed = 1
             attributes.append(one)
         config.attrs, config.numAttrs = attributes, len(attributes)
         given = tuple(value for value, _ in values), tuple(kind for _, kind in values)

@@ -22,7 +22,6 @@ from calotype.acceleration.cuda.available import available as in_cuda
 from calotype.acceleration.cuda.program import Source, Tiles, launch
 from calotype.acceleration.kernels.limits import processors, shared_memory
 from calotype.acceleration.kernels.pointwise import plain_geglu
-from calotype.acceleration.kernels.succession import begin, loaded
 
 try:
     from triton.tools.tensor_descriptor import TensorDescriptor
@@ -59,14 +58,12 @@ def gated_columns(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
-    NEXT: tl.constexpr = None,
 ):
     """value · gelu(gate) of some columns; ``x`` describes (rows, WIDTH), ``w`` (2 half, WIDTH), gates second."""
     row = tl.program_id(0) * ROWS
     column = tl.program_id(1) * COLUMNS
     value = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     gate = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
-    begin(NEXT)
     for depth in range(0, WIDTH, DEPTH):
         a = x.load([row, depth])
         v = w.load([column, depth]).T
@@ -79,7 +76,6 @@ def gated_columns(
     gate += tl.load(bias + half + c).to(tl.float32)[None, :]
     gate = 0.5 * gate * (1.0 + tl.erf(gate * 0.7071067811865476))
     to = y + r.to(tl.int64)[:, None] * half + c[None, :]
-    loaded(NEXT)
     tl.store(to, (value * gate).to(y.dtype.element_ty), mask=(r < rows)[:, None])
 
 

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from calotype.acceleration.ahead import Kernel
 from calotype.acceleration.kernels import group_norm_cluster
-from calotype.acceleration.kernels.succession import begin, loaded
 
 TILE = 4096
 """Elements that a program holds at a time."""
@@ -36,7 +35,7 @@ CHUNKS = 64
 @triton.jit
 def statistics(
     x, shift, offset, means, deviations, size, image, channel, pixel, shift_row, width, groups, tiles, chunks,
-    ROWS: tl.constexpr, GROUPS: tl.constexpr, LANES: tl.constexpr, NEXT: tl.constexpr = None,
+    ROWS: tl.constexpr, GROUPS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Mean and sum of squared deviations of each group in a chunk of the pixels, for ``GROUPS`` groups at a time."""
     n = tl.program_id(0)
@@ -45,7 +44,6 @@ def statistics(
     lane = tl.arange(0, LANES)
     c = group[:, None] * width + lane[None, :]
     here = (lane[None, :] < width) & (group[:, None] < groups)
-    begin(NEXT)
     added = tl.load(shift + n * shift_row + c, mask=here, other=0.0).to(tl.float32)
     added += tl.load(offset + c, mask=here, other=0.0).to(tl.float32)
     base = x + n.to(tl.int64) * image
@@ -73,7 +71,6 @@ def statistics(
         count = total
         tile += 1
     to = (n * groups + group) * chunks + chunk
-    loaded(NEXT)
     tl.store(means + to, mean, mask=group < groups)
     tl.store(deviations + to, squares, mask=group < groups)
 
@@ -83,7 +80,7 @@ def statistics(
 def normalise(
     x, y, shift, offset, weight, bias, means, deviations, size, image, channel, pixel, shift_row, width, groups,
     tiles, rows_of_chunk, chunks, eps, silu, ROWS: tl.constexpr, GROUPS: tl.constexpr, LANES: tl.constexpr,
-    CHUNKS: tl.constexpr, NEXT: tl.constexpr = None,
+    CHUNKS: tl.constexpr,
 ):  # fmt: skip
     """The map normalised by the statistics of all chunks, scaled, shifted and activated."""
     n = tl.program_id(0)
@@ -97,7 +94,6 @@ def normalise(
     rows = tl.minimum(tl.maximum(size - chunk * rows_of_chunk, 0), rows_of_chunk)
     count = (rows * width).to(tl.float32)[None, :]
     some = size * width + 0.0
-    begin(NEXT)
     its_mean = tl.load(means + of, mask=there, other=0.0)
     mean = tl.sum(its_mean * count, axis=1) / some
     apart = its_mean - mean[:, None]
@@ -109,7 +105,6 @@ def normalise(
     added += tl.load(offset + c, mask=here, other=0.0).to(tl.float32)
     b += added * w
     base = n.to(tl.int64) * image
-    loaded(NEXT)
     tile = 0
     while tile < tiles:
         p = (tl.program_id(1) * tiles + tile) * ROWS + tl.arange(0, ROWS)
@@ -126,7 +121,7 @@ def normalise(
 @triton.jit
 def channel_sums(
     x, shift, offset, means, deviations, size, channels, shift_row, tiles, chunks,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, NEXT: tl.constexpr = None,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Mean and sum of squared deviations of each channel in a chunk of a channels-last map's pixels.
 
@@ -138,7 +133,6 @@ def channel_sums(
     there = c < channels
     base = x + n.to(tl.int64) * size * channels
     first = chunk * tiles * ROWS
-    begin(NEXT)
     pivot = tl.load(base + first.to(tl.int64) * channels + c, mask=there, other=0.0).to(tl.float32)
     total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     squares = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
@@ -158,7 +152,6 @@ def channel_sums(
     added = tl.load(shift + n * shift_row + c, mask=there, other=0.0).to(tl.float32)
     added += tl.load(offset + c, mask=there, other=0.0).to(tl.float32)
     to = (n * chunks + chunk) * channels + c
-    loaded(NEXT)
     tl.store(means + to, its_mean + pivot + added, mask=there)
     tl.store(deviations + to, its_squares, mask=there)
 
@@ -167,7 +160,7 @@ def channel_sums(
 @triton.jit
 def factors(
     means, deviations, shift, offset, weight, bias, scales, biases, size, channels, shift_row, width, rows_of_chunk,
-    chunks, eps, CHUNKS: tl.constexpr, LANES: tl.constexpr, NEXT: tl.constexpr = None,
+    chunks, eps, CHUNKS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """What each channel is multiplied by and what is added then, from the statistics of a group's channels."""
     n = tl.program_id(0)
@@ -179,7 +172,6 @@ def factors(
     of = (n * chunks + chunk)[:, None] * channels + c[None, :]
     rows = tl.minimum(tl.maximum(size - chunk * rows_of_chunk, 0), rows_of_chunk).to(tl.float32)[:, None]
     some = size * width + 0.0
-    begin(NEXT)
     its_mean = tl.load(means + of, mask=there, other=0.0)
     mean = tl.sum(tl.sum(its_mean * rows, axis=1), axis=0) / some
     apart = its_mean - mean
@@ -190,7 +182,6 @@ def factors(
     added = tl.load(shift + n * shift_row + c, mask=here, other=0.0).to(tl.float32)
     added += tl.load(offset + c, mask=here, other=0.0).to(tl.float32)
     b = tl.load(bias + c, mask=here, other=0.0).to(tl.float32) + (added - mean) * w
-    loaded(NEXT)
     tl.store(scales + n * channels + c, w, mask=here)
     tl.store(biases + n * channels + c, b, mask=here)
 
@@ -198,18 +189,15 @@ def factors(
 @Kernel
 @triton.jit
 def scaled(
-    x, y, scales, biases, size, channels, tiles, SILU: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    NEXT: tl.constexpr = None,
+    x, y, scales, biases, size, channels, tiles, SILU: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):  # fmt: skip
     """Each channel of a channels-last map scaled, shifted and activated."""
     n = tl.program_id(0)
     c = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
     there = c < channels
-    begin(NEXT)
     w = tl.load(scales + n * channels + c, mask=there, other=0.0)
     b = tl.load(biases + n * channels + c, mask=there, other=0.0)
     base = n.to(tl.int64) * size * channels
-    loaded(NEXT)
     tile = 0
     while tile < tiles:
         p = (tl.program_id(1) * tiles + tile) * ROWS + tl.arange(0, ROWS)

@@ -11,7 +11,6 @@ import triton.language as tl
 from torch import Tensor
 
 from calotype.acceleration.ahead import Kernel
-from calotype.acceleration.kernels.succession import begin, loaded
 
 
 @Kernel
@@ -29,19 +28,15 @@ def rows_normalised(
     ADD: tl.constexpr,
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
-    NEXT: tl.constexpr = None,
 ):
     """Each row of ``x`` (+ ``more``, stored as ``total``) normalised, scaled and shifted."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     lane = tl.arange(0, LANES)
     inside = (row < rows)[:, None] & (lane < width)[None, :]
     at = row.to(tl.int64)[:, None] * width + lane[None, :]
-    begin(NEXT)
     value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     if ADD:
         value += tl.load(more + at, mask=inside, other=0.0).to(tl.float32)
-    loaded(NEXT)
-    if ADD:
         kept = value.to(total.dtype.element_ty)
         tl.store(total + at, kept, mask=inside)
         value = kept.to(tl.float32)

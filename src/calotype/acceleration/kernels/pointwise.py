@@ -13,23 +13,20 @@ import triton.language as tl
 from torch import Tensor
 
 from calotype.acceleration.ahead import Kernel
-from calotype.acceleration.kernels.succession import begin, loaded
 
 COLUMNS = 1024
 
 
 @Kernel
 @triton.jit
-def gated(x, y, rows, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr, NEXT: tl.constexpr = None):
+def gated(x, y, rows, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """value · gelu(gate) of rows [value, gate]."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = (row < rows)[:, None] & (column < width)[None, :]
     of = row[:, None] * 2 * width + column[None, :]
-    begin(NEXT)
     value = tl.load(x + of, mask=inside, other=0.0).to(tl.float32)
     gate = tl.load(x + of + width, mask=inside, other=0.0).to(tl.float32)
-    loaded(NEXT)
     gate = 0.5 * gate * (1.0 + tl.erf(gate * 0.7071067811865476))
     to = row[:, None] * width + column[None, :]
     tl.store(y + to, (value * gate).to(y.dtype.element_ty), mask=inside)
@@ -37,16 +34,12 @@ def gated(x, y, rows, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr, NEXT: tl
 
 @Kernel
 @triton.jit
-def doubled(
-    x, y, pixels, wide, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr, NEXT: tl.constexpr = None
-):
+def doubled(x, y, pixels, wide, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Each pixel of channels-last maps written to two pixels of two rows."""
     p = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = (p < pixels)[:, None] & (c < channels)[None, :]
-    begin(NEXT)
     value = tl.load(x + p[:, None] * channels + c[None, :], mask=inside)
-    loaded(NEXT)
     to = (p // wide) * 4 * wide + (p % wide) * 2
     at = y + to[:, None] * channels + c[None, :]
     below = 2 * wide * channels
@@ -71,14 +64,12 @@ def biased_sum(
     BY_ROW: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
-    NEXT: tl.constexpr = None,
 ):
     """x (+ more) + bias + other, where the biases go by the column or, modulo ``channels``, by the row."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = (row < rows)[:, None] & (column < width)[None, :]
     at = row[:, None] * width + column[None, :]
-    begin(NEXT)
     value = tl.load(x + at, mask=inside).to(tl.float32)
     if MORE:
         value += tl.load(more + at, mask=inside).to(tl.float32)
@@ -91,7 +82,6 @@ def biased_sum(
         b = tl.load(bias + column, mask=there, other=0.0).to(tl.float32)
         b += tl.load(other + column, mask=there, other=0.0).to(tl.float32)
         value += b[None, :]
-    loaded(NEXT)
     tl.store(y + at, value.to(y.dtype.element_ty), mask=inside)
 
 

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from calotype.acceleration.ahead import Kernel
 from calotype.acceleration.kernels.limits import shared_memory
-from calotype.acceleration.kernels.succession import begin, loaded
 from calotype.core.transfer import sent
 
 
@@ -49,7 +48,7 @@ _UNIT = 16
 @triton.jit
 def columns_of(
     x, w, y, table, rows, WIDTH: tl.constexpr, UNIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr, BIASED: tl.constexpr, NEXT: tl.constexpr = None,
+    DEPTH: tl.constexpr, BIASED: tl.constexpr,
 ):  # fmt: skip
     """``x`` (rows, WIDTH) times the transpose of some rows of a matrix, which the table finds from ``w`` on.
 
@@ -60,7 +59,6 @@ def columns_of(
     column = tl.arange(0, COLUMNS)
     depth = tl.arange(0, DEPTH)
     there = row < rows
-    begin(NEXT)
     found = column < tl.load(entry + 3)
     left = x + row.to(tl.int64)[:, None] * WIDTH + depth[None, :]
     right = w + tl.load(entry) * UNIT + column[None, :] * WIDTH + depth[:, None]
@@ -76,7 +74,6 @@ def columns_of(
         there_too = found & (bias != 0)
         total += tl.load(w + bias * UNIT + column, mask=there_too, other=0.0).to(tl.float32)[None, :]
     to = y + tl.load(entry + 1) + row.to(tl.int64)[:, None] * tl.load(entry + 2) + column[None, :]
-    loaded(NEXT)
     tl.store(to, total.to(y.dtype.element_ty), mask=there[:, None] & found[None, :])
 
 

@@ -10,7 +10,6 @@ import triton.language as tl
 from torch import Tensor
 
 from calotype.acceleration.ahead import Kernel
-from calotype.acceleration.kernels.succession import begin, loaded
 
 
 @Kernel
@@ -25,16 +24,13 @@ def rows_quantised(
     WHOLE: tl.constexpr,
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
-    NEXT: tl.constexpr = None,
 ):
     """Each row over its factor, which brings its largest value to ``top``; rounded to even where values are whole."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     lane = tl.arange(0, LANES)
     inside = (row < rows)[:, None] & (lane < width)[None, :]
     at = row.to(tl.int64)[:, None] * width + lane[None, :]
-    begin(NEXT)
     value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    loaded(NEXT)
     scale = tl.maximum(tl.max(tl.abs(value), axis=1), 1e-12) / top
     y = value / scale[:, None]
     y = tl.minimum(tl.maximum(y, -top), top)
@@ -58,20 +54,17 @@ def sums_scaled(
     BIAS: tl.constexpr,
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
-    NEXT: tl.constexpr = None,
 ):
     """``sums`` times the factor of the row and of the column, plus the column's bias."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     lane = tl.program_id(1) * LANES + tl.arange(0, LANES)
     inside = (row < count)[:, None] & (lane < width)[None, :]
     at = row.to(tl.int64)[:, None] * width + lane[None, :]
-    begin(NEXT)
     r = tl.load(rows + row, mask=row < count, other=0.0)
     c = tl.load(columns + lane, mask=lane < width, other=0.0)
     value = tl.load(sums + at, mask=inside, other=0).to(tl.float32) * r[:, None] * c[None, :]
     if BIAS:
         value += tl.load(bias + lane, mask=lane < width, other=0.0).to(tl.float32)[None, :]
-    loaded(NEXT)
     tl.store(out + at, value.to(out.dtype.element_ty), mask=inside)
 
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from calotype.acceleration.ahead import Kernel
 from calotype.acceleration.kernels.limits import shared_memory
-from calotype.acceleration.kernels.succession import begin, loaded
 
 KEYS = 128
 """Keys that a program holds at most; with more PyTorch's own way is as quick."""
@@ -24,7 +23,7 @@ ROWS = 64
 @triton.jit
 def attended(
     q, k, v, y, rows, keys, q_batch, q_row, k_batch, k_row, scale, CHANNELS: tl.constexpr, LANES: tl.constexpr,
-    PLACES: tl.constexpr, ROWS: tl.constexpr, NEXT: tl.constexpr = None,
+    PLACES: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """softmax(scale Q Kᵀ) V of one head; ``k`` and ``v`` lie alike, heads are CHANNELS apart, ``y`` is contiguous."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -35,7 +34,6 @@ def attended(
     inside = channel < CHANNELS
     there = (row < rows)[:, None] & inside[None, :]
     known = place < keys
-    begin(NEXT)
     asked = tl.load(
         q + batch * q_batch + first + row[:, None] * q_row + channel[None, :], mask=there, other=0.0
     )
@@ -46,7 +44,6 @@ def attended(
     values = tl.load(
         v + at + place[:, None] * k_row + channel[None, :], mask=known[:, None] & inside[None, :], other=0.0
     )
-    loaded(NEXT)
     scores = tl.dot(asked, turned, input_precision="ieee") * (scale * 1.4426950408889634)
     scores = tl.where(known[None, :], scores, -float("inf"))
     weights = tl.exp2(scores - tl.max(scores, axis=1)[:, None])

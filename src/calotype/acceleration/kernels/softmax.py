@@ -10,7 +10,6 @@ import triton.language as tl
 from torch import Tensor
 
 from calotype.acceleration.ahead import Kernel
-from calotype.acceleration.kernels.succession import begin, loaded
 
 WIDEST = 32768
 """Scores of a row that a program holds at most."""
@@ -18,14 +17,12 @@ WIDEST = 32768
 
 @Kernel
 @triton.jit
-def weights_of(x, y, width, scale, LANES: tl.constexpr, NEXT: tl.constexpr = None):
+def weights_of(x, y, width, scale, LANES: tl.constexpr):
     """exp(scale · (x - max)) of a row over its sum."""
     row = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, LANES)
     inside = lane < width
-    begin(NEXT)
     value = tl.load(x + row * width + lane, mask=inside, other=-float("inf")) * scale
-    loaded(NEXT)
     value = tl.exp(value - tl.max(value, axis=0))
     tl.store(y + row * width + lane, (value / tl.sum(value, axis=0)).to(y.dtype.element_ty), mask=inside)
 
