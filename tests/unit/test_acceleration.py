@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_leaves
 
 import calotype
 from calotype import acceleration
-from calotype.acceleration import accelerated, pipeline, switch, usable
+from calotype.acceleration import accelerated, pipeline, stand_ins, switch, usable
 from calotype.acceleration.accelerated import Accelerated, runner_of
 from calotype.acceleration.layers import packed
 from calotype.acceleration.options import Options
