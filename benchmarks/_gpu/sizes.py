@@ -51,7 +51,7 @@ FULL = Sizes(
     {
         "unet": ("UNet2DConditionModel", {"cross_attention_dim": 768, "sample_size": 64}),
         "xl_unet": ("UNet2DConditionModel", SDXL),
-        "vae": ("AutoencoderKL", VAE),
+        "vae": ("AutoencoderKL", {**VAE}),
         "controlnet": ("ControlNetModel", {"cross_attention_dim": 768}),
     },
     (CLIP_L, BIG_G),
@@ -75,9 +75,9 @@ def tiny() -> Sizes:
     xl = {**XL_UNET, "cross_attention_dim": 64, "projection_class_embeddings_input_dim": added}
     return Sizes(
         {
-            "unet": ("UNet2DConditionModel", UNET),
+            "unet": ("UNet2DConditionModel", {**UNET}),
             "xl_unet": ("UNet2DConditionModel", xl),
-            "vae": ("AutoencoderKL", VAE),
+            "vae": ("AutoencoderKL", {**VAE}),
             "controlnet": (
                 "ControlNetModel",
                 {**shared, "conditioning_embedding_out_channels": (8, 8, 8, 8)},
