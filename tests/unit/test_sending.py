@@ -6,12 +6,14 @@ import gc
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from calotype.core import sending
 from calotype.core.errors import ModelFilesError
 from calotype.core.interpreter import keeping_all, switching_often
 from calotype.core.sending import Job, Sender, send_module
@@ -38,14 +40,23 @@ def test_a_module_arrives_whole_through_pieces_smaller_than_its_weights(dtype: t
     assert module[2].weight is module[0].bias and module[0].weight.requires_grad
 
 
-def test_what_two_modules_share_arrives_whole_in_both() -> None:
+def test_what_two_modules_share_arrives_whole_in_both(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = nn.Linear(30, 30), nn.Linear(30, 30)
     second.weight = first.weight
     expected = first.weight.detach().bfloat16()
+    taken, usual = [], sending.InMemory
+
+    def noted(tensor: torch.Tensor) -> Any:
+        taken.append(tensor)
+        return usual(tensor)
+
+    monkeypatch.setattr(sending, "InMemory", noted)
     with Sender(CPU, piece=1024) as sender:
         for module in (first, second):
             send_module(module, sender, torch.bfloat16)
     assert second.weight is first.weight and torch.equal(first.weight, expected)
+    # a second look at it might come while a reader exchanges what it holds
+    assert len(taken) == 3 and sum(tensor is first.weight for tensor in taken) == 1
 
 
 def test_settings_of_the_interpreter_are_restored_by_the_last_who_asked() -> None:

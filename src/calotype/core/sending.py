@@ -105,6 +105,7 @@ class Sender:
         self._idle, self._ended = 0, False
         self._failed: BaseException | None = None
         self._open = ExitStack()
+        self._exchanged: dict[int, torch.Tensor] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -125,6 +126,17 @@ class Sender:
         """The file, until the context ends."""
         file: BinaryIO = self._open.enter_context(path.open("rb"))
         return InFile(path, file.fileno())
+
+    def is_new(self, tensor: torch.Tensor) -> bool:
+        """Whether this is asked of a tensor for the first time.
+
+        One that several modules share is sent once: a reader may be giving it what it has sent, in another type, while
+        it would be looked at again.
+        """
+        if id(tensor) in self._exchanged:
+            return False
+        self._exchanged[id(tensor)] = tensor  # and kept, so that no other gets its place
+        return True
 
     def expect(self, nbytes: int) -> None:
         """Start as many readers as so much to send will need, so that they have their memory when it comes."""
@@ -311,7 +323,7 @@ def send_module(module: nn.Module, sender: Sender, dtype: torch.dtype | None = N
 
     def jobs() -> Iterator[Job]:
         for tensor in tensors.values():
-            if _is_plain(tensor):
+            if sender.is_new(tensor) and _is_plain(tensor):
                 kind = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
                 target = torch.empty(tensor.shape, dtype=kind, device=sender.device)
                 yield Job(target, InMemory(tensor), 0, tensor.dtype, partial(_exchange, tensor, target))
