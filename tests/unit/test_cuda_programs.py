@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 pytest.importorskip("triton")
 
+from calotype.acceleration import usable
 from calotype.acceleration.ahead import compiled_first
 from calotype.acceleration.cuda import available, program
 from calotype.acceleration.cuda.program import Source, Tiles, compiled, launch
@@ -167,3 +169,29 @@ def test_devices_are_tried_out_once_and_what_is_wrong_is_said(
         assert not asked(torch.device("cuda", 4), 9, lambda: (torch.ones(2), torch.zeros(2)))
     assert caplog.messages[0].endswith("without CUDA C++: no bindings.")
     assert len(caplog.messages) == 2
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_what_is_tried_out_first_is_gone_through_together(
+    broken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, ones = [], (torch.ones(2), torch.ones(2))
+
+    def normalised(module: Any, device: torch.device) -> tuple[Tensor, Tensor]:
+        asked.append("norm")
+        return ones
+
+    def tried(device: torch.device) -> list[Any]:
+        asked.append("tried")
+        if broken:
+            raise RuntimeError("does not compile")
+        return [ones]
+
+    monkeypatch.setattr(usable, "_normalised", normalised)
+    monkeypatch.setattr(available, "as_ever", lambda device: nullcontext())
+    monkeypatch.setattr(available, "tried", tried)
+    monkeypatch.setattr(available, "available", lambda device: asked.append("all"))
+    found = usable.kernels_for.__wrapped__(torch.device("cuda", 0))
+    assert found is not None  # Triton's kernels, whether or not others can be used
+    # together, so that what is new is compiled side by side; then each by itself
+    assert asked == ["norm", "tried", "norm", "all"]
