@@ -16,21 +16,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks._gpu.sizes import SDXL
 from benchmarks._side_by_side import LIBRARIES, Row, in_turn, machine, median, print_table
 
-XL = {
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "block_out_channels": (320, 640, 1280),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
-SMALL = {**XL, "block_out_channels": (32, 64, 64), "transformer_layers_per_block": (1, 1, 1)}
+SMALL = {**SDXL, "block_out_channels": (32, 64, 64), "transformer_layers_per_block": (1, 1, 1)}
 SMALL |= {"attention_head_dim": 4, "cross_attention_dim": 64}
 
 STEPS = ("load", "exchange in place", "exchange", "take out")
@@ -119,7 +108,7 @@ def main() -> int:
     arguments = parser.parse_args()
     import json
 
-    config = SMALL if arguments.small else XL
+    config = SMALL if arguments.small else SDXL
     with tempfile.TemporaryDirectory() as temporary:
         files = make_files(Path(temporary), config, arguments.rank)
         size = files[0].stat().st_size

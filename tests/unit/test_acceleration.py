@@ -137,6 +137,15 @@ def unet(seed: int = 0) -> Any:
     return randomise(calotype.UNet2DConditionModel(**UNET), seed)
 
 
+@pytest.fixture
+def kernels() -> usable.Kernels:
+    """Triton's kernels, none of which is launched on a CPU."""
+    found = usable.kernels_for(torch.device("cpu"))
+    if found is None:
+        pytest.skip("Triton is not installed")
+    return found
+
+
 @pytest.fixture(autouse=True)
 def _numbers_of_a_test_are_always_the_same() -> None:
     torch.manual_seed(0)
@@ -423,12 +432,8 @@ def test_keys_and_values_outlive_what_other_graphs_write(
 
 @torch.no_grad()
 def test_keys_and_values_of_all_layers_come_from_one_launch_wherever_weights_are(
-    pretend: None, monkeypatch: pytest.MonkeyPatch
+    pretend: None, kernels: usable.Kernels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kernels = usable.kernels_for(torch.device("cpu"))
-    if kernels is None:
-        pytest.skip("Triton is not installed")
-
     launches = products_at_addresses(kernels, monkeypatch)
     takes = lambda *given: len(given) == 1 and given[0].shape[1:] == (16, 64)  # noqa: E731
     monkeypatch.setattr(usable.Kernels, "take", staticmethod(takes))
@@ -495,11 +500,8 @@ def takes_times(*given: Any) -> bool:
 
 @torch.no_grad()
 def test_what_blocks_add_for_the_time_comes_from_one_launch_wherever_weights_are(
-    pretend: None, monkeypatch: pytest.MonkeyPatch
+    pretend: None, kernels: usable.Kernels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kernels = usable.kernels_for(torch.device("cpu"))
-    if kernels is None:
-        pytest.skip("Triton is not installed")
     launches = products_at_addresses(kernels, monkeypatch)
     monkeypatch.setattr(usable.Kernels, "take", staticmethod(takes_times))
     monkeypatch.setitem(accelerated._DEVICES, "cpu", Pool)
@@ -544,10 +546,9 @@ def test_what_blocks_add_for_the_time_comes_from_one_launch_wherever_weights_are
 
 
 @torch.no_grad()
-def test_embeddings_of_times_are_told_apart_in_a_call(pretend: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    kernels = usable.kernels_for(torch.device("cpu"))
-    if kernels is None:
-        pytest.skip("Triton is not installed")
+def test_embeddings_of_times_are_told_apart_in_a_call(
+    pretend: None, kernels: usable.Kernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
     launches = products_at_addresses(kernels, monkeypatch)
     monkeypatch.setattr(usable.Kernels, "take", staticmethod(takes_times))
     blocks = [
@@ -595,11 +596,8 @@ def test_embeddings_of_times_are_told_apart_in_a_call(pretend: None, monkeypatch
 
 @torch.no_grad()
 def test_gates_and_convolutions_are_told_of_where_they_are_in_use(
-    pretend: None, monkeypatch: pytest.MonkeyPatch
+    pretend: None, kernels: usable.Kernels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kernels = usable.kernels_for(torch.device("cpu"))
-    if kernels is None:
-        pytest.skip("Triton is not installed")
     modules = {"gates": kernels.gate_products, "convolutions": kernels.convolutions}
     for there in (set(), {"convolutions"}, {"gates", "convolutions"}):
         for name, module in modules.items():

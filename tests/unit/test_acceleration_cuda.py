@@ -16,6 +16,7 @@ from calotype import acceleration
 from calotype.acceleration.accelerated import Accelerated, runner_of
 from calotype.acceleration.options import Options
 from calotype.diffusion.images import NonFiniteError
+from tests.on_cuda import error, random, whole_float32  # noqa: F401
 from tests.tiny import UNET, VAE, randomise, stable_diffusion_folder
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -30,23 +31,6 @@ def switched_on() -> Iterator[None]:
     acceleration.on()
     yield
     acceleration.on()
-
-
-@pytest.fixture(autouse=True)
-def whole_float32() -> Iterator[None]:
-    """Without the matrix units' short float32."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
-
-
-def error(found: Tensor, right: Tensor) -> float:
-    return float((found.double() - right.double()).norm() / right.double().norm())
-
-
-def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(*shape, device="cuda").to(dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from calotype.acceleration.cuda.available import available
 from calotype.acceleration.devices import CudaGraphs
 from calotype.acceleration.kernels import convolutions, gate_products, narrow_attention
 from calotype.acceleration.kernels.limits import processors
+from tests.on_cuda import error, random, whole_float32  # noqa: F401
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9,
@@ -27,23 +28,6 @@ TYPES = (torch.bfloat16, torch.float16)
 BOUND = {torch.float16: 4e-4, torch.bfloat16: 3e-3}
 """What a rounding to the type makes at most, 2.4e-4 and 2e-3 of each number, with room for the sums."""
 LAST = torch.channels_last
-
-
-@pytest.fixture(autouse=True)
-def whole_float32() -> Iterator[None]:
-    """Without the matrix units' short float32."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
-
-
-def error(found: Tensor, right: Tensor) -> float:
-    return float((found.double() - right.double()).norm() / right.double().norm())
-
-
-def random(*shape: int, dtype: torch.dtype) -> Tensor:
-    return torch.randn(*shape, device="cuda").to(dtype)
 
 
 def right_however_launched(

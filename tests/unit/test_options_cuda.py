@@ -16,6 +16,7 @@ from calotype.acceleration.accelerated import Accelerated, runner_of
 from calotype.acceleration.quantised import Weight, check, product, twin
 from calotype.acceleration.row_scales import TYPES, kernels_for, plain_dequantised, plain_quantised
 from calotype.core.errors import InputError
+from tests.on_cuda import error
 from tests.tiny import UNET, randomise, stable_diffusion_folder
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -31,10 +32,6 @@ def needs(kind: str) -> None:
         check(kind, torch.device("cuda"))
     except InputError as error:
         pytest.skip(str(error))
-
-
-def error(found: Tensor, right: Tensor) -> float:
-    return float((found.double() - right.double()).norm() / right.double().norm())
 
 
 @pytest.mark.parametrize("kind", KINDS)

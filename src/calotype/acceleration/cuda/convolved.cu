@@ -1,4 +1,4 @@
-// A convolution of 3 x 3 (or 1 x 1) pixels, stride 1, of a channels-last map, and what is added to it.
+// A convolution of SIDE x SIDE pixels, stride 1, of a channels-last map, and what is added to it.
 //
 // It is a product of pixels with filters whose depth is taps times channels: the copy engine brings a box of 128 pixels,
 // moved by a tap, as the left operand (zero outside the map), and some channels of some filters as the right one. PAIR (1

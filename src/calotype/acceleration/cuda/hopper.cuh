@@ -27,12 +27,6 @@ __device__ __forceinline__ void cluster_sync() { cluster_arrive(); cluster_wait(
 // The same where nothing that was written is read afterwards but barriers.
 __device__ __forceinline__ void cluster_meet() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
 
-__device__ __forceinline__ float read_beside(uint32 address) {
-  float v; asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(v) : "r"(address) : "memory"); return v;
-}
-__device__ __forceinline__ void write_beside(uint32 address, float v) {
-  asm volatile("st.shared::cluster.f32 [%0], %1;" :: "r"(address), "f"(v) : "memory");
-}
 __device__ __forceinline__ void write_beside(uint32 address, float a, float b, float c, float d) {
   asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" :: "r"(address), "f"(a), "f"(b), "f"(c), "f"(d) : "memory");
 }
@@ -43,11 +37,6 @@ __device__ __forceinline__ float4 read_near(uint32 address) {
 // Two numbers to a place beside another program, whose barrier hears of eight bytes.
 __device__ __forceinline__ void send_beside(uint32 address, uint32 barrier, float v, float w) {
   asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%2, %3}, [%1];" :: "r"(address), "r"(barrier), "f"(v), "f"(w) : "memory");
-}
-
-// One thread of a warp whose threads are all here.
-__device__ __forceinline__ bool elected() {
-  uint32 p; asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.b32 %0, 1, 0, p;\n}\n" : "=r"(p)); return p;
 }
 
 // A barrier of some of a program's threads; 0 is __syncthreads.
@@ -83,10 +72,6 @@ __device__ __forceinline__ void copy_2d(uint32 to, const Tiles* t, uint32 barrie
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];"
     :: "r"(to), "l"(t), "r"(barrier), "r"(x), "r"(y) : "memory");
 }
-__device__ __forceinline__ void copy_3d(uint32 to, const Tiles* t, uint32 barrier, int x, int y, int z) {
-  asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];"
-    :: "r"(to), "l"(t), "r"(barrier), "r"(x), "r"(y), "r"(z) : "memory");
-}
 __device__ __forceinline__ void copy_4d(uint32 to, const Tiles* t, uint32 barrier, int x, int y, int z, int w) {
   asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];"
     :: "r"(to), "l"(t), "r"(barrier), "r"(x), "r"(y), "r"(z), "r"(w) : "memory");
@@ -96,16 +81,6 @@ __device__ __forceinline__ void copy_2d_to(uint32 to, const Tiles* t, uint32 bar
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%4, %5}], [%2], %3;"
     :: "r"(to), "l"(t), "r"(barrier), "h"(mask), "r"(x), "r"(y) : "memory");
 }
-__device__ __forceinline__ void copy_4d_to(uint32 to, const Tiles* t, uint32 barrier, int x, int y, int z, int w, uint16 mask) {
-  asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%4, %5, %6, %7}], [%2], %3;"
-    :: "r"(to), "l"(t), "r"(barrier), "h"(mask), "r"(x), "r"(y), "r"(z), "r"(w) : "memory");
-}
-__device__ __forceinline__ void store_2d(const Tiles* t, uint32 from, int x, int y) {
-  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" :: "l"(t), "r"(from), "r"(x), "r"(y) : "memory");
-}
-__device__ __forceinline__ void stores_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
-// Until what the stores read is free but for the last N groups.
-template <int N> __device__ __forceinline__ void stores_wait() { asm volatile("cp.async.bulk.wait_group.read %0;" :: "n"(N) : "memory"); }
 
 // -- copies of 16 bytes by each thread, which alone knows of them until a barrier; lines of 128 are fetched for its neighbours
 

@@ -45,18 +45,16 @@ class Source:
 
 @dataclass(frozen=True)
 class Tiles:
-    """A tensor as the copy engine reads it, in boxes of some elements along each dimension, the last one first.
+    """A tensor of 16 bits as the copy engine reads it, in boxes of so many elements along each dimension.
 
     ``shape`` and ``strides`` (in elements, without the last one's, 1) are those of ``tensor`` unless given; what a box
-    has outside is zero. With ``swizzled``, the last dimension of a box is 128, 64 or 32 bytes and lies as products read
-    it.
+    has outside is zero. The last dimension of a box is 128, 64 or 32 bytes and lies as products read it.
     """
 
     tensor: Tensor
     box: tuple[int, ...]
     shape: tuple[int, ...] | None = None
     strides: tuple[int, ...] | None = None
-    swizzled: bool = True
 
 
 class Missing(RuntimeError):
@@ -248,15 +246,11 @@ def _map(driver: Any, tiles: Tiles) -> Any:
     kind = {
         torch.bfloat16: kinds.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
         torch.float16: kinds.CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-        torch.float32: kinds.CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
     }[tensor.dtype]
     size = tensor.element_size()
     shape = tuple(tensor.shape) if tiles.shape is None else tiles.shape
     strides = tuple(tensor.stride()[:-1]) if tiles.strides is None else tiles.strides
-    swizzles = driver.CUtensorMapSwizzle
-    swizzle = swizzles.CU_TENSOR_MAP_SWIZZLE_NONE
-    if tiles.swizzled:
-        swizzle = getattr(swizzles, f"CU_TENSOR_MAP_SWIZZLE_{tiles.box[-1] * size}B")
+    swizzle = getattr(driver.CUtensorMapSwizzle, f"CU_TENSOR_MAP_SWIZZLE_{tiles.box[-1] * size}B")
     return _checked(
         driver,
         driver.cuTensorMapEncodeTiled(
