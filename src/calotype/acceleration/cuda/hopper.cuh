@@ -82,6 +82,14 @@ __device__ __forceinline__ void copy_2d_to(uint32 to, const Tiles* t, uint32 bar
     :: "r"(to), "l"(t), "r"(barrier), "h"(mask), "r"(x), "r"(y) : "memory");
 }
 
+// From beside the processor; what is outside is left out. Threads that asked for such copies wait for them.
+__device__ __forceinline__ void store_2d(const Tiles* t, uint32 from, int x, int y) {
+  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" :: "l"(t), "r"(from), "r"(x), "r"(y) : "memory");
+}
+__device__ __forceinline__ void stores_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+// Until what they were asked to store has been read.
+__device__ __forceinline__ void stores_wait() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+
 // -- copies of 16 bytes by each thread, which alone knows of them until a barrier; lines of 128 are fetched for its neighbours
 
 __device__ __forceinline__ void copy_16(uint32 to, const void* from) { asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" :: "r"(to), "l"(from) : "memory"); }
@@ -90,6 +98,21 @@ __device__ __forceinline__ void copies_commit() { asm volatile("cp.async.commit_
 template <int N> __device__ __forceinline__ void copies_wait() { asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory"); }
 __device__ __forceinline__ uint4 read_16(uint32 address) {
   uint4 v; asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address)); return v;
+}
+
+__device__ __forceinline__ void write_16(uint32 address, uint4 v) {
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" :: "r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+
+// Four matrices of 8 x 8 numbers of 16 bits, as products give them; their rows of 16 bytes are where the lanes say, eight
+// lanes for each.
+__device__ __forceinline__ void read_matrices(uint32 (&v)[4], uint32 address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+    : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3]) : "r"(address) : "memory");
+}
+__device__ __forceinline__ void write_matrices(uint32 address, const uint32 (&v)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};"
+    :: "r"(address), "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3]) : "memory");
 }
 
 // -- products of a warpgroup -------------------------------------------------------------------------------------------
