@@ -3,8 +3,8 @@
 PyTorch takes three passes over contiguous memory for norm and activation, and turns channels-last maps around for it.
 Here a map is read twice and written once, in the layout that it has; channels-last and small enough to stay near the
 processors, it is read once (``group_norm_cluster``). Means and squared deviations are combined tile by
-tile as in Chan, Golub and LeVeque (1979), so a large mean costs no digits. The map may be two whose channels follow each
-other: they are read where they lie.
+tile as in Chan, Golub and LeVeque (1979), so a large mean costs no digits. A map may be two, the channels of one after
+those of the other, which are read where they lie.
 """
 
 # mypy: disable-error-code="no-untyped-def, assignment"
@@ -128,7 +128,12 @@ def _lying(x, beside, first, channels, TWO: tl.constexpr, COLUMNS: tl.constexpr)
     before = tl.cdiv(first, COLUMNS)
     second = block >= before
     c = tl.where(second, block - before, block) * COLUMNS + tl.arange(0, COLUMNS)
-    return tl.where(second, beside, x), tl.where(second, channels - first, first), c, tl.where(second, first, 0) + c
+    return (
+        tl.where(second, beside, x),
+        tl.where(second, channels - first, first),
+        c,
+        tl.where(second, first, 0) + c,
+    )
 
 
 @Kernel
@@ -264,8 +269,8 @@ def fused(
 ) -> Tensor:
     """Group normalisation of ``x`` + shift (batch, channels) + offset (channels,), then SiLU, in the layout of ``x``.
 
-    ``x`` is (batch, channels, height, width), contiguous or channels-last. ``beside`` has the channels that follow, of a
-    map of the same type; it is read where it lies if both are channels-last.
+    ``x`` is (batch, channels, height, width), contiguous or channels-last. ``beside`` has the channels that follow, in
+    a map of the same type; it is read where it lies if both are channels-last.
     """
     if beside is not None and not (_is_last(x) and _is_last(beside)):
         x, beside = torch.cat([x, beside], dim=1), None

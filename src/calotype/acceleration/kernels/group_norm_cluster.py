@@ -137,8 +137,8 @@ def _plan(batch: int, size: int, channels: int, groups: int, device: torch.devic
 def fit(x: Tensor, groups: int, *others: Tensor, shift_row: int = 0, beside: Tensor | None = None) -> bool:
     """Whether the kernel computes this: 16 bits, channels-last, aligned, and small enough for a cluster's memory.
 
-    ``others`` are the shift, whose rows are ``shift_row`` apart, the offset, the weight and the bias; ``beside`` is a map
-    whose channels follow those of ``x``.
+    ``others`` are the shift, whose rows are ``shift_row`` apart, the offset, the weight and the bias; ``beside`` is a
+    map whose channels follow those of ``x``.
     """
     batch, _, height, wide = x.shape
     maps = [x] if beside is None else [x, beside]
