@@ -333,7 +333,7 @@ def test_attention_without_a_mask_is_handed_to_the_kernel(fake: Fake) -> None:
 
 @torch.no_grad()
 def test_a_block_reads_two_maps_where_they_lie_or_joined(fake: Fake) -> None:
-    """Joined where a part of the block is another than what reads two, or hears what it is given."""
+    """Joined where the maps or a part of the block are not as what reads two needs them, or the block is hooked."""
     torch.manual_seed(0)
     table = fake.stand_ins(convolutions=False).table
     temb = torch.randn(2, 8).bfloat16()
@@ -380,8 +380,10 @@ def test_a_block_reads_two_maps_where_they_lie_or_joined(fake: Fake) -> None:
         assert ("two maps" in fake.seen) == two
         torch.testing.assert_close(found, right, rtol=3e-2, atol=3e-2)
     assert heard == [96, 96]
+    fake.seen.clear()
     with replaced(table), pytest.raises(RuntimeError, match="Sizes of tensors must match"):
         of_joined(block(), given(rows=1), temb)
+    assert not fake.seen  # a kernel would have read what is not there
 
 
 @torch.no_grad()

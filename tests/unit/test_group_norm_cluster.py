@@ -144,7 +144,7 @@ def test_the_kernel_is_told_where_the_second_map_is_and_begins(launched: dict[st
     assert not fit(x[:, :20].contiguous(memory_format=last), x[:, :300].contiguous(memory_format=last))
     shifted = torch.zeros(beside.numel() + 1, dtype=torch.bfloat16)[1:].view(2, 16, 16, 320)
     assert not fit(x, shifted.permute(0, 3, 1, 2))
-    y = cluster.fused(x, 32, weight, weight, 1e-5, True, weight, weight, 0, beside)
+    y = cluster.fused(x, 32, weight, weight, 1e-5, True, weight, weight, 0, beside=beside)
     assert (y.shape, y.is_contiguous(memory_format=last)) == ((2, 960, 16, 16), True)
     assert launched["x"] is x and launched["other_map"] is beside and launched["y"] is y
     assert (launched["first"], launched["channels"], launched["width"], launched["size"]) == (

@@ -243,7 +243,7 @@ class UpStage(_Stage):
     def raised(
         self, index: int, features: list[torch.Tensor], kept: list[torch.Tensor], given: Conditioning
     ) -> None:
-        """One layer, which reads the last of ``kept``; its output takes the place of the only of the ``features``."""
+        """One layer, which reads the last of ``kept``; its output takes the place of the one of the ``features``."""
         skip = kept.pop()
         if self.joins == "each":
             features.extend(self._to_join(features.pop(), skip))

@@ -281,7 +281,7 @@ def fused(
     given = none if shift is None else shift, none if offset is None else offset
     arguments = x, groups, weight, bias, eps, silu, *given, shift_row
     if group_norm_cluster.fit(x, groups, *given, weight, bias, shift_row=shift_row, beside=beside):
-        return group_norm_cluster.fused(*arguments, beside)
+        return group_norm_cluster.fused(*arguments, beside=beside)
     return _channels_last(*arguments, beside) if _is_last(x) else _contiguous(*arguments)
 
 

@@ -159,7 +159,7 @@ def fit(x: Tensor, groups: int, *others: Tensor, shift_row: int = 0, beside: Ten
 
 def fused(
     x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool, shift: Tensor, offset: Tensor,
-    shift_row: int, beside: Tensor | None = None, plan: Plan | None = None,
+    shift_row: int, plan: Plan | None = None, beside: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Group normalisation of ``x`` (and ``beside``) + shift + offset, then SiLU, as ``plan`` divides it or as fits."""
     batch, first, height, wide = x.shape
