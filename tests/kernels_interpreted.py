@@ -18,6 +18,8 @@ from calotype.acceleration.kernels import (
     softmax,
 )
 
+LAST = torch.channels_last
+
 
 def compare() -> None:
     """Small shapes with every branch of the kernels, beside PyTorch."""
@@ -39,6 +41,18 @@ def compare() -> None:
                 d, wd, bd, sd, od = (None if t is None else t.double() for t in (x, w, b, shift, offset))
                 right = group_norm.plain(d, groups, wd, bd, 1e-5, silu=silu, shift=sd, offset=od)
                 close(found.double(), right)
+    # two maps whose border lies within a group, in blocks of 64 channels and of 128
+    for first, second, groups in ((72, 56, 4), (128, 256, 3)):
+        x, beside = (torch.randn(2, n, 7, 16).contiguous(memory_format=LAST) + 9 for n in (first, second))
+        w, b, o = (torch.randn(first + second) for _ in range(3))
+        s = torch.randn(2, first + second)
+        found = group_norm.fused(x, groups, w, b, 1e-5, silu=True, shift=s, offset=o, beside=beside)
+        assert found.is_contiguous(memory_format=LAST)
+        d, wd, bd, sd, od, beside_d = (t.double() for t in (x, w, b, s, o, beside))
+        right = group_norm.plain(d, groups, wd, bd, 1e-5, silu=True, shift=sd, offset=od, beside=beside_d)
+        close(found.double(), right)
+        beside = beside.contiguous()
+        close(group_norm.fused(x, groups, w, b, 1e-5, silu=True, shift=s, offset=o, beside=beside), found)
     print("group")
     x, more, w, b = torch.randn(3, 5, 24), torch.randn(3, 5, 24), torch.randn(24), torch.randn(24)
     for one in (None, more):

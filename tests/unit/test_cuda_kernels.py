@@ -12,19 +12,24 @@ from torch import Tensor, nn
 
 pytest.importorskip("triton")
 
+import calotype
 from calotype.acceleration import usable
 from calotype.acceleration.kernels import (
     convolutions,
     gate_products,
     group_norm,
+    layer_norm,
     narrow_attention,
     pointwise,
 )
 from calotype.acceleration.options import Options
 from calotype.acceleration.stand_ins import StandIns
 from calotype.nn.attention import Attention
+from calotype.nn.replaceable import replaced
 from calotype.nn.resampling import Upsample2D
 from calotype.nn.resnet import ResnetBlock2D
+from calotype.nn.stage import of_joined
+from tests.tiny import UNET, randomise
 
 PROCESSORS, SHARED = 132, 227 * 1024  # of an H200
 LAST = torch.channels_last
@@ -223,12 +228,21 @@ class Fake:
         self.seen: list[str] = []
         monkeypatch.setattr(usable.Kernels, "take", staticmethod(lambda *tensors: True))
         modules: dict[str, Any] = {one.name: None for one in fields(usable.Kernels)}
-        modules["group_norm"] = SimpleNamespace(fused=group_norm.plain)
+        modules["group_norm"] = SimpleNamespace(fused=self.normalised)
+        modules["layer_norm"] = SimpleNamespace(fused=layer_norm.plain)
+        modules["gate_products"] = SimpleNamespace(fit=lambda *given: None)
         modules["convolutions"] = SimpleNamespace(fit=lambda *given: True, fused=self.convolved)
         modules["short_attention"] = SimpleNamespace(fit=lambda *given: False)
         modules["narrow_attention"] = SimpleNamespace(fit=lambda *given: True, fused=self.attended)
-        modules["pointwise"] = SimpleNamespace(residual=self.residual, twice=pointwise.plain_twice)
+        modules["pointwise"] = SimpleNamespace(
+            residual=self.residual, twice=pointwise.plain_twice, geglu=pointwise.plain_geglu
+        )
         self.kernels = usable.Kernels(**modules)
+
+    def normalised(self, x: Tensor, *given: Any, beside: Any = None, **more: Any) -> Tensor:
+        if beside is not None:
+            self.seen.append("two maps")
+        return group_norm.plain(x, *given, beside=beside, **more)
 
     def convolved(self, x: Tensor, weight: Tensor, bias: Any = None, other: Any = None) -> Tensor:
         self.seen.append("convolved" + " bias" * (bias is not None) + " other" * (other is not None))
@@ -315,3 +329,94 @@ def test_attention_without_a_mask_is_handed_to_the_kernel(fake: Fake) -> None:
         attend = fake.stand_ins(**options).table[Attention.attend]
         torch.testing.assert_close(attend(layer, q, k, v, bias), layer.attend(q, k, v, bias))
         assert fake.seen == seen
+
+
+@torch.no_grad()
+def test_a_block_reads_two_maps_where_they_lie_or_joined(fake: Fake) -> None:
+    """Joined where the maps or a part of the block are not as what reads two needs them, or the block is hooked."""
+    torch.manual_seed(0)
+    table = fake.stand_ins(convolutions=False).table
+    temb = torch.randn(2, 8).bfloat16()
+
+    def block(**options: Any) -> Any:
+        made = ResnetBlock2D(**{"in_channels": 96, "out_channels": 64, "temb_channels": 8, **options})
+        return randomise(made).bfloat16().to(memory_format=LAST)
+
+    def adapted(one: Any) -> None:
+        one.conv_shortcut = nn.Sequential(one.conv_shortcut)
+
+    def hooked(one: Any) -> None:
+        one.register_forward_pre_hook(lambda module, given: heard.append(given[0].shape[1]))
+
+    def given(
+        last: tuple[bool, bool] = (True, True), dtype: Any = torch.bfloat16, rows: int = 2
+    ) -> list[Tensor]:
+        maps = torch.randn(2, 64, 8, 6).to(dtype), torch.randn(rows, 32, 8, 6).to(dtype)
+        return [x.contiguous(memory_format=LAST) if its else x for x, its in zip(maps, last, strict=True)]
+
+    heard: list[int] = []
+    for one, maps, two in (
+        (block(), given(), True),
+        (block(conv_shortcut_bias=False, output_scale_factor=2.0), given(), True),
+        (block(), given((True, False)), False),
+        (block(), given((False, True)), False),
+        (block().float(), given(dtype=torch.float32), False),
+        (block(up=True), given(), False),
+        (block(time_embedding_norm="scale_shift"), given(), False),
+        (block(non_linearity="gelu"), given(), False),
+        (block(use_in_shortcut=False, out_channels=96), given(), False),
+        (adapted, given(), False),
+        (hooked, given(), False),
+    ):
+        if not isinstance(one, nn.Module):
+            change, one = one, block()
+            change(one)
+        its_temb = temb.to(maps[0].dtype)
+        right = one(torch.cat(maps, dim=1), its_temb)
+        fake.seen.clear()
+        with replaced(table):
+            found = of_joined(one, maps, its_temb)
+        assert not maps  # so that nothing holds them
+        assert ("two maps" in fake.seen) == two
+        torch.testing.assert_close(found, right, rtol=3e-2, atol=3e-2)
+    assert heard == [96, 96]
+    fake.seen.clear()
+    with replaced(table), pytest.raises(RuntimeError, match="Sizes of tensors must match"):
+        of_joined(block(), given(rows=1), temb)
+    assert not fake.seen  # a kernel would have read what is not there
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", ["nothing", "lora", "freeu"])
+def test_a_unet_with_stand_ins_gives_the_models_numbers(fake: Fake, change: str) -> None:
+    """In 16 bits, as near to float32 as the plain model is; what changes the way up changes them as it does there."""
+    torch.manual_seed(0)
+    model: Any = randomise(calotype.UNet2DConditionModel(**{**UNET, "layers_per_block": 2}))
+    arguments = torch.randn(2, 4, 16, 12), 300, torch.randn(2, 16, 32)
+    before = model(*arguments).sample
+    if change == "lora":
+        name = "up_blocks.0.resnets.1.conv_shortcut"
+        layer = model.get_submodule(name)
+        shapes = {"A": (2, layer.in_channels, 1, 1), "B": (layer.out_channels, 2, 1, 1)}
+        model.load_lora_adapter(
+            {f"unet.{name}.lora_{which}.weight": torch.randn(shape) for which, shape in shapes.items()}
+        )
+    elif change == "freeu":
+        model.enable_freeu(0.5, 0.2, 1.5, 1.8)
+    right = model(*arguments).sample
+    model.bfloat16().to(memory_format=LAST)
+    arguments = (
+        arguments[0].bfloat16().contiguous(memory_format=LAST), arguments[1], arguments[2].bfloat16()
+    )  # fmt: skip
+    plain = model(*arguments).sample
+    with replaced(fake.stand_ins().table):
+        found = model(*arguments).sample
+    layers = sum(len(stage.resnets) for stage in model.up_blocks)
+    # FreeU's spectra are turned back into maps that lie otherwise
+    assert fake.seen.count("two maps") == {"nothing": layers, "lora": layers - 1, "freeu": 0}[change]
+
+    def apart(one: Tensor, other: Tensor) -> float:
+        return float((one.float() - other.float()).norm() / other.float().norm())
+
+    assert apart(found, right) < 1.25 * apart(plain, right)
+    assert (apart(before, right) > 10 * apart(plain, right)) == (change != "nothing")

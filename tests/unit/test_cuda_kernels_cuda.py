@@ -15,7 +15,13 @@ pytest.importorskip("triton")
 from calotype.acceleration.ahead import compiled_first
 from calotype.acceleration.cuda.available import available
 from calotype.acceleration.devices import CudaGraphs
-from calotype.acceleration.kernels import convolutions, gate_products, narrow_attention
+from calotype.acceleration.kernels import (
+    convolutions,
+    gate_products,
+    group_norm,
+    group_norm_cluster,
+    narrow_attention,
+)
 from calotype.acceleration.kernels.limits import processors
 from tests.on_cuda import error, random, whole_float32  # noqa: F401
 
@@ -151,3 +157,42 @@ def test_attention_as_it_is_planned(size: tuple[int, int, int]) -> None:
     right = narrow_attention.plain(*(one.float() for one in given), *more)
     bound = 1.25 * error(narrow_attention.plain(*given, *more), right)
     assert error(narrow_attention.fused(*given, *more), right) < bound
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(
+    ("size", "near"),
+    [
+        ((2, 64, 64, 640, 320), True),
+        ((16, 32, 32, 1280, 640), True),
+        ((2, 8, 8, 1280, 1280), True),
+        ((3, 17, 33, 328, 312), True),  # the border lies in a group of 20
+        ((2, 128, 128, 640, 320), False),
+        ((1, 130, 99, 1280, 640), False),  # in blocks of 128 channels
+        ((3, 17, 33, 332, 308), False),  # no whole vectors
+    ],
+)
+def test_group_norms_of_two_maps(dtype: torch.dtype, size: tuple[int, ...], near: bool) -> None:
+    """In one launch and in three; in one as of one map of all their channels, to the bit."""
+    n, h, w, first, second = size
+    channels = first + second
+    x, beside = ((random(n, c, h, w) + 3).to(dtype).contiguous(memory_format=LAST) for c in (first, second))
+    weight, bias, offset = (random(channels, dtype=dtype) for _ in range(3))
+    shift = random(n, channels, dtype=dtype)
+    more = shift, offset, weight, bias
+    assert group_norm_cluster.fit(x, 32, *more, shift_row=channels, beside=beside) == near
+
+    def by(norm: Callable[..., Tensor], *given: Tensor) -> Tensor:
+        x, weight, bias, shift, offset, beside = given
+        return norm(x, 32, weight, bias, 1e-5, silu=True, shift=shift, offset=offset, beside=beside)
+
+    given = x, weight, bias, shift, offset, beside
+    right_however_launched(partial(by, group_norm.fused), partial(by, group_norm.plain), given, BOUND[dtype])
+    found, whole = by(group_norm.fused, *given), torch.cat([x, beside], dim=1)
+    assert found.is_contiguous(memory_format=LAST)
+    arguments = 32, weight, bias, 1e-5, True, shift, offset, channels
+    three = group_norm._channels_last(x, *arguments, beside)
+    right = by(group_norm.plain, *(one.float() for one in given))
+    assert error(three, right) < BOUND[dtype]
+    if near:
+        assert torch.equal(found, group_norm_cluster.fused(whole, *arguments))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+from importlib import resources
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
@@ -101,3 +104,54 @@ def test_memory_is_asked_for_in_few_sizes() -> None:
         given = cluster.rounded(needed, SHARED)
         assert needed <= given <= SHARED
         assert cluster.fitting(given, SHARED) == min(cluster.fitting(needed, SHARED), 8)
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What the kernel is given by name, on a CPU that pretends to be an H100."""
+    found: dict[str, Any] = {}
+    code = (resources.files("calotype.acceleration.cuda") / "group_norm.cu").read_text()
+    signature = re.search(r"group_norm\((.*?)\) \{", code, re.DOTALL)
+    assert signature is not None
+    names = [one.split()[-1] for one in signature[1].split(",")]
+
+    def launch(source: Any, grid: Any, threads: int, args: Any, **how: Any) -> None:
+        found.update(zip(names, args, strict=True))
+
+    for name, stub in {"available": True, "processors": 132, "shared_memory": SHARED}.items():
+        monkeypatch.setattr(cluster, name, lambda device, stub=stub: stub)
+    monkeypatch.setattr(cluster, "launch", launch)
+    cluster._plan.cache_clear()
+    yield found
+    cluster._plan.cache_clear()
+
+
+def test_the_kernel_is_told_where_the_second_map_is_and_begins(launched: dict[str, Any]) -> None:
+    last = torch.channels_last
+    x, beside = (
+        torch.zeros(2, n, 16, 16, dtype=torch.bfloat16).contiguous(memory_format=last) for n in (640, 320)
+    )
+    weight = torch.zeros(960, dtype=torch.bfloat16)
+    given = weight, weight, weight, weight
+
+    def fit(x: torch.Tensor, beside: torch.Tensor) -> bool:
+        return cluster.fit(x, 32, *given, beside=beside)
+
+    assert fit(x, beside)
+    assert not fit(x, beside.half())
+    assert not fit(x, beside.contiguous())
+    assert not fit(x.contiguous(), beside)
+    assert not fit(x[:, :20].contiguous(memory_format=last), x[:, :300].contiguous(memory_format=last))
+    shifted = torch.zeros(beside.numel() + 1, dtype=torch.bfloat16)[1:].view(2, 16, 16, 320)
+    assert not fit(x, shifted.permute(0, 3, 1, 2))
+    y = cluster.fused(x, 32, weight, weight, 1e-5, True, weight, weight, 0, beside=beside)
+    assert (y.shape, y.is_contiguous(memory_format=last)) == ((2, 960, 16, 16), True)
+    assert launched["x"] is x and launched["other_map"] is beside and launched["y"] is y
+    assert (launched["first"], launched["channels"], launched["width"], launched["size"]) == (
+        640,
+        960,
+        30,
+        256,
+    )
+    y = cluster.fused(x, 32, weight, weight, 1e-5, True, weight, weight, 0)
+    assert (launched["first"], launched["channels"], y.stride()) == (640, 640, x.stride())

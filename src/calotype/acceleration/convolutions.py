@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from calotype.acceleration.layers import as_sequence, is_plain, on_sequence
@@ -48,17 +49,38 @@ class Convolutions:
             return conv(x), None
         return conv._conv_forward(x, conv.weight, None), conv.bias
 
-    def shortcut(self, conv: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The same of a convolution of one pixel; in 16 bits it is a matrix product, which takes the bias along."""
-        if (
-            x.dtype in (torch.float16, torch.bfloat16)
-            and x.is_contiguous(memory_format=torch.channels_last)
-            and is_plain(conv, nn.Conv2d)
-            and _is_simple(conv, (1, 1), (0, 0))
-        ):
+    def shortcut(
+        self, conv: nn.Module, x: Tensor, beside: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The same of a convolution of one pixel; in 16 bits it is a matrix product, which takes the bias along.
+
+        ``beside`` has the channels that follow those of ``x``, where :meth:`take_joined` says so.
+        """
+        if beside is not None:
+            return self.shortcut_of_joined(conv, x, beside), None
+        if _is_product(conv, x):
             size = x.shape[2:]
             return on_sequence(conv, as_sequence(x), size).transpose(1, 2).unflatten(2, size), None
         return self.without_bias(conv, x)
+
+    def take_joined(self, conv: nn.Module | None, x: Tensor, beside: Tensor) -> bool:
+        """Whether the shortcut is computed of these two maps as one of all their channels."""
+        return (
+            self.kernels.take(x, beside)
+            and _is_product(conv, x, beside)
+            and x.dtype == beside.dtype
+            and (len(x), x.shape[2:]) == (len(beside), beside.shape[2:])
+            and x.shape[1] + beside.shape[1] == conv.in_channels  # type: ignore[union-attr]
+        )
+
+    def shortcut_of_joined(self, conv: nn.Module, x: Tensor, beside: Tensor) -> Tensor:
+        """The convolution of one pixel, with its bias, of ``x`` with the channels of ``beside`` after its own."""
+        assert isinstance(conv, nn.Conv2d)
+        size, weight = x.shape[2:], conv.weight.flatten(1)
+        x, beside = as_sequence(x), as_sequence(beside)
+        # matrix_products.fused(x, weight, conv.bias, beside=beside), if take_joined asks its fit
+        product = F.linear(torch.cat([x, beside], dim=2), weight, conv.bias)
+        return product.transpose(1, 2).unflatten(2, size)
 
     def _weights(self, conv: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None] | None:
         """Weight and bias, where the kernel is on and may compute such a layer."""
@@ -70,6 +92,16 @@ class Convolutions:
         ):
             return conv.weight, conv.bias  # type: ignore[return-value]
         return None
+
+
+def _is_product(conv: nn.Module | None, *maps: Tensor) -> bool:
+    """Whether this convolution is a product of matrices that these maps are as they lie, in 16 bits."""
+    return (
+        all(one.dtype in (torch.float16, torch.bfloat16) for one in maps)
+        and all(one.is_contiguous(memory_format=torch.channels_last) for one in maps)
+        and is_plain(conv, nn.Conv2d)
+        and _is_simple(conv, (1, 1), (0, 0))  # type: ignore[arg-type]
+    )
 
 
 def _is_simple(conv: nn.Module, size: tuple[int, int], padding: tuple[int, int]) -> bool:

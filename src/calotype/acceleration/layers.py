@@ -13,18 +13,22 @@ from calotype.nn.transformer import BasicTransformerBlock
 
 def is_plain(module: nn.Module | None, kind: type[nn.Module]) -> bool:
     """Whether this is a layer of PyTorch's with weights of its own and nothing hooked to it."""
-    return (
-        type(module) is kind
-        and getattr(module, "weight", None) is not None
-        and not (module._forward_hooks or module._forward_pre_hooks)
-    )
+    return type(module) is kind and getattr(module, "weight", None) is not None and not is_hooked(module)
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether something is called with what the module is given, or with what it gives."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def covered(block: BasicTransformerBlock) -> bool:
     """Whether the block is one of Stable Diffusion's: no places, no grounding, norms with weights."""
     norms = [norm for norm in (block.norm1, block.norm2, block.norm3) if norm is not None]
-    hooked = block._forward_hooks or block._forward_pre_hooks
-    return block.pos_embed is None and not hooked and all(is_plain(norm, nn.LayerNorm) for norm in norms)
+    return (
+        block.pos_embed is None
+        and not is_hooked(block)
+        and all(is_plain(norm, nn.LayerNorm) for norm in norms)
+    )
 
 
 def as_sequence(x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from calotype.acceleration.convolutions import Convolutions
-from calotype.acceleration.layers import as_sequence, covered, is_plain, on_sequence, packed
+from calotype.acceleration.layers import as_sequence, covered, is_hooked, is_plain, on_sequence, packed
 from calotype.acceleration.numbers import Amounts
 from calotype.acceleration.options import Options
 from calotype.acceleration.times import Shifts, TimeReaders, Times
@@ -28,6 +28,7 @@ from calotype.nn.norms import activated_norm
 from calotype.nn.replaceable import Table
 from calotype.nn.resampling import Upsample2D
 from calotype.nn.resnet import ResnetBlock2D
+from calotype.nn.stage import of_joined
 from calotype.nn.transformer import BasicTransformerBlock, SpatialTransformer
 
 Projected = tuple[Tensor, Tensor, Tensor]
@@ -69,6 +70,7 @@ class StandIns:
         if self.kernels is not None:
             found |= {
                 ResnetBlock2D.forward: self.resnet,
+                of_joined: self.of_joined,
                 SpatialTransformer.forward: self.transformer,
                 GEGLU.forward: self.geglu,
                 Upsample2D.forward: self.upsample,
@@ -160,30 +162,47 @@ class StandIns:
         silu: bool = False,
         shift: Tensor | None = None,
         offset: Tensor | None = None,
+        beside: Tensor | None = None,
     ) -> Tensor:
-        """A group norm of ``x`` + ``shift`` (batch, channels) + ``offset`` (channels,), and SiLU if asked."""
+        """A group norm of ``x`` + ``shift`` (batch, channels) + ``offset`` (channels,), and SiLU if asked.
+
+        ``beside`` has the channels that follow those of ``x``.
+        """
         assert isinstance(norm, nn.GroupNorm)
         assert self.kernels is not None
         module = self.kernels.group_norm
         fits = self.kernels.take(x, shift, offset, norm.weight) and x.dtype == norm.weight.dtype
+        more = {"shift": shift, "offset": offset, "beside": beside}
         found: Tensor = (module.fused if fits else module.plain)(
-            x, norm.num_groups, norm.weight, norm.bias, norm.eps, silu=silu, shift=shift, offset=offset
+            x, norm.num_groups, norm.weight, norm.bias, norm.eps, silu=silu, **more
         )
         return found
 
     def resnet(self, block: ResnetBlock2D, x: Tensor, temb: Tensor | None = None) -> Tensor:
         """Norm and activation in one kernel, with the first convolution's bias and the time; the second's bias and the
         sum with it, or in one."""
-        norms = (block.norm1, block.norm2)
-        if (
-            block.time_embedding_norm != "default"
-            or type(block.nonlinearity) is not nn.SiLU
-            or any(not is_plain(norm, nn.GroupNorm) for norm in norms)
-            or (block.training and block.dropout.p)
-        ):
+        if not _covered(block):
             return plain(ResnetBlock2D.forward)(block, x, temb)
+        return self.refined(block, x, None, temb)
+
+    def of_joined(self, block: nn.Module, maps: list[Tensor], temb: Tensor | None) -> Tensor:
+        """The same of two maps that are never joined: the first norm and the shortcut read them where they lie."""
         assert self.convolutions is not None
-        h = self.norm(x, block.norm1, silu=True)
+        if (
+            len(maps) == 2
+            and type(block) is ResnetBlock2D
+            and not (is_hooked(block) or block.up or block.down)
+            and _covered(block)
+            and self.convolutions.take_joined(block.conv_shortcut, *maps)
+        ):
+            return self.refined(block, maps.pop(0), maps.pop(), temb)
+        found: Tensor = plain(of_joined)(block, maps, temb)
+        return found
+
+    def refined(self, block: ResnetBlock2D, x: Tensor, beside: Tensor | None, temb: Tensor | None) -> Tensor:
+        """A block that is covered; ``beside`` has the channels that follow those of ``x``."""
+        assert self.convolutions is not None
+        h = self.norm(x, block.norm1, silu=True, beside=beside)
         if block.up or block.down:
             x, h = block._resample(x), block._resample(h)
         h, offset = self.convolutions.without_bias(block.conv1, h)
@@ -193,7 +212,7 @@ class StandIns:
         h = self.norm(h, block.norm2, silu=True, shift=shift, offset=offset)
         other = None
         if block.conv_shortcut is not None:
-            x, other = self.convolutions.shortcut(block.conv_shortcut, x)
+            x, other = self.convolutions.shortcut(block.conv_shortcut, x, beside)
         h = self.convolutions.added(block.conv2, h, x, other)
         return h if block.output_scale_factor == 1.0 else h / block.output_scale_factor
 
@@ -303,6 +322,16 @@ class StandIns:
             x, norm.weight, norm.bias, norm.eps, more
         )
         return found
+
+
+def _covered(block: ResnetBlock2D) -> bool:
+    """Whether the block is one of Stable Diffusion's: the time is added, SiLU, norms with weights."""
+    return (
+        block.time_embedding_norm == "default"
+        and type(block.nonlinearity) is nn.SiLU
+        and all(is_plain(norm, nn.GroupNorm) for norm in (block.norm1, block.norm2))
+        and not (block.training and block.dropout.p)
+    )
 
 
 class Readers:

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from calotype.core.errors import InputError
 from calotype.nn.freeu import apply_freeu
+from calotype.nn.replaceable import replaceable
 from calotype.nn.resampling import Upsample2D
 from calotype.nn.resnet import ResnetBlock2D
 from calotype.nn.windows import Windows
@@ -79,6 +80,19 @@ def attend_k(module: nn.Module, h: torch.Tensor, given: Conditioning) -> torch.T
     return module(h, given.context, given.temb, given.self_mask, given.context_mask, given.kwargs)
 
 
+def joined(maps: list[torch.Tensor]) -> torch.Tensor:
+    """The maps (batch, channels, height, width) as one of all their channels, or the only one; taken off their list."""
+    h = maps[0] if len(maps) == 1 else torch.cat(maps, dim=1)
+    maps.clear()
+    return h
+
+
+@replaceable
+def of_joined(block: nn.Module, maps: list[torch.Tensor], temb: torch.Tensor | None) -> torch.Tensor:
+    """A residual block of the maps joined, which are taken off their list, so that nothing holds them meanwhile."""
+    return block(joined(maps), temb)
+
+
 class _Stage(nn.Module):
     """The lanes, and how one layer runs; the subclasses say in which order."""
 
@@ -112,17 +126,19 @@ class _Stage(nn.Module):
         return self.gradient_checkpointing and torch.is_grad_enabled()
 
     def layer(self, index: int, features: list[torch.Tensor], given: Conditioning) -> torch.Tensor:
-        """One residual block and the attention after it, of the last of the ``features``, which is taken off the list.
+        """One residual block and the attention after it, of the ``features`` joined, which are taken off the list.
 
         So nothing holds a layer's input while the attention runs: in U-Nets over videos that is where memory is short.
         """
         if self.recomputes:
-            return self.run(lambda h: self.mixed(index, self.refined(index, h, given), given), features.pop())
-        return self.mixed(index, self.refined(index, features.pop(), given), given)
+            return self.run(
+                lambda h: self.mixed(index, self.refined(index, [h], given), given), joined(features)
+            )
+        return self.mixed(index, self.refined(index, features, given), given)
 
-    def refined(self, index: int, h: torch.Tensor, given: Conditioning) -> torch.Tensor:
+    def refined(self, index: int, features: list[torch.Tensor], given: Conditioning) -> torch.Tensor:
         """The residual block and the convolutions along time."""
-        h = self.resnets[index](h, given.temb)
+        h = of_joined(self.resnets[index], features, given.temb)
         return self.temp_convs[index](h, given.frames) if self.has_temp_convs else h
 
     def mixed(self, index: int, h: torch.Tensor, given: Conditioning) -> torch.Tensor:
@@ -222,15 +238,15 @@ class UpStage(_Stage):
 
     def begun(self, h: torch.Tensor, kept: list[torch.Tensor]) -> torch.Tensor:
         """What the first layer begins with."""
-        return self._join(h, kept[-1]) if self.joins == "once" else h
+        return joined(self._to_join(h, kept[-1])) if self.joins == "once" else h
 
     def raised(
         self, index: int, features: list[torch.Tensor], kept: list[torch.Tensor], given: Conditioning
     ) -> None:
-        """One layer, which reads the last of ``kept``; its output takes the place of the last of the ``features``."""
+        """One layer, which reads the last of ``kept``; its output takes the place of the one of the ``features``."""
         skip = kept.pop()
         if self.joins == "each":
-            features.append(self._join(features.pop(), skip))
+            features.extend(self._to_join(features.pop(), skip))
         del skip
         features.append(self.layer(index, features, given))
 
@@ -242,7 +258,7 @@ class UpStage(_Stage):
             h = resample(self.upsamplers[0], h, given, upsample_size)
         return h
 
-    def _join(self, h: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+    def _to_join(self, h: torch.Tensor, skip: torch.Tensor) -> list[torch.Tensor]:
         if h.shape[2:] != skip.shape[2:]:
             raise InputError(
                 f"The way up arrived at {tuple(h.shape[2:])} pixels where the way down left "
@@ -250,7 +266,7 @@ class UpStage(_Stage):
             )
         if self.freeu is not None:
             h, skip = apply_freeu(h, skip, self.freeu)
-        return torch.cat([h, skip], dim=1)
+        return [h, skip]
 
 
 class MidStage(_Stage):
@@ -262,13 +278,13 @@ class MidStage(_Stage):
         given: Conditioning = Conditioning(),  # noqa: B008 (immutable)
     ) -> torch.Tensor:
         """(batch, channels, height, width) -> the same shape."""
-        h = self.refined(0, h, given)
+        h = self.refined(0, [h], given)
         for index in range(1, len(self.resnets)):
             h = self._pair(index, h, given)
         return h
 
     def _pair(self, index: int, h: torch.Tensor, given: Conditioning) -> torch.Tensor:
-        return self.run(lambda h: self.refined(index, self.mixed(index - 1, h, given), given), h)
+        return self.run(lambda h: self.refined(index, [self.mixed(index - 1, h, given)], given), h)
 
 
 def resample(

@@ -1,4 +1,5 @@
-// Group norm of a channels-last map, with an offset before and SiLU after: read once, written once.
+// Group norm of a channels-last map, with an offset before and SiLU after: read once, written once. The map may be two whose
+// channels follow each other.
 //
 // A cluster has some whole groups of a sample, each of its programs some of the pixels. A thread has the same eight channels
 // of every pixel that is its own, and keeps what it copied near the processor until it writes: nobody else reads that.
@@ -47,17 +48,19 @@ __device__ __forceinline__ Found joined(const float (&mean)[8], const float (&sq
 
 // Programs take `share` pixels each, their threads every one of `rows` pixels at the channels of `vectors` · 16 bytes.
 // `slots` pixels of a thread have room. A vector must not meet more than two groups: 4 or at least 8 channels in each.
+// Channels from `first`, a multiple of 8, on are those of `other_map`, so a thread reads one map.
 // With the bound a thread has 64 registers, so that three programs of 320 fit on a processor.
 extern "C" __global__ __launch_bounds__(1024, 1) void group_norm(
-    const uint16* x, uint16* y, const uint16* shift, const uint16* offset, const uint16* weight, const uint16* bias,
-    int size, int channels, int width, int vectors, int share, int rows, int slots, int shift_row, int activated, float eps) {
+    const uint16* x, const uint16* other_map, uint16* y, const uint16* shift, const uint16* offset, const uint16* weight,
+    const uint16* bias, int size, int first, int channels, int width, int vectors, int share, int rows, int slots, int shift_row,
+    int activated, float eps) {
   extern __shared__ __align__(128) uint8 memory[];
   int thread = threadIdx.x, row = thread / vectors, vector = thread - row * vectors;
   int rank = rank_in_cluster(), programs = programs_of_cluster(), groups = 8 * vectors / width;
   int begin = rank * share, own = max(min(size - begin, share), 0);
   int mine = row < rows && row < own ? (own - row + rows - 1) / rows : 0;
   int channel = (blockIdx.x / programs * vectors + vector) * 8;
-  long long at = ((long long)blockIdx.y * size + begin + row) * channels + channel, stride = (long long)rows * channels;
+  long long pixel = (long long)blockIdx.y * size + begin + row;
   uint32 step = rows * vectors * 16, kept = near(memory) + thread * 16;
   Found* threads = (Found*)(memory + slots * step);             // of a thread's first group, then of its second
   Found* totals = threads + 2 * blockDim.x;                     // of each program's groups
@@ -73,7 +76,10 @@ extern "C" __global__ __launch_bounds__(1024, 1) void group_norm(
   cluster_arrive_alone();
 
   {
-    const uint16* from = x + at;
+    bool second = channel >= first;
+    int its_channels = second ? channels - first : first;
+    const uint16* from = (second ? other_map - first : x) + pixel * its_channels + channel;
+    long long stride = (long long)rows * its_channels;
     uint32 to = kept;
     #pragma unroll
     for (int part = 0; part < PARTS; part++) {
@@ -189,7 +195,8 @@ extern "C" __global__ __launch_bounds__(1024, 1) void group_norm(
       summand[c] += (added[c] - (c < inside ? one.mean : other.mean)) * factor[c];
     }
   }
-  uint16* to = y + at;
+  uint16* to = y + pixel * channels + channel;
+  long long stride = (long long)rows * channels;
   #pragma unroll 2
   for (int i = 0; i < mine; i++) {
     float value[8];

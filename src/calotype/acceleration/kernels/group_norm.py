@@ -3,7 +3,8 @@
 PyTorch takes three passes over contiguous memory for norm and activation, and turns channels-last maps around for it.
 Here a map is read twice and written once, in the layout that it has; channels-last and small enough to stay near the
 processors, it is read once (``group_norm_cluster``). Means and squared deviations are combined tile by
-tile as in Chan, Golub and LeVeque (1979), so a large mean costs no digits.
+tile as in Chan, Golub and LeVeque (1979), so a large mean costs no digits. A map may be two, the channels of one after
+those of the other, which are read where they lie.
 """
 
 # mypy: disable-error-code="no-untyped-def, assignment"
@@ -117,36 +118,55 @@ def normalise(
         tile += 1
 
 
+@triton.jit
+def _lying(x, beside, first, channels, TWO: tl.constexpr, COLUMNS: tl.constexpr):
+    """The map that has a program's channels, how many it has, which they are there and which in all."""
+    if not TWO:
+        c = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
+        return x, channels, c, c
+    block = tl.program_id(2)
+    before = tl.cdiv(first, COLUMNS)
+    second = block >= before
+    c = tl.where(second, block - before, block) * COLUMNS + tl.arange(0, COLUMNS)
+    return (
+        tl.where(second, beside, x),
+        tl.where(second, channels - first, first),
+        c,
+        tl.where(second, first, 0) + c,
+    )
+
+
 @Kernel
 @triton.jit
 def channel_sums(
-    x, shift, offset, means, deviations, size, channels, shift_row, tiles, chunks,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    x, beside, shift, offset, means, deviations, size, first, channels, shift_row, tiles, chunks,
+    TWO: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Mean and sum of squared deviations of each channel in a chunk of a channels-last map's pixels.
 
-    The sums are of differences from the chunk's first pixel, so a large mean costs no digits.
+    Of ``TWO`` maps ``beside`` has the channels from ``first`` on; a program has some of one of them. The sums are of
+    differences from the chunk's first pixel, so a large mean costs no digits.
     """
     n = tl.program_id(0)
     chunk = tl.program_id(1)
-    c = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
-    there = c < channels
-    base = x + n.to(tl.int64) * size * channels
-    first = chunk * tiles * ROWS
-    pivot = tl.load(base + first.to(tl.int64) * channels + c, mask=there, other=0.0).to(tl.float32)
+    its, row, columns, c = _lying(x, beside, first, channels, TWO, COLUMNS)
+    there = columns < row
+    base = its + n.to(tl.int64) * size * row
+    begin = chunk * tiles * ROWS
+    pivot = tl.load(base + begin.to(tl.int64) * row + columns, mask=there, other=0.0).to(tl.float32)
     total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     squares = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     tile = 0
     while tile < tiles:
-        p = first + tile * ROWS + tl.arange(0, ROWS)
+        p = begin + tile * ROWS + tl.arange(0, ROWS)
         inside = (p < size)[:, None] & there[None, :]
-        at = p.to(tl.int64)[:, None] * channels + c[None, :]
+        at = p.to(tl.int64)[:, None] * row + columns[None, :]
         value = tl.load(base + at, mask=inside, other=0.0).to(tl.float32)
         apart = tl.where(inside, value - pivot[None, :], 0.0)
         total += apart
         squares += apart * apart
         tile += 1
-    count = tl.minimum(size - first, tiles * ROWS).to(tl.float32)
+    count = tl.minimum(size - begin, tiles * ROWS).to(tl.float32)
     its_mean = tl.sum(total, axis=0) / count
     its_squares = tl.maximum(tl.sum(squares, axis=0) - its_mean * its_mean * count, 0.0)
     added = tl.load(shift + n * shift_row + c, mask=there, other=0.0).to(tl.float32)
@@ -189,23 +209,25 @@ def factors(
 @Kernel
 @triton.jit
 def scaled(
-    x, y, scales, biases, size, channels, tiles, SILU: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+    x, beside, y, scales, biases, size, first, channels, tiles,
+    SILU: tl.constexpr, TWO: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Each channel of a channels-last map scaled, shifted and activated."""
+    """Each channel of a channels-last map, or of ``TWO``, scaled, shifted and activated."""
     n = tl.program_id(0)
-    c = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
-    there = c < channels
+    its, row, columns, c = _lying(x, beside, first, channels, TWO, COLUMNS)
+    there = columns < row
     w = tl.load(scales + n * channels + c, mask=there, other=0.0)
     b = tl.load(biases + n * channels + c, mask=there, other=0.0)
-    base = n.to(tl.int64) * size * channels
+    base = n.to(tl.int64) * size
     tile = 0
     while tile < tiles:
         p = (tl.program_id(1) * tiles + tile) * ROWS + tl.arange(0, ROWS)
         inside = (p < size)[:, None] & there[None, :]
-        at = base + p.to(tl.int64)[:, None] * channels + c[None, :]
-        value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32) * w[None, :] + b[None, :]
+        at = base * row + p.to(tl.int64)[:, None] * row + columns[None, :]
+        value = tl.load(its + at, mask=inside, other=0.0).to(tl.float32) * w[None, :] + b[None, :]
         if SILU:
             value = value * tl.sigmoid(value)
+        at = base * channels + p.to(tl.int64)[:, None] * channels + c[None, :]
         tl.store(y + at, value.to(y.dtype.element_ty), mask=inside)
         tile += 1
 
@@ -220,8 +242,11 @@ def plain(
     silu: bool = False,
     shift: Tensor | None = None,
     offset: Tensor | None = None,
+    beside: Tensor | None = None,
 ) -> Tensor:
     """The same in PyTorch."""
+    if beside is not None:
+        x = torch.cat([x, beside], dim=1)
     if offset is not None:
         x = x + offset[:, None, None]
     if shift is not None:
@@ -240,42 +265,52 @@ def fused(
     silu: bool = False,
     shift: Tensor | None = None,
     offset: Tensor | None = None,
+    beside: Tensor | None = None,
 ) -> Tensor:
     """Group normalisation of ``x`` + shift (batch, channels) + offset (channels,), then SiLU, in the layout of ``x``.
 
-    ``x`` is (batch, channels, height, width), contiguous or channels-last.
+    ``x`` is (batch, channels, height, width), contiguous or channels-last. ``beside`` has the channels that follow, in
+    a map of the same type; it is read where it lies if both are channels-last.
     """
-    if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
+    if beside is not None and not (_is_last(x) and _is_last(beside)):
+        x, beside = torch.cat([x, beside], dim=1), None
+    if not (x.is_contiguous() or _is_last(x)):
         x = x.contiguous(memory_format=torch.channels_last)
-    none = nothing(x.shape[1], x)
+    none = nothing(len(weight), x)
     shift_row = 0 if shift is None else shift.stride(0)
     given = none if shift is None else shift, none if offset is None else offset
-    if group_norm_cluster.fit(x, groups, *given, weight, bias, shift_row=shift_row):
-        run = group_norm_cluster.fused
-    else:
-        run = _channels_last if x.is_contiguous(memory_format=torch.channels_last) else _contiguous
-    return run(x, groups, weight, bias, eps, silu, *given, shift_row)
+    arguments = x, groups, weight, bias, eps, silu, *given, shift_row
+    if group_norm_cluster.fit(x, groups, *given, weight, bias, shift_row=shift_row, beside=beside):
+        return group_norm_cluster.fused(*arguments, beside=beside)
+    return _channels_last(*arguments, beside) if _is_last(x) else _contiguous(*arguments)
+
+
+def _is_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _channels_last(
     x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool, shift: Tensor, offset: Tensor,
-    shift_row: int,
+    shift_row: int, beside: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    batch, channels, height, wide = x.shape
+    batch, first, height, wide = x.shape
+    widths = [first] if beside is None else [first, beside.shape[1]]
+    channels = sum(widths)
     size, width = height * wide, channels // groups
-    columns = 128 if channels % 128 == 0 else 64
+    columns = 128 if all(one % 128 == 0 for one in widths) else 64
     rows = HALF_TILE // columns
-    blocks, tiles = triton.cdiv(channels, columns), triton.cdiv(size, rows)
+    blocks, tiles = sum(triton.cdiv(one, columns) for one in widths), triton.cdiv(size, rows)
     lanes = triton.next_power_of_2(width)
     chunks = max(min(PROGRAMS // (batch * blocks), STATISTICS // lanes, tiles), 1)
     tiles_of_chunk = triton.cdiv(tiles, chunks)
     chunks = triton.cdiv(tiles, tiles_of_chunk)
-    y = torch.empty_like(x)
+    y = group_norm_cluster.room(x, beside)
+    two, other = beside is not None, x if beside is None else beside
     means = torch.empty(2, batch, chunks, channels, dtype=torch.float32, device=x.device)
     scales = torch.empty(2, batch, channels, dtype=torch.float32, device=x.device)
     channel_sums[(batch, chunks, blocks)](
-        x, shift, offset, means[0], means[1], size, channels, shift_row, tiles_of_chunk, chunks, rows, columns,
-        num_warps=4,
+        x, other, shift, offset, means[0], means[1], size, first, channels, shift_row, tiles_of_chunk, chunks, two,
+        rows, columns, num_warps=4,
     )  # fmt: skip
     factors[(batch, groups)](
         means[0], means[1], shift, offset, weight, bias, scales[0], scales[1], size, channels, shift_row, width,
@@ -283,7 +318,7 @@ def _channels_last(
     )  # fmt: skip
     each = max(tiles * batch * blocks // (8 * PROGRAMS), 1)
     scaled[(batch, triton.cdiv(tiles, each), blocks)](
-        x, y, scales[0], scales[1], size, channels, each, silu, rows, columns, num_warps=4
+        x, other, y, scales[0], scales[1], size, first, channels, each, silu, two, rows, columns, num_warps=4
     )
     return y
 

@@ -134,18 +134,22 @@ def _plan(batch: int, size: int, channels: int, groups: int, device: torch.devic
     return plan_of(batch, size, channels, groups, processors(device), shared_memory(device))
 
 
-def fit(x: Tensor, groups: int, *others: Tensor, shift_row: int = 0) -> bool:
+def fit(x: Tensor, groups: int, *others: Tensor, shift_row: int = 0, beside: Tensor | None = None) -> bool:
     """Whether the kernel computes this: 16 bits, channels-last, aligned, and small enough for a cluster's memory.
 
-    ``others`` are the shift, whose rows are ``shift_row`` apart, the offset, the weight and the bias.
+    ``others`` are the shift, whose rows are ``shift_row`` apart, the offset, the weight and the bias; ``beside`` is a
+    map whose channels follow those of ``x``.
     """
-    batch, channels, height, wide = x.shape
+    batch, _, height, wide = x.shape
+    maps = [x] if beside is None else [x, beside]
+    channels = sum(one.shape[1] for one in maps)
     return (
         x.dtype in _KINDS
         and all(other.dtype == x.dtype and other.stride(-1) == 1 for other in others)
-        and all(tensor.data_ptr() % 16 == 0 for tensor in (x, *others))
+        and all(tensor.data_ptr() % 16 == 0 for tensor in (*maps, *others))
         and shift_row % VECTOR == 0
-        and x.is_contiguous(memory_format=torch.channels_last)
+        and all(one.is_contiguous(memory_format=torch.channels_last) for one in maps)
+        and all(one.dtype == x.dtype and one.shape[1] % VECTOR == 0 for one in maps)
         and 0 < batch < 2**16
         and height * wide > 0
         and available(x.device)
@@ -155,27 +159,35 @@ def fit(x: Tensor, groups: int, *others: Tensor, shift_row: int = 0) -> bool:
 
 def fused(
     x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool, shift: Tensor, offset: Tensor,
-    shift_row: int, plan: Plan | None = None,
+    shift_row: int, plan: Plan | None = None, beside: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """Group normalisation of ``x`` + shift + offset, then SiLU, as ``plan`` divides it or as fits the device."""
-    batch, channels, height, wide = x.shape
-    size = height * wide
+    """Group normalisation of ``x`` (and ``beside``) + shift + offset, then SiLU, as ``plan`` divides it or as fits."""
+    batch, first, height, wide = x.shape
+    size, channels = height * wide, first if beside is None else first + beside.shape[1]
     plan = _plan(batch, size, channels, groups, x.device) if plan is None else plan
     assert plan is not None
-    y = torch.empty_like(x)
+    y = room(x, beside)
     launch(
         _KINDS[x.dtype],
         (groups // plan.groups * plan.programs, batch, 1),
         plan.threads,
         (
-            x, y, shift, offset, weight, bias, size, channels, channels // groups, plan.vectors, plan.share, plan.rows,
-            plan.slots, shift_row, int(silu), float(eps),
+            x, x if beside is None else beside, y, shift, offset, weight, bias, size, first, channels,
+            channels // groups, plan.vectors, plan.share, plan.rows, plan.slots, shift_row, int(silu), float(eps),
         ),
         device=x.device,
         cluster=plan.programs,
         shared=rounded(plan.bytes, shared_memory(x.device)),
     )  # fmt: skip
     return y
+
+
+def room(x: Tensor, beside: Tensor | None) -> Tensor:
+    """Memory for a map like the channels-last ``x`` with the channels of ``beside`` after its own."""
+    if beside is None:
+        return torch.empty_like(x)
+    batch, first, height, wide = x.shape
+    return x.new_empty(batch, height, wide, first + beside.shape[1]).permute(0, 3, 1, 2)
 
 
 def check(device: torch.device) -> tuple[Tensor, Tensor]:
