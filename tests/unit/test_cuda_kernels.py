@@ -19,6 +19,7 @@ from calotype.acceleration.kernels import (
     gate_products,
     group_norm,
     layer_norm,
+    matrix_products,
     narrow_attention,
     pointwise,
 )
@@ -230,6 +231,12 @@ class Fake:
         modules: dict[str, Any] = {one.name: None for one in fields(usable.Kernels)}
         modules["group_norm"] = SimpleNamespace(fused=self.normalised)
         modules["layer_norm"] = SimpleNamespace(fused=layer_norm.plain)
+        modules["matrix_products"] = SimpleNamespace(
+            fit=lambda *given, **more: True,
+            Norm=matrix_products.Norm,
+            fused=self.multiplied,
+            normed=self.summed,
+        )
         modules["gate_products"] = SimpleNamespace(fit=lambda *given: None)
         modules["convolutions"] = SimpleNamespace(fit=lambda *given: True, fused=self.convolved)
         modules["short_attention"] = SimpleNamespace(fit=lambda *given: False)
@@ -251,6 +258,16 @@ class Fake:
     def attended(self, *given: Any) -> Tensor:
         self.seen.append("attended")
         return narrow_attention.plain(*given)
+
+    def multiplied(
+        self, x: Tensor, weight: Tensor, bias: Any = None, other: Any = None, beside: Any = None
+    ) -> Tensor:
+        self.seen.append("product" + " other" * (other is not None) + " beside" * (beside is not None))
+        return matrix_products.plain(x, weight, bias, other, beside)
+
+    def summed(self, x: Tensor, weight: Tensor, bias: Any, other: Any, norm: Any) -> tuple[Tensor, Tensor]:
+        self.seen.append("normed" + " other" * (other is not None))
+        return matrix_products.plain_normed(x, weight, bias, other, norm)
 
     def residual(self, *given: Any) -> Tensor:
         self.seen.append("residual")

@@ -33,7 +33,7 @@ from calotype.nn.replaceable import replaced
 logger = logging.getLogger(__name__)
 
 PROMPTS = frozenset({"encoder_hidden_states"})
-OF_KERNELS = ("grouped", "gates", "convolutions", "short", "narrow", "wide")
+OF_KERNELS = ("grouped", "products", "gates", "convolutions", "short", "narrow", "wide")
 """The options that are about some of the kernels."""
 UNREAD = ("generator",)
 """Arguments of the methods beside ``forward`` that these accept and do not read."""
@@ -90,7 +90,7 @@ class Runner:
     def __init__(self, model: nn.Module, options: Options) -> None:
         self.name, self.options = type(model).__name__, options
         # weights in eight bits are known one by one
-        self.inside = options if options.linears is None else replace(options, packed=False)
+        self.inside = options if options.linears is None else replace(options, packed=False, products=False)
         self.device: Device | None = None
         self.captures: dict[str, Captures] = {}
         self.kernels: Kernels | None = None
@@ -313,8 +313,8 @@ class Runner:
         if self.weights is None:
             return "has not been called"
         names = (
-            "graphs", "channels_last", "kernels", "packed", "prompts", "grouped", "gates", "convolutions",
-            "short", "narrow", "wide", "tuned",
+            "graphs", "channels_last", "kernels", "packed", "prompts", "grouped", "products", "gates",
+            "convolutions",             "short", "narrow", "wide", "tuned",
         )  # fmt: skip
         used = [name for name in names if getattr(self.inside, name)]
         if self.kernels is None:
@@ -324,6 +324,7 @@ class Runner:
         else:
             place = self.weights.tensors[0].device
             of = {
+                "products": self.kernels.matrix_products,
                 "gates": self.kernels.gate_products,
                 "convolutions": self.kernels.convolutions,
                 "narrow": self.kernels.narrow_attention,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from calotype.acceleration.layers import as_sequence, is_plain, on_sequence
@@ -11,13 +10,13 @@ from calotype.acceleration.usable import Kernels
 
 
 class Convolutions:
-    """Convolutions by the kernel where it is quicker, if ``own``, and otherwise by PyTorch's.
+    """Convolutions by the kernel where it is quicker, if ``own``, and otherwise by PyTorch's; so ``products``.
 
     What is no plain layer of PyTorch's, as one with an adapter, computes all itself.
     """
 
-    def __init__(self, kernels: Kernels, own: bool) -> None:
-        self.kernels, self.own = kernels, own
+    def __init__(self, kernels: Kernels, own: bool, products: bool) -> None:
+        self.kernels, self.own, self.products = kernels, own, products
 
     def added(self, conv: nn.Module, x: Tensor, other: Tensor | None, more: Tensor | None = None) -> Tensor:
         """The convolution with its bias, + a map ``other`` + a bias ``more`` (channels,)."""
@@ -66,11 +65,15 @@ class Convolutions:
     def take_joined(self, conv: nn.Module | None, x: Tensor, beside: Tensor) -> bool:
         """Whether the shortcut is computed of these two maps as one of all their channels."""
         return (
-            self.kernels.take(x, beside)
+            self.products
+            and self.kernels.take(x, beside)
+            and isinstance(conv, nn.Conv2d)
             and _is_product(conv, x, beside)
             and x.dtype == beside.dtype
             and (len(x), x.shape[2:]) == (len(beside), beside.shape[2:])
-            and x.shape[1] + beside.shape[1] == conv.in_channels  # type: ignore[union-attr]
+            and self.kernels.matrix_products.fit(
+                as_sequence(x), conv.weight.flatten(1), conv.bias, beside=as_sequence(beside)
+            )
         )
 
     def shortcut_of_joined(self, conv: nn.Module, x: Tensor, beside: Tensor) -> Tensor:
@@ -78,8 +81,7 @@ class Convolutions:
         assert isinstance(conv, nn.Conv2d)
         size, weight = x.shape[2:], conv.weight.flatten(1)
         x, beside = as_sequence(x), as_sequence(beside)
-        # matrix_products.fused(x, weight, conv.bias, beside=beside), if take_joined asks its fit
-        product = F.linear(torch.cat([x, beside], dim=2), weight, conv.bias)
+        product: Tensor = self.kernels.matrix_products.fused(x, weight, conv.bias, beside=beside)
         return product.transpose(1, 2).unflatten(2, size)
 
     def _weights(self, conv: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None] | None:

@@ -38,9 +38,10 @@ class Options:
     ``packed``: queries, keys and values of self-attention in one matrix product, keys and values of a prompt too.
     ``prompts``: keys and values of a prompt are computed once and not in each step (needs ``graphs``). ``grouped``:
     those of all layers in one launch (needs ``prompts``), and what the time's embedding is in all residual blocks in
-    another (needs ``graphs``; both need ``kernels``). ``gates``: GEGLU in one kernel with its
-    product, and ``convolutions``: those of 3 x 3 pixels in CUDA C++ with what is added to them, each where that is
-    quicker (both need ``kernels``). ``tuned``: cuDNN tries its algorithms on the first use of a shape. ``attention`` is
+    another (needs ``graphs``; both need ``kernels``). ``products``: those with matrices in transformer blocks and
+    shortcuts in CUDA C++ with what is added to them and the layer norm of the sum, ``gates``: GEGLU in one kernel with
+    its product, and ``convolutions``: those of 3 x 3 pixels in CUDA C++ with what is added to them, each where that is
+    quicker (all need ``kernels``). ``tuned``: cuDNN tries its algorithms on the first use of a shape. ``attention`` is
     the order in which PyTorch's backends are tried; empty leaves it to PyTorch. ``short``: attention to a prompt of at
     most 128 tokens in Triton, ``narrow``: attention of heads of 40 or 80 channels to many keys in CUDA C++, ``wide``:
     attention of one wide head, an autoencoder's, by matrix products and a softmax in Triton (all need ``kernels``).
@@ -57,6 +58,7 @@ class Options:
     packed: bool = True
     prompts: bool = True
     grouped: bool = True
+    products: bool = True
     gates: bool = True
     convolutions: bool = True
     tuned: bool = False

@@ -6,8 +6,8 @@ weights are still asked by name, so adapters that stand in a layer's place are h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from calotype.acceleration.convolutions import Convolutions
 from calotype.acceleration.layers import as_sequence, covered, is_hooked, is_plain, on_sequence, packed
 from calotype.acceleration.numbers import Amounts
 from calotype.acceleration.options import Options
+from calotype.acceleration.sequences import Addend, Product, Sequences
 from calotype.acceleration.times import Shifts, TimeReaders, Times
 from calotype.acceleration.usable import Kernels
 from calotype.adapters.layer import Adapted
@@ -55,7 +56,11 @@ class StandIns:
         self.options, self.kernels, self.prompt, self.readers = options, kernels, prompt, readers
         self.amounts, self.time_readers = amounts, time_readers
         self.shifts = None if times is None else Shifts(times)
-        self.convolutions = None if kernels is None else Convolutions(kernels, options.convolutions)
+        self.convolutions = (
+            None if kernels is None else Convolutions(kernels, options.convolutions, options.products)
+        )
+        self.sequences = None if kernels is None else Sequences(kernels, options.products)
+        self._unmerged: Attention | None = None
         self._activated: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -69,6 +74,7 @@ class StandIns:
             found[Attention.attend] = self.attend
         if self.kernels is not None:
             found |= {
+                Attention.merge: self.merge,
                 ResnetBlock2D.forward: self.resnet,
                 of_joined: self.of_joined,
                 SpatialTransformer.forward: self.transformer,
@@ -84,16 +90,37 @@ class StandIns:
         if self.readers is not None:
             self.readers.note(layer, context)
         if context is not None and self.prompt is not None and context is self.prompt.context:
-            return layer.to_q(x), *self.prompt.keys_and_values(layer)
+            return self.queries(layer, x), *self.prompt.keys_and_values(layer)
         if (
             context is None
             and not layer.is_cross_attention
             and self.options.packed
             and (weights := packed(layer)) is not None
         ):
-            q, k, v = F.linear(x, *weights).chunk(3, dim=-1)
+            together = F.linear(x, *weights) if self.sequences is None else self.sequences.linear(x, *weights)
+            q, k, v = together.chunk(3, dim=-1)
             return q, k, v
         return plain(Attention.project)(layer, x, context)
+
+    def queries(self, layer: Attention, x: Tensor) -> Tensor:
+        found = None if self.sequences is None else self.sequences.product(layer.to_q, x)
+        return layer.to_q(x) if found is None else self.sequences.sum(None, found)  # type: ignore[union-attr]
+
+    def merge(self, layer: Attention, attended: Tensor) -> Tensor | Product:
+        """The heads' results as the layer gives them; in a transformer block a product that is left for later."""
+        if layer is self._unmerged and self.sequences is not None:
+            return self.sequences.product(layer.to_out[0], attended)  # type: ignore[return-value]
+        found: Tensor = plain(Attention.merge)(layer, attended)
+        return found
+
+    @contextmanager
+    def unmerged(self, layer: Attention) -> Iterator[None]:
+        """Within this the layer may give a product in place of a tensor."""
+        self._unmerged = layer
+        try:
+            yield
+        finally:
+            self._unmerged = None
 
     def attend(self, layer: Attention, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
         if self.options.wide and self._is_wide(layer, q, k, bias):
@@ -283,44 +310,53 @@ class StandIns:
                 module, hidden_states, encoder_hidden_states, attention_mask, encoder_attention_mask,
                 cross_attention_kwargs,
             )  # fmt: skip
+        assert self.sequences is not None
         size = hidden_states.shape[2:]
-        h = as_sequence(self.norm(hidden_states, module.norm))
-        h = on_sequence(module.proj_in, h, size)
-        more: Tensor | None = None
+        h: Tensor | None = None
+        more: Addend = self.of_pixels(
+            module.proj_in, as_sequence(self.norm(hidden_states, module.norm)), size
+        )
         for block in module.transformer_blocks:
             assert isinstance(block, BasicTransformerBlock)
             if not covered(block):
-                h = h if more is None else h + more
+                h = self.sequences.sum(h, more)
                 more = None
                 h = block(
                     h, attention_mask, encoder_hidden_states, encoder_attention_mask, cross_attention_kwargs
                 )
                 continue
-            h, tokens = self.layer_norm(h, block.norm1, more)
+            h, tokens = self.sequences.normalised(h, more, block.norm1)
             context = encoder_hidden_states if block.only_cross_attention else None
-            more = block.attn1(tokens, encoder_hidden_states=context, attention_mask=attention_mask, **kwargs)
+            more = self.attention(block.attn1, tokens, context, attention_mask, kwargs)
             if block.attn2 is not None and block.norm2 is not None:
-                h, tokens = self.layer_norm(h, block.norm2, more)
-                more = block.attn2(
-                    tokens,
-                    encoder_hidden_states=encoder_hidden_states,
-                    attention_mask=encoder_attention_mask,
-                    **kwargs,
+                h, tokens = self.sequences.normalised(h, more, block.norm2)
+                more = self.attention(
+                    block.attn2, tokens, encoder_hidden_states, encoder_attention_mask, kwargs
                 )
-            h, tokens = self.layer_norm(h, block.norm3, more)
-            more = block.ff(tokens)
-        h = h if more is None else h + more
-        return on_sequence(module.proj_out, h, size).transpose(1, 2).unflatten(2, size) + hidden_states
+            h, tokens = self.sequences.normalised(h, more, block.norm3)
+            more = self.sequences.fed(block.ff, tokens)
+        found = self.of_pixels(module.proj_out, self.sequences.sum(h, more), size)
+        return self.sequences.sum(as_sequence(hidden_states), found).transpose(1, 2).unflatten(2, size)
 
-    def layer_norm(self, x: Tensor, norm: nn.Module, more: Tensor | None) -> tuple[Tensor, Tensor]:
-        """``x`` + ``more``, and that normalised."""
-        assert isinstance(norm, nn.LayerNorm)
-        assert self.kernels is not None
-        module = self.kernels.layer_norm
-        fits = self.kernels.take(x, more, norm.weight) and (more is None or more.dtype == x.dtype)
-        found: tuple[Tensor, Tensor] = (module.fused if fits else module.plain)(
-            x, norm.weight, norm.bias, norm.eps, more
-        )
+    def of_pixels(self, layer: nn.Module, h: Tensor, size: torch.Size) -> Tensor | Product:
+        """A matrix or a convolution of one pixel of a sequence of pixels, left for later where it can be."""
+        assert self.sequences is not None
+        product = self.sequences.product(layer, h)
+        return on_sequence(layer, h, size) if product is None else product
+
+    def attention(
+        self,
+        layer: Attention,
+        tokens: Tensor,
+        context: Tensor | None,
+        mask: Tensor | None,
+        kwargs: dict[str, Any],
+    ) -> Addend:
+        """What a layer gives, or what is left of that for later."""
+        assert self.sequences is not None
+        later = not kwargs.keys() - {"scale"} and self.sequences.merges(layer)
+        with self.unmerged(layer) if later else nullcontext():
+            found: Addend = layer(tokens, encoder_hidden_states=context, attention_mask=mask, **kwargs)
         return found
 
 

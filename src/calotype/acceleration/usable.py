@@ -25,6 +25,7 @@ class Kernels:
     pointwise: ModuleType
     softmax: ModuleType
     products: ModuleType
+    matrix_products: ModuleType
     gate_products: ModuleType
     convolutions: ModuleType
     short_attention: ModuleType
@@ -53,6 +54,7 @@ def kernels_for(device: torch.device) -> Kernels | None:
             gate_products,
             group_norm,
             layer_norm,
+            matrix_products,
             narrow_attention,
             pointwise,
             products,
@@ -72,8 +74,8 @@ def kernels_for(device: torch.device) -> Kernels | None:
         logger.warning("Norms, gates and sums are computed without Triton: %s.", reason)
         return None
     return Kernels(
-        group_norm, layer_norm, pointwise, softmax, products, gate_products, convolutions, short_attention,
-        narrow_attention,
+        group_norm, layer_norm, pointwise, softmax, products, matrix_products, gate_products, convolutions,
+        short_attention, narrow_attention,
     )  # fmt: skip
 
 

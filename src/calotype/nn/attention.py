@@ -232,6 +232,12 @@ class Attention(nn.Module):
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale)
         return out.transpose(1, 2).flatten(2)
 
+    @replaceable
+    def merge(self, attended: torch.Tensor) -> torch.Tensor:
+        """What the heads have found, (batch, n, inner), as channels of the output: (batch, n, channels)."""
+        merged: torch.Tensor = self.to_out[1](self.to_out[0](attended))
+        return merged
+
     def norm_encoder_hidden_states(self, context: torch.Tensor) -> torch.Tensor:
         """The context (batch, m, channels), normalised by the layer's ``cross_attention_norm``."""
         if isinstance(self.norm_cross, nn.GroupNorm):
@@ -322,7 +328,7 @@ def with_projections(
     if attn.spatial_norm is not None:
         hidden_states = attn.spatial_norm(hidden_states, temb)
     out = mix(_as_sequence(hidden_states, attn.group_norm))
-    out = attn.to_out[1](attn.to_out[0](out))
+    out = attn.merge(out)
     if residual.ndim == 4:
         out = out.transpose(1, 2).unflatten(2, residual.shape[2:])
     if attn.residual_connection:
@@ -362,7 +368,7 @@ class AttnAddedKVProcessor:
             attention_mask = F.pad(attention_mask, (0, k.shape[1] - attention_mask.shape[-1]))
 
         out = attn.attend(q, k, v, attention_mask)
-        out = attn.to_out[1](attn.to_out[0](out))
+        out = attn.merge(out)
         if residual.ndim == 4:
             out = out.transpose(1, 2).unflatten(2, residual.shape[2:])
         return out + residual

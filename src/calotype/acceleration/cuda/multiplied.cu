@@ -195,38 +195,43 @@ extern "C" __global__ __launch_bounds__(384, 1) void multiplied(
       }
       stored = true;
       if (normed) {
+        uint32 weights[COLUMNS / 8], biases[COLUMNS / 8];  // come while others are waited for
+        #pragma unroll
+        for (int i = 0; i < COLUMNS / 8; i++) {
+          weights[i] = __ldg((const uint32*)(norm_weight + column) + lane % 4 + 4 * i);
+          biases[i] = __ldg((const uint32*)(norm_bias + column) + lane % 4 + 4 * i);
+        }
         if (thread == 32) {
           tell(counts + block);
           while (hear(counts + block) < across) { }
           if (leave(counts + block) == 2 * across - 1) counts[block] = 0;
         }
         sync_some(1 + group, 128);
+        Part its[2][MOST_PARTS / 4];
+        #pragma unroll
+        for (int i = 0; i < MOST_PARTS / 2; i++) {
+          int half = i % 2, which = i / 2 * 4 + lane % 4;
+          its[half][i / 2] = which < across ? read_far(parts + (long long)(at + 8 * half) * across + which) : Part{0.0f, 0.0f};
+        }
         #pragma unroll
         for (int half = 0; half < 2; half++) {
-          const Part* from = parts + (long long)(at + 8 * half) * across;
-          Part its[MOST_PARTS / 4];
           float mean = 0.0f, squares = 0.0f;
           #pragma unroll
-          for (int i = 0; i < MOST_PARTS / 4; i++) {
-            int part = 4 * i + lane % 4;
-            its[i] = part < across ? read_far(from + part) : Part{0.0f, 0.0f};
-            mean += its[i].mean;
-          }
+          for (int i = 0; i < MOST_PARTS / 4; i++) mean += its[half][i].mean;
           mean = of_quad(mean) * inverse_of(across);
           #pragma unroll
           for (int i = 0; i < MOST_PARTS / 4; i++) {
-            float apart = its[i].mean - mean;
-            if (4 * i + lane % 4 < across) squares += fmaf(COLUMNS * apart, apart, its[i].squares);
+            float apart = its[half][i].mean - mean;
+            if (4 * i + lane % 4 < across) squares += fmaf(COLUMNS * apart, apart, its[half][i].squares);
           }
           float factor = rsqrtf(of_quad(squares) * inverse_of(across * COLUMNS) + eps), offset = -mean * factor;
-          const uint32 *weights = (const uint32*)(norm_weight + column) + lane % 4, *biases = (const uint32*)(norm_bias + column) + lane % 4;
           uint16* to = normed + (long long)(at + 8 * half) * out + column + lane % 4 * 8;
           #pragma unroll
           for (int j = 0; j < COLUMNS / 8; j += 4) {
             uint32 given[4];
             #pragma unroll
             for (int i = 0; i < 4; i++) {
-              uint32 w = __ldg(weights + 4 * (j + i)), b = __ldg(biases + 4 * (j + i));
+              uint32 w = weights[j + i], b = biases[j + i];
               float low = fmaf(sums[4 * (j + i) + 2 * half], factor, offset), high = fmaf(sums[4 * (j + i) + 2 * half + 1], factor, offset);
               given[i] = packed(fmaf(low, low_of(w), low_of(b)), fmaf(high, high_of(w), high_of(b)));
             }

@@ -31,6 +31,8 @@ MEMORY = STAGES * ((ROWS + COLUMNS) * DEPTH * 2 + 16) + ROWS * COLUMNS * 2 + 16 
 """Bytes of a program: stages from a multiple of 1024 on, a tile of the result, barriers."""
 FILLED = 0.8
 """The part of the device's work in all turns that has to be wanted."""
+DEEPEST = 1280
+"""Elements of a row up to which it is quicker even where nothing is added: the library's is better at deep products."""
 MOST_PARTS = 16
 """Tiles of a row at most whose norm is wanted."""
 BLOCK, MOST_BLOCKS = 64, 2**16
@@ -87,6 +89,7 @@ def fit(
         x.shape[-1] + (0 if beside is None else beside.shape[-1]) == depth
         and (other is None or other.shape == (*x.shape[:-1], out))
         and (norm is None or (out // COLUMNS <= MOST_PARTS and rows <= BLOCK * MOST_BLOCKS // PAIR))
+        and (depth <= DEEPEST or any(one is not None for one in (other, beside, norm)))
         and _divisible(rows, out, depth, processors(x.device))
     )
 
@@ -127,7 +130,7 @@ def fused(
 def normed(
     x: Tensor, weight: Tensor, bias: Tensor | None, other: Tensor | None, norm: Norm
 ) -> tuple[Tensor, Tensor]:
-    """``x`` (…, depth) times ``weight`` (out, depth) transposed, + ``bias`` + ``other``, and that normalised: (…, out)."""
+    """``x`` (…, depth) times ``weight`` (out, depth) transposed + ``bias`` + ``other`` (…, out), and that normalised."""
     y = x.new_empty(*x.shape[:-1], len(weight))
     tokens = torch.empty_like(y)
     _launched(y, x, weight, bias, other, None, norm, tokens)
@@ -171,7 +174,7 @@ _COUNTS: dict[tuple[torch.device, int], Tensor] = {}
 
 
 def counts(device: torch.device) -> Tensor:
-    """Zeros that programs count in and leave as zeros: those of graphs, which are replayed in turns, or a stream's own."""
+    """Zeros that programs count in and leave as zeros: a stream's, or those of graphs, which are replayed in turns."""
     captured = torch.cuda.is_current_stream_capturing()
     key = device, 0 if captured else torch.cuda.current_stream(device).cuda_stream + 1
     if key not in _COUNTS:
@@ -179,3 +182,20 @@ def counts(device: torch.device) -> Tensor:
         for one in (key, (device, 0)):
             _COUNTS.setdefault(one, torch.zeros(MOST_BLOCKS, dtype=torch.int32, device=device))
     return _COUNTS[key]
+
+
+def check(device: torch.device) -> tuple[Tensor, Tensor]:
+    """What the kernel computes of little, and what that should be."""
+    rows, out, depth = 200, 2 * COLUMNS, 3 * DEPTH
+    x, weight, other, bias = (
+        torch.linspace(-2, 2, n, device=device).mul(n).sin().bfloat16()
+        for n in (rows * depth, out * depth, rows * out, out)
+    )
+    given = (
+        x.view(rows, depth),
+        weight.view(out, depth) / 8,
+        bias,
+        other.view(rows, out),
+        Norm(bias, bias, 1e-5),
+    )
+    return torch.cat(normed(*given)), torch.cat(plain_normed(*given))
