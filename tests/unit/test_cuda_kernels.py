@@ -265,10 +265,6 @@ class Fake:
         self.seen.append("product" + " other" * (other is not None) + " beside" * (beside is not None))
         return matrix_products.plain(x, weight, bias, other, beside)
 
-    def summed(self, x: Tensor, weight: Tensor, bias: Any, other: Any, norm: Any) -> tuple[Tensor, Tensor]:
-        self.seen.append("normed" + " other" * (other is not None))
-        return matrix_products.plain_normed(x, weight, bias, other, norm)
-
     def residual(self, *given: Any) -> Tensor:
         self.seen.append("residual")
         return pointwise.plain_residual(*given)

@@ -53,26 +53,25 @@ class Sequences:
     def sum(self, h: Tensor | None, more: Addend) -> Tensor:
         """The sequence and what is to be added."""
         if isinstance(more, Product):
-            module, given = self.kernels.matrix_products, (more.rows, more.weight, more.bias, h)
-            if self._takes(*given) and module.fit(*given):
-                found: Tensor = module.fused(*given)
-                return found
-            more = F.linear(more.rows, more.weight, more.bias)
+            h, more = self._computed(h, more)
         if h is None or more is None:
             assert h is not None or more is not None
             return more if h is None else h  # type: ignore[return-value]
         return h + more
 
+    def _computed(self, h: Tensor | None, product: Product) -> tuple[Tensor | None, Tensor | None]:
+        """A product that is added to a sequence: the sum, or both apart."""
+        given = product.rows, product.weight, product.bias, h
+        module = self.kernels.matrix_products
+        if self.own and self.kernels.take(*given) and module.fit(*given):
+            return module.fused(*given), None
+        return h, F.linear(product.rows, product.weight, product.bias)
+
     def normalised(self, h: Tensor | None, more: Addend, norm: nn.Module) -> tuple[Tensor, Tensor]:
         """The sequence and what is to be added, and that normalised."""
         assert isinstance(norm, nn.LayerNorm)
         if isinstance(more, Product):
-            module, given = self.kernels.matrix_products, (more.rows, more.weight, more.bias, h)
-            known = module.Norm(norm.weight, norm.bias, norm.eps)
-            if norm.bias is not None and self._takes(*given, norm.weight) and module.fit(*given, norm=known):
-                found: tuple[Tensor, Tensor] = module.normed(*given, known)
-                return found
-            more = F.linear(more.rows, more.weight, more.bias)
+            h, more = self._computed(h, more)
         if h is None:
             assert more is not None
             h, more = more, None
@@ -105,9 +104,6 @@ class Sequences:
         ):
             return self.product(parts[2], parts[0](tokens))
         return layer(tokens)
-
-    def _takes(self, *tensors: Tensor | None) -> bool:
-        return self.own and self.kernels.take(*tensors)
 
 
 def _drops(layer: nn.Module) -> bool:

@@ -179,6 +179,8 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void attention(
   }
   __syncthreads();
   int steps = (keys + KEYS - 1) / KEYS;
+  wait_for_predecessor();
+  let_successor_begin();
   if (group == WARPGROUPS) {
     give_registers<WARPGROUPS == 2 ? 40 : 32>();
     if (threadIdx.x == WARPGROUPS * 128) {

@@ -18,7 +18,14 @@ logger = logging.getLogger(__name__)
 
 MAJOR = 9
 """The compute capability's first number; code for 9.0's own instructions runs on no later one."""
-CHECKED = ("matrix_products", "gate_products", "convolutions", "group_norm_cluster", "narrow_attention")
+CHECKED = (
+    "layer_norm",
+    "matrix_products",
+    "gate_products",
+    "convolutions",
+    "group_norm_cluster",
+    "narrow_attention",
+)
 """The modules of such kernels, whose ``check`` gives what one computes of little, and what that should be."""
 
 

@@ -40,6 +40,8 @@ extern "C" __global__ __launch_bounds__(384, 1) void convolved(
   int tiles = (boxes + PAIR - 1) / PAIR * columns, clusters = gridDim.x / (PAIR * SPLIT), first = blockIdx.x / (PAIR * SPLIT);
   int steps = SIDE * SIDE * (channels / DEPTH), from = steps * part / SPLIT, until = steps * (part + 1) / SPLIT;
   int box_count = ROWS / (box_height * box_width);
+  wait_for_predecessor();
+  let_successor_begin();
   if (group == 0) {
     give_registers<72>();
     if (threadIdx.x == 0) {

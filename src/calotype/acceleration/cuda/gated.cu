@@ -47,18 +47,25 @@ extern "C" __global__ __launch_bounds__(384, 1) void gated(
   if (group == 0) {
     give_registers<40>();
     if (threadIdx.x == 0) {
-      int stage = 0, phase = 0;
+      int stage = 0, phase = 0, early = min(STAGES, steps);
+      auto bring_right = [&](int tile, int step, int stage) {
+        int part = COLUMNS / CLUSTER, of = (rows_first ? tile / down : tile % across) * COLUMNS + rank * part;
+        uint32 to = stages + stage * STAGE + LEFT + rank * part * DEPTH * 2, barrier = full + 8 * stage;
+        barrier_expect(barrier, STAGE);
+        copy_2d_to(to, &right, barrier, step * DEPTH, of, 3);
+        copy_2d_to(to + RIGHT / 2, &right, barrier, step * DEPTH, half + of, 3);
+      };
+      for (int i = 0; i < early; i++) bring_right(first, i, i);
+      wait_for_predecessor();
+      let_successor_begin();
       for (int tile = first; tile < tiles; tile += pairs) {
         int row = (rows_first ? tile % down : tile / across) * ROWS * CLUSTER + rank * ROWS;
-        int column = (rows_first ? tile / down : tile % across) * COLUMNS;
-        int part = COLUMNS / CLUSTER, of = column + rank * part;
         for (int step = 0; step < steps; step++) {
-          uint32 at = stages + stage * STAGE, barrier = full + 8 * stage;
-          barrier_wait(empty + 8 * stage, phase ^ 1);
-          barrier_expect(barrier, STAGE);
-          copy_2d(at, &left, barrier, step * DEPTH, row);
-          copy_2d_to(at + LEFT + rank * part * DEPTH * 2, &right, barrier, step * DEPTH, of, 3);
-          copy_2d_to(at + LEFT + RIGHT / 2 + rank * part * DEPTH * 2, &right, barrier, step * DEPTH, half + of, 3);
+          if (--early < 0) {
+            barrier_wait(empty + 8 * stage, phase ^ 1);
+            bring_right(tile, step, stage);
+          }
+          copy_2d(stages + stage * STAGE, &left, full + 8 * stage, step * DEPTH, row);
           if (++stage == STAGES) { stage = 0; phase ^= 1; }
         }
       }
@@ -66,6 +73,7 @@ extern "C" __global__ __launch_bounds__(384, 1) void gated(
     __syncwarp();
   } else {
     take_registers<232>();
+    wait_for_predecessor();
     int thread = threadIdx.x % 128, lane = thread % 32, stage = 0, phase = 0;
     uint32 mine = (group - 1) * 64 * DEPTH * 2;
     for (int tile = first; tile < tiles; tile += pairs) {

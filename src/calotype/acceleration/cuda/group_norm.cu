@@ -74,6 +74,8 @@ extern "C" __global__ __launch_bounds__(1024, 1) void group_norm(
   }
   __syncwarp();
   cluster_arrive_alone();
+  wait_for_predecessor();
+  let_successor_begin();
 
   {
     bool second = channel >= first;

@@ -42,6 +42,14 @@ __device__ __forceinline__ void send_beside(uint32 address, uint32 barrier, floa
 // A barrier of some of a program's threads; 0 is __syncthreads.
 __device__ __forceinline__ void sync_some(int barrier, int threads) { asm volatile("bar.sync %0, %1;" :: "r"(barrier), "r"(threads) : "memory"); }
 
+// -- what the launch allows ------------------------------------------------------------------------------------------
+
+// A kernel may be brought to the processors before the one before it has ended. Nothing that others write is read, and
+// nothing is written, before this; weights are read earlier.
+__device__ __forceinline__ void wait_for_predecessor() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+// From here on the next kernel may be brought to the processors where this one leaves room.
+__device__ __forceinline__ void let_successor_begin() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+
 // -- registers of warpgroups -------------------------------------------------------------------------------------------
 
 template <int N> __device__ __forceinline__ void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(N)); }

@@ -1,12 +1,8 @@
-// Rows times a matrix, plus what is added, and if asked the layer norm of that.
+// Rows times a matrix, plus what is added.
 //
 // Two programs of a cluster compute neighbouring tiles of 128 rows by COLUMNS and bring half of the matrix's rows to both.
 // Rows may lie in two tensors, side by side. One warpgroup asks for copies, two multiply 64 rows each. What is to be added
 // comes to where the result is put together, from where the copy engine takes it while the next tile is computed.
-//
-// A norm needs whole rows, which are ACROSS tiles. Programs tell each other by memory what they found of their parts of the
-// rows, and wait for it, so all must run at the same time: there are no more than fit on the device, the launch is
-// cooperative, and programs that have the same rows compute them in the same turn.
 #include "hopper.cuh"
 #include "products.cuh"
 
@@ -19,36 +15,17 @@
 #define BOX 32                        // columns that the copy engine adds or takes at a time, in rows of 64 bytes
 #define BOXES (COLUMNS / BOX)
 #define PAIR 2
-#define MOST_PARTS 16
 #define GLUE2(a, b) a##b
 #define GLUE(a, b) GLUE2(a, b)
-
-// Mean of some numbers and squares of their deviations from it, summed.
-struct Part { float mean, squares; };
 
 struct Place {
   int stage = 0, phase = 0;
   __device__ __forceinline__ void next() { if (++stage == STAGES) { stage = 0; phase ^= 1; } }
 };
 
-__device__ __forceinline__ float of_quad(float v) {
-  v += __shfl_xor_sync(0xffffffff, v, 1);
-  return v + __shfl_xor_sync(0xffffffff, v, 2);
-}
-
-// What programs tell each other by the device's memory. `tell` comes after all that its warpgroup has written.
-__device__ __forceinline__ void tell(int* count) { asm volatile("red.release.gpu.global.add.s32 [%0], 1;" :: "l"(count) : "memory"); }
-__device__ __forceinline__ int hear(const int* count) { int v; asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(v) : "l"(count) : "memory"); return v; }
-__device__ __forceinline__ int leave(int* count) { int v; asm volatile("atom.relaxed.gpu.global.add.s32 %0, [%1], 1;" : "=r"(v) : "l"(count) : "memory"); return v; }
-__device__ __forceinline__ void write_far(Part* to, Part v) { asm volatile("st.relaxed.gpu.global.v2.f32 [%0], {%1, %2};" :: "l"(to), "f"(v.mean), "f"(v.squares) : "memory"); }
-__device__ __forceinline__ Part read_far(const Part* from) { Part v; asm volatile("ld.relaxed.gpu.global.v2.f32 {%0, %1}, [%2];" : "=f"(v.mean), "=f"(v.squares) : "l"(from) : "memory"); return v; }
-
-// `counts` are, for each 64 rows, of the programs that have found their parts and of those that have read all: the last one
-// of the latter leaves zero again.
 extern "C" __global__ __launch_bounds__(384, 1) void multiplied(
     const __grid_constant__ Tiles left, const __grid_constant__ Tiles beside_left, const __grid_constant__ Tiles right,
-    const __grid_constant__ Tiles other, const __grid_constant__ Tiles y, int adds, const uint16* bias, uint16* normed,
-    const uint16* norm_weight, const uint16* norm_bias, Part* parts, int* counts, float eps, int rows, int out, int depth,
+    const __grid_constant__ Tiles other, const __grid_constant__ Tiles y, int adds, const uint16* bias, int depth,
     int first_depth, int down, int across) {
   extern __shared__ uint8 memory[];
   uint32 stages = (near(memory) + 1023) & ~1023u, result = stages + STAGES * STAGE;
@@ -73,16 +50,24 @@ extern "C" __global__ __launch_bounds__(384, 1) void multiplied(
   if (group == 0) {
     give_registers<40>();
     if (threadIdx.x == 0) {
-      int turn = 1;
+      int turn = 1, early = min(STAGES, steps);
+      auto bring_right = [&](int tile, int at_depth, int stage) {
+        barrier_expect(full + 8 * stage, STAGE);
+        copy_2d_to(stages + stage * STAGE + LEFT + mine * (RIGHT / PAIR), &right, full + 8 * stage, at_depth, tile % across * COLUMNS + mine * (COLUMNS / PAIR), 3);
+      };
+      for (int i = 0; i < early; i++) bring_right(first, i * DEPTH, i);
+      wait_for_predecessor();
+      let_successor_begin();
       for (int tile = first; tile < tiles; tile += pairs) {
         int row = (tile / across * PAIR + mine) * ROWS, column = tile % across * COLUMNS;
         for (int at_depth = 0; at_depth < depth; at_depth += DEPTH) {
           uint32 at = stages + place.stage * STAGE, barrier = full + 8 * place.stage;
-          barrier_wait(empty + 8 * place.stage, place.phase ^ 1);
-          barrier_expect(barrier, STAGE);
+          if (--early < 0) {
+            barrier_wait(empty + 8 * place.stage, place.phase ^ 1);
+            bring_right(tile, at_depth, place.stage);
+          }
           if (at_depth < first_depth) copy_2d(at, &left, barrier, at_depth, row);
           else copy_2d(at, &beside_left, barrier, at_depth - first_depth, row);
-          copy_2d_to(at + LEFT + mine * (RIGHT / PAIR), &right, barrier, at_depth, column + mine * (COLUMNS / PAIR), 3);
           place.next();
         }
         if (adds) {
@@ -97,6 +82,7 @@ extern "C" __global__ __launch_bounds__(384, 1) void multiplied(
     __syncwarp();
   } else {
     take_registers<232>();
+    wait_for_predecessor();
     int thread = threadIdx.x % 128, lane = thread % 32, warp = threadIdx.x / 32 - 4, turn = 0, before = 0;
     uint32 slab = (group - 1) * 64 * DEPTH * 2;
     // 16 rows of a warp in the result, whose rows of 64 bytes are swizzled; half of the lanes have every second run of 8 columns
@@ -148,40 +134,15 @@ extern "C" __global__ __launch_bounds__(384, 1) void multiplied(
       if (adds) {
         barrier_wait(there, turn);
         turn ^= 1;
-        #pragma unroll
-        for (int i = 0; i < COLUMNS / 16; i++) {
-          uint32 v[4];
-          read_matrices(v, place_of(i));
-          #pragma unroll
-          for (int j = 0; j < 4; j++) {
-            sums[8 * i + 2 * j] += low_of(v[j]);
-            sums[8 * i + 2 * j + 1] += high_of(v[j]);
-          }
-        }
+      } else {
+        sync_some(1 + group, 128);  // after `reuse`
       }
-      int at = row + warp * 16 + lane / 4, block = row / 64 + group - 1;
-      if (normed) {
-        #pragma unroll
-        for (int half = 0; half < 2; half++) {
-          float mean = 0.0f, squares = 0.0f;
-          #pragma unroll
-          for (int i = 2 * half; i < COUNT; i += 4) mean += sums[i] + sums[i + 1];
-          mean = of_quad(mean) * (1.0f / COLUMNS);
-          #pragma unroll
-          for (int i = 2 * half; i < COUNT; i += 4) {
-            float low = sums[i] - mean, high = sums[i + 1] - mean;
-            squares = fmaf(low, low, fmaf(high, high, squares));
-          }
-          squares = of_quad(squares);
-          if (lane % 4 == 0) write_far(parts + (long long)(at + 8 * half) * across + column / COLUMNS, {mean, squares});
-        }
-      }
-      if (!adds) sync_some(1 + group, 128);  // after `reuse`
       #pragma unroll
       for (int i = 0; i < COLUMNS / 16; i++) {
-        uint32 v[4];
+        uint32 v[4] = {0, 0, 0, 0};
+        if (adds) read_matrices(v, place_of(i));
         #pragma unroll
-        for (int j = 0; j < 4; j++) v[j] = packed(sums[8 * i + 2 * j], sums[8 * i + 2 * j + 1]);
+        for (int j = 0; j < 4; j++) v[j] = packed(sums[8 * i + 2 * j] + low_of(v[j]), sums[8 * i + 2 * j + 1] + high_of(v[j]));
         write_matrices(place_of(i), v);
       }
       fence_for_copies();
@@ -194,52 +155,6 @@ extern "C" __global__ __launch_bounds__(384, 1) void multiplied(
         stores_commit();
       }
       stored = true;
-      if (normed) {
-        uint32 weights[COLUMNS / 8], biases[COLUMNS / 8];  // come while others are waited for
-        #pragma unroll
-        for (int i = 0; i < COLUMNS / 8; i++) {
-          weights[i] = __ldg((const uint32*)(norm_weight + column) + lane % 4 + 4 * i);
-          biases[i] = __ldg((const uint32*)(norm_bias + column) + lane % 4 + 4 * i);
-        }
-        if (thread == 32) {
-          tell(counts + block);
-          while (hear(counts + block) < across) { }
-          if (leave(counts + block) == 2 * across - 1) counts[block] = 0;
-        }
-        sync_some(1 + group, 128);
-        Part its[2][MOST_PARTS / 4];
-        #pragma unroll
-        for (int i = 0; i < MOST_PARTS / 2; i++) {
-          int half = i % 2, which = i / 2 * 4 + lane % 4;
-          its[half][i / 2] = which < across ? read_far(parts + (long long)(at + 8 * half) * across + which) : Part{0.0f, 0.0f};
-        }
-        #pragma unroll
-        for (int half = 0; half < 2; half++) {
-          float mean = 0.0f, squares = 0.0f;
-          #pragma unroll
-          for (int i = 0; i < MOST_PARTS / 4; i++) mean += its[half][i].mean;
-          mean = of_quad(mean) * inverse_of(across);
-          #pragma unroll
-          for (int i = 0; i < MOST_PARTS / 4; i++) {
-            float apart = its[half][i].mean - mean;
-            if (4 * i + lane % 4 < across) squares += fmaf(COLUMNS * apart, apart, its[half][i].squares);
-          }
-          float factor = rsqrtf(of_quad(squares) * inverse_of(across * COLUMNS) + eps), offset = -mean * factor;
-          uint16* to = normed + (long long)(at + 8 * half) * out + column + lane % 4 * 8;
-          #pragma unroll
-          for (int j = 0; j < COLUMNS / 8; j += 4) {
-            uint32 given[4];
-            #pragma unroll
-            for (int i = 0; i < 4; i++) {
-              uint32 w = weights[j + i], b = biases[j + i];
-              float low = fmaf(sums[4 * (j + i) + 2 * half], factor, offset), high = fmaf(sums[4 * (j + i) + 2 * half + 1], factor, offset);
-              given[i] = packed(fmaf(low, low_of(w), low_of(b)), fmaf(high, high_of(w), high_of(b)));
-            }
-            gather(given, lane);
-            if (at + 8 * half < rows) *(uint4*)(to + 8 * j) = make_uint4(given[0], given[1], given[2], given[3]);
-          }
-        }
-      }
     }
     if (stored && thread == 0) stores_wait();
   }

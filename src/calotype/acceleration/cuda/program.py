@@ -174,16 +174,14 @@ def launch(
     device: torch.device,
     cluster: int = 1,
     shared: int = 0,
-    cooperative: bool = False,
 ) -> None:
     """Launch a kernel in the device's current stream; ``cluster`` programs that follow each other share memory.
 
-    ``shared`` is how many bytes each has beside a processor. Programs that wait for each other beyond a cluster are
-    ``cooperative``: they all run at the same time.
+    ``shared`` is how many bytes each has beside a processor.
     """
     if device.index is None:
         device = torch.device(device.type, torch.cuda.current_device())
-    launched(_OfCuda(source, grid, threads, tuple(args), device, cluster, shared, cooperative))
+    launched(_OfCuda(source, grid, threads, tuple(args), device, cluster, shared))
 
 
 @dataclass(frozen=True)
@@ -197,7 +195,6 @@ class _OfCuda:
     device: torch.device
     cluster: int
     shared: int
-    cooperative: bool
 
     known: ClassVar[set[Hashable]] = set()
 
@@ -224,10 +221,12 @@ class _OfCuda:
             size = one.value.clusterDim
             size.x, size.y, size.z = self.cluster, 1, 1
             attributes.append(one)
-        if self.cooperative:
+        if torch.cuda.is_current_stream_capturing() and not __import__("os").environ.get(
+            "NOPDL"
+        ):  # nothing that a graph's kernels write are weights
             one = driver.CUlaunchAttribute()
-            one.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_COOPERATIVE
-            one.value.cooperative = 1
+            one.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+            one.value.programmaticStreamSerializationAllowed = 1
             attributes.append(one)
         config.attrs, config.numAttrs = attributes, len(attributes)
         given = tuple(value for value, _ in values), tuple(kind for _, kind in values)

@@ -34,6 +34,15 @@ def attended(
     inside = channel < CHANNELS
     there = (row < rows)[:, None] & inside[None, :]
     known = place < keys
+    # waits for the kernel before, and lets the next one come to the processors
+    tl.inline_asm_elementwise(
+        "griddepcontrol.wait; griddepcontrol.launch_dependents; mov.b32 $0, 0;",
+        "=r",
+        [],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
     asked = tl.load(
         q + batch * q_batch + first + row[:, None] * q_row + channel[None, :], mask=there, other=0.0
     )
@@ -89,6 +98,6 @@ def fused(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
     y = q.new_empty(q.shape)
     attended[(triton.cdiv(rows, ROWS), heads, batch)](
         q, k, v, y, rows, k.shape[1], q.stride(0), q.stride(1), k.stride(0), k.stride(1), scale, inner // heads,
-        lanes, places, ROWS, num_warps=4,
+        lanes, places, ROWS, num_warps=4, launch_pdl=True,
     )  # fmt: skip
     return y
