@@ -231,12 +231,7 @@ class Fake:
         modules: dict[str, Any] = {one.name: None for one in fields(usable.Kernels)}
         modules["group_norm"] = SimpleNamespace(fused=self.normalised)
         modules["layer_norm"] = SimpleNamespace(fused=layer_norm.plain)
-        modules["matrix_products"] = SimpleNamespace(
-            fit=lambda *given, **more: True,
-            Norm=matrix_products.Norm,
-            fused=self.multiplied,
-            normed=self.summed,
-        )
+        modules["matrix_products"] = SimpleNamespace(fit=lambda *given, **more: True, fused=self.multiplied)
         modules["gate_products"] = SimpleNamespace(fit=lambda *given: None)
         modules["convolutions"] = SimpleNamespace(fit=lambda *given: True, fused=self.convolved)
         modules["short_attention"] = SimpleNamespace(fit=lambda *given: False)
