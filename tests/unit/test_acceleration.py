@@ -598,8 +598,10 @@ def test_embeddings_of_times_are_told_apart_in_a_call(
 def test_gates_and_convolutions_are_told_of_where_they_are_in_use(
     pretend: None, kernels: usable.Kernels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    modules = {"gates": kernels.gate_products, "convolutions": kernels.convolutions}
-    for there in (set(), {"convolutions"}, {"gates", "convolutions"}):
+    modules = {
+        "gates": kernels.gate_products, "convolutions": kernels.convolutions, "products": kernels.matrix_products,
+    }  # fmt: skip
+    for there in (set(), {"convolutions"}, {"gates", "convolutions", "products"}):
         for name, module in modules.items():
             monkeypatch.setattr(module, "available", lambda place, found=name in there: found)
         for off in modules:

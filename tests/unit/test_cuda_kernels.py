@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,23 +11,18 @@ from torch import Tensor, nn
 pytest.importorskip("triton")
 
 import calotype
-from calotype.acceleration import usable
 from calotype.acceleration.kernels import (
     convolutions,
     gate_products,
-    group_norm,
-    layer_norm,
     matrix_products,
     narrow_attention,
-    pointwise,
 )
-from calotype.acceleration.options import Options
-from calotype.acceleration.stand_ins import StandIns
 from calotype.nn.attention import Attention
 from calotype.nn.replaceable import replaced
 from calotype.nn.resampling import Upsample2D
 from calotype.nn.resnet import ResnetBlock2D
 from calotype.nn.stage import of_joined
+from tests.fake_kernels import Fake
 from tests.tiny import UNET, randomise
 
 PROCESSORS, SHARED = 132, 227 * 1024  # of an H200
@@ -41,7 +34,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A device with these processors, and kernels in CUDA C++ or not."""
 
     def there(cuda: bool, triton: bool = True, shared: int = SHARED) -> None:
-        for module in (gate_products, convolutions, narrow_attention):
+        for module in (gate_products, convolutions, matrix_products, narrow_attention):
             monkeypatch.setattr(module, "in_cuda", lambda device: cuda)
             monkeypatch.setattr(module, "processors", lambda device: PROCESSORS)
             monkeypatch.setattr(module, "shared_memory", lambda device: shared)
@@ -220,52 +213,6 @@ def test_attention_of_other_forms_is_left_to_pytorch(pretended: Any, channels: i
     for there in ({"cuda": False}, {"cuda": True, "shared": 190 * 1024}):
         pretended(**there)
         assert not fit(q, k, v)
-
-
-class Fake:
-    """In the place of the kernels: what they would compute, and for which shapes that was asked of which."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.seen: list[str] = []
-        monkeypatch.setattr(usable.Kernels, "take", staticmethod(lambda *tensors: True))
-        modules: dict[str, Any] = {one.name: None for one in fields(usable.Kernels)}
-        modules["group_norm"] = SimpleNamespace(fused=self.normalised)
-        modules["layer_norm"] = SimpleNamespace(fused=layer_norm.plain)
-        modules["matrix_products"] = SimpleNamespace(fit=lambda *given, **more: True, fused=self.multiplied)
-        modules["gate_products"] = SimpleNamespace(fit=lambda *given: None)
-        modules["convolutions"] = SimpleNamespace(fit=lambda *given: True, fused=self.convolved)
-        modules["short_attention"] = SimpleNamespace(fit=lambda *given: False)
-        modules["narrow_attention"] = SimpleNamespace(fit=lambda *given: True, fused=self.attended)
-        modules["pointwise"] = SimpleNamespace(
-            residual=self.residual, twice=pointwise.plain_twice, geglu=pointwise.plain_geglu
-        )
-        self.kernels = usable.Kernels(**modules)
-
-    def normalised(self, x: Tensor, *given: Any, beside: Any = None, **more: Any) -> Tensor:
-        if beside is not None:
-            self.seen.append("two maps")
-        return group_norm.plain(x, *given, beside=beside, **more)
-
-    def convolved(self, x: Tensor, weight: Tensor, bias: Any = None, other: Any = None) -> Tensor:
-        self.seen.append("convolved" + " bias" * (bias is not None) + " other" * (other is not None))
-        return convolutions.plain(x, weight, bias, other)
-
-    def attended(self, *given: Any) -> Tensor:
-        self.seen.append("attended")
-        return narrow_attention.plain(*given)
-
-    def multiplied(
-        self, x: Tensor, weight: Tensor, bias: Any = None, other: Any = None, beside: Any = None
-    ) -> Tensor:
-        self.seen.append("product" + " other" * (other is not None) + " beside" * (beside is not None))
-        return matrix_products.plain(x, weight, bias, other, beside)
-
-    def residual(self, *given: Any) -> Tensor:
-        self.seen.append("residual")
-        return pointwise.plain_residual(*given)
-
-    def stand_ins(self, **options: bool) -> StandIns:
-        return StandIns(Options(**options), self.kernels)
 
 
 @pytest.fixture

@@ -20,6 +20,8 @@ from calotype.acceleration.kernels import (
     gate_products,
     group_norm,
     group_norm_cluster,
+    layer_norm,
+    matrix_products,
     narrow_attention,
 )
 from calotype.acceleration.kernels.limits import processors
@@ -62,6 +64,7 @@ def test_they_are_in_use_here() -> None:
     assert available(place)
     assert gate_products.available(place)
     assert convolutions.available(place)
+    assert matrix_products.available(place)
     assert narrow_attention.available(place)
 
 
@@ -80,6 +83,49 @@ def test_gates_with_their_product(dtype: torch.dtype, size: tuple[int, ...]) -> 
     enough = gate_products.PAIRED_TURNS * (processors(x.device) // 2)
     assert (gate_products.fit(x, weight, bias) is gate_products.paired) == (tiles >= enough)
     right_however_launched(gate_products.paired, gate_products.plain, (x, weight, bias), BOUND[dtype])
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(
+    ("rows", "out", "depth", "beside"),
+    [((2, 1024), 1280, 1280, 0), ((3, 700), 320, 128, 0), ((1, 5), 160, 320, 64), ((2, 9000), 480, 640, 320)],
+)
+@pytest.mark.parametrize(("bias", "other"), [(True, True), (True, False), (False, True), (False, False)])
+def test_products(
+    dtype: torch.dtype, rows: tuple[int, int], out: int, depth: int, beside: int, bias: bool, other: bool
+) -> None:
+    x, weight = random(*rows, depth, dtype=dtype), random(out, depth + beside, dtype=dtype)
+    weight *= (depth + beside) ** -0.5
+    given = (
+        x,
+        weight,
+        random(out, dtype=dtype) if bias else None,
+        random(*rows, out, dtype=dtype) if other else None,
+        random(*rows, beside, dtype=dtype) if beside else None,
+    )
+    right_however_launched(matrix_products.fused, matrix_products.plain, given, BOUND[dtype])
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(
+    "size", [(2, 1024, 1280), (3, 333, 320), (1, 7, 640), (1, 1, 768), (2, 50, 2048), (5, 9, 8)]
+)
+@pytest.mark.parametrize("summed", [True, False])
+def test_layer_norms(dtype: torch.dtype, size: tuple[int, int, int], summed: bool) -> None:
+    width = size[-1]
+    given = (
+        random(*size, dtype=dtype), random(width, dtype=dtype), random(width, dtype=dtype), random(*size, dtype=dtype),
+    )  # fmt: skip
+
+    def kernel(x: Tensor, weight: Tensor, bias: Tensor, more: Tensor) -> Tensor:
+        assert layer_norm._is_in_cuda(x, weight, bias, more)
+        return torch.cat(layer_norm.fused(x, weight, bias, 1e-5, more if summed else None))
+
+    def plain(x: Tensor, weight: Tensor, bias: Tensor, more: Tensor) -> Tensor:
+        total = (x + more).to(dtype).float() if summed else x
+        return torch.cat([total, torch.nn.functional.layer_norm(total, (width,), weight, bias, 1e-5)])
+
+    right_however_launched(kernel, plain, given, BOUND[dtype])
 
 
 @pytest.mark.parametrize("dtype", TYPES)

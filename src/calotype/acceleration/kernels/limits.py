@@ -23,3 +23,18 @@ def shared_memory(device: torch.device) -> int:
 def processors(device: torch.device) -> int:
     """How many programs a CUDA device computes at a time, if each takes a whole processor."""
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@cache
+def can_wait(device: torch.device) -> bool:
+    """Whether Triton's kernels can be brought to the processors before the one before has ended, and wait there.
+
+    It is called programmatic dependent launch, and needs compute capability 9.0 and Triton 3.4.
+    """
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (9, 0):
+        return False
+    try:
+        from triton.backends.nvidia.compiler import CUDAOptions
+    except ImportError:
+        return False
+    return "launch_pdl" in CUDAOptions.__dataclass_fields__

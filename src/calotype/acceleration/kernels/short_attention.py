@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from calotype.acceleration.ahead import Kernel
-from calotype.acceleration.kernels.limits import shared_memory
+from calotype.acceleration.kernels.limits import can_wait, shared_memory
 
 KEYS = 128
 """Keys that a program holds at most; with more PyTorch's own way is as quick."""
@@ -23,7 +23,7 @@ ROWS = 64
 @triton.jit
 def attended(
     q, k, v, y, rows, keys, q_batch, q_row, k_batch, k_row, scale, CHANNELS: tl.constexpr, LANES: tl.constexpr,
-    PLACES: tl.constexpr, ROWS: tl.constexpr,
+    PLACES: tl.constexpr, ROWS: tl.constexpr, WAITS: tl.constexpr,
 ):  # fmt: skip
     """softmax(scale Q Kᵀ) V of one head; ``k`` and ``v`` lie alike, heads are CHANNELS apart, ``y`` is contiguous."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -34,15 +34,11 @@ def attended(
     inside = channel < CHANNELS
     there = (row < rows)[:, None] & inside[None, :]
     known = place < keys
-    # waits for the kernel before, and lets the next one come to the processors
-    tl.inline_asm_elementwise(
-        "griddepcontrol.wait; griddepcontrol.launch_dependents; mov.b32 $0, 0;",
-        "=r",
-        [],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
+    if WAITS:  # for the end of the kernel before; then the next one may come to the processors
+        tl.inline_asm_elementwise(
+            "griddepcontrol.wait; griddepcontrol.launch_dependents; mov.b32 $0, 0;", "=r", [], dtype=tl.int32,
+            is_pure=False, pack=1,
+        )  # fmt: skip
     asked = tl.load(
         q + batch * q_batch + first + row[:, None] * q_row + channel[None, :], mask=there, other=0.0
     )
@@ -95,9 +91,9 @@ def fused(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
     """Attention of queries (batch, n, inner) to keys and values (batch, at most KEYS, inner): (batch, n, inner)."""
     batch, rows, inner = q.shape
     lanes, places = _sizes(k, heads)
-    y = q.new_empty(q.shape)
+    y, waits = q.new_empty(q.shape), can_wait(q.device)
     attended[(triton.cdiv(rows, ROWS), heads, batch)](
         q, k, v, y, rows, k.shape[1], q.stride(0), q.stride(1), k.stride(0), k.stride(1), scale, inner // heads,
-        lanes, places, ROWS, num_warps=4, launch_pdl=True,
+        lanes, places, ROWS, waits, num_warps=4, **({"launch_pdl": True} if waits else {}),
     )  # fmt: skip
     return y
