@@ -270,6 +270,9 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void attention(
   }
   __syncthreads();
   int steps = (keys + KEYS - 1) / KEYS;
+#if AHEAD
+  steps += steps % 2;  // two at a time, since registers have no places
+#endif
   if (group == WARPGROUPS) {
     give_registers<WARPGROUPS == 2 ? 40 : 32>();
     if (threadIdx.x == WARPGROUPS * 128) {
@@ -318,52 +321,58 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void attention(
       if (first) barrier_arrive(done);
       leave_out(s, keys, pair);
       raise_level(s, level, fade, scale, 0.0f);
-      if (steps > 1) at = ring.take_keys(done);
 #if AHEAD
-      // With scores of a step in `now`, asks for those of the next, which are then in `later`, and for the sums of its values.
-      auto turn = [&](float (&now)[KEYS / 2], float (&later)[KEYS / 2], int step) {
-        products_begin();
-        scores_of(later, asked, at);
-        products_commit();
-        follow(now, level, fade, scale);
+      // Weights of the scores `now`, while those of the next step and the sums of the values before are computed.
+      auto weigh_meanwhile = [&](float (&now)[KEYS / 2]) {
         weigh(now, level, scale);
         pin(now);
         behind(now);
-        products_wait<1>();  // for the sums of the values before
+        products_wait<0>();
+      };
+      at = ring.take_keys(done);
+      products_begin();
+      scores_of(other, asked, at);
+      products_commit();
+      weigh_meanwhile(s);
+      pin(other);
+      if (first) barrier_arrive(done);
+      pack(s, p);
+      auto turn = [&](float (&now)[KEYS / 2], float (&later)[KEYS / 2], int step) {
+        uint32 values = ring.take_values(read);
+        at = ring.take_keys(done);
+        products_begin();
+        scores_of(later, asked, at);
+        add_values(o, p, values, ones, step > 2);
+        products_commit();
+        leave_out(now, keys - (step - 1) * KEYS, pair);
+        follow(now, level, fade, scale);
+        weigh_meanwhile(now);
+        pin(later);
         pin(o);
-        if (first && step > 1) barrier_arrive(read);
+        if (first) {
+          barrier_arrive(read);
+          barrier_arrive(done);
+        }
         fade_sums(o, fade);
         pack(now, p);
-        at = ring.take_values(read);
-        products_begin();
-        add_values(o, p, at, ones, step > 1);
-        products_commit();
-        products_wait<1>();
-        pin(later);
-        if (first) barrier_arrive(done);
-        if (step + 1 < steps) at = ring.take_keys(done);
       };
-      for (int step = 1; step < steps; step += 2) {
-        turn(s, other, step);
-        if (step + 1 < steps) {
-          turn(other, s, step + 1);
-        } else {
-          #pragma unroll
-          for (int i = 0; i < KEYS / 2; i++) s[i] = other[i];
-        }
+      for (int step = 2; step < steps; step += 2) {
+        turn(other, s, step);
+        turn(s, other, step + 1);
       }
-      if (next < tiles) read_queries(asked, q, queries, next);
-      leave_out(s, keys - (steps - 1) * KEYS, pair);
-      follow(s, level, fade, scale);
-      weigh(s, level, scale);
-      pin(s);
-      behind(s);
-      products_wait<0>();
+      at = ring.take_values(read);
+      products_begin();
+      add_values(o, p, at, ones, steps > 2);
+      products_commit();
+      leave_out(other, keys - (steps - 1) * KEYS, pair);
+      follow(other, level, fade, scale);
+      weigh_meanwhile(other);
       pin(o);
-      if (first && steps > 1) barrier_arrive(read);
+      if (first) barrier_arrive(read);
       fade_sums(o, fade);
-      pack(s, p);
+      pack(other, p);
 #else
+      if (steps > 1) at = ring.take_keys(done);
       weigh(s, level, scale);
       pack(s, p);
       for (int step = 1; step < steps; step++) {
@@ -395,12 +404,12 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void attention(
         fade_sums(o, fade);
         pack(s, p);
       }
-      if (next < tiles) read_queries(asked, q, queries, next);
 #endif
       at = ring.take_values(read);
       products_begin();
       add_values(o, p, at, ones, steps > 1);
       products_commit();
+      if (next < tiles) read_queries(asked, q, queries, next);
       products_wait<0>();
       pin(o);
       if (first) barrier_arrive(read);
