@@ -182,19 +182,43 @@ __device__ __forceinline__ void fade_sums(float (&o)[WIDTH / 2], const float (&f
 #endif
 }
 
-// A place that weights, which are not negative, must have reached: else the assembler would let them wait for the products
-// that are under way meanwhile.
-__device__ __forceinline__ void behind(const float (&s)[KEYS / 2]) {
-  int signs = 0;
-  #pragma unroll
-  for (int i = 3; i < KEYS / 2; i += 8) signs |= __float_as_int(s[i]);
-  if (signs < 0) asm volatile("membar.cta;" ::: "memory");
-}
-
 // Sums of a product are laid out as the left operand of the next.
 __device__ __forceinline__ void pack(const float (&s)[KEYS / 2], uint32 (&p)[KEYS / 16][4]) {
   #pragma unroll
   for (int i = 0; i < KEYS / 4; i++) p[i / 4][i % 4] = packed(s[2 * i], s[2 * i + 1]);
+}
+
+// A place that weights, which are not negative, must have reached: else the assembler would let them wait for the products
+// that are under way meanwhile, as it does with all that are not looked at.
+__device__ __forceinline__ void behind(const float (&s)[KEYS / 2]) {
+  int signs = 0;
+  #pragma unroll
+  for (int i = AHEAD ? 0 : 3; i < KEYS / 2; i += AHEAD ? 1 : 8) signs |= __float_as_int(s[i]);
+  if (signs < 0) asm volatile("membar.cta;" ::: "memory");
+}
+__device__ __forceinline__ void behind(const uint32 (&p)[KEYS / 16][4]) {
+  uint32 signs = 0;
+  #pragma unroll
+  for (int i = 0; i < KEYS / 4; i++) signs |= p[i / 4][i % 4];
+  if ((int)signs < 0) asm volatile("membar.cta;" ::: "memory");
+}
+
+// Weights of scores, packed, while products are under way; these are there then.
+__device__ __forceinline__ void weigh_meanwhile(
+    float (&s)[KEYS / 2], uint32 (&p)[KEYS / 16][4], float (&level)[2], float (&fade)[2], float scale) {
+  pin(s);
+  follow(s, level, fade, scale);
+  weigh(s, level, scale);
+#if AHEAD == 2
+  pack(s, p);
+  behind(p);
+  products_wait<0>();
+#else
+  pin(s);
+  behind(s);
+  products_wait<0>();
+  pack(s, p);
+#endif
 }
 
 #ifndef HALF
@@ -294,16 +318,21 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void attention(
     take_registers<REGISTERS>();
     int lane = threadIdx.x % 32, pair = lane % 4, inner = heads * CHANNELS, mine = threadIdx.x / 32 * 16 + lane / 4;
     Queries queries = {rows, heads, down, q_batch, q_row, mine, pair};
-    bool first = lane == 0;
+    bool first = lane == 0, wrong = false;
 #if ORDERED
     // Warpgroups ask for products in turns, so that each computes exponentials while another's products are computed.
     if (group == WARPGROUPS - 1) asm volatile("bar.arrive 1, 256;" ::: "memory");
 #endif
     float s[KEYS / 2], o[WIDTH / 2], level[2], fade[2];
+    uint32 asked[STEPS][4], p[KEYS / 16][4], done, read, values;
 #if AHEAD
     float other[KEYS / 2];
 #endif
-    uint32 asked[STEPS][4], p[KEYS / 16][4], done, read;
+#if AHEAD == 2
+    uint32 more[KEYS / 16][4];
+#else
+    auto& more = p;
+#endif
     read_queries(asked, q, queries, blockIdx.x);
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
       int row = queries.row(tile, 0), head = tile / down % heads, batch = tile / down / heads, next = tile + gridDim.x;
@@ -322,55 +351,47 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void attention(
       leave_out(s, keys, pair);
       raise_level(s, level, fade, scale, 0.0f);
 #if AHEAD
-      // Weights of the scores `now`, while those of the next step and the sums of the values before are computed.
-      auto weigh_meanwhile = [&](float (&now)[KEYS / 2]) {
-        weigh(now, level, scale);
-        pin(now);
-        behind(now);
-        products_wait<0>();
-      };
       at = ring.take_keys(done);
       products_begin();
       scores_of(other, asked, at);
       products_commit();
-      weigh_meanwhile(s);
+      values = ring.take_values(read);
+      weigh_meanwhile(s, p, level, fade, scale);
       pin(other);
       if (first) barrier_arrive(done);
-      pack(s, p);
-      auto turn = [&](float (&now)[KEYS / 2], float (&later)[KEYS / 2], int step) {
-        uint32 values = ring.take_values(read);
+      // Weighs the scores `now` while the sums of the values that `before` weighs are computed, and the scores `later`.
+      auto turn = [&](float (&now)[KEYS / 2], uint32 (&weights)[KEYS / 16][4], float (&later)[KEYS / 2], uint32 (&before)[KEYS / 16][4], int step) {
+        leave_out(now, keys - (step - 1) * KEYS, pair);
         at = ring.take_keys(done);
         products_begin();
         scores_of(later, asked, at);
-        add_values(o, p, values, ones, step > 2);
+        add_values(o, before, values, ones, step > 2);
         products_commit();
-        leave_out(now, keys - (step - 1) * KEYS, pair);
-        follow(now, level, fade, scale);
-        weigh_meanwhile(now);
+        uint32 gone = read;
+        values = ring.take_values(read);  // before it is needed: else the assembler would ask for products among exponentials
+        weigh_meanwhile(now, weights, level, fade, scale);
         pin(later);
         pin(o);
         if (first) {
-          barrier_arrive(read);
+          barrier_arrive(gone);
           barrier_arrive(done);
         }
         fade_sums(o, fade);
-        pack(now, p);
       };
       for (int step = 2; step < steps; step += 2) {
-        turn(other, s, step);
-        turn(s, other, step + 1);
+        turn(other, more, s, p, step);
+        turn(s, p, other, more, step + 1);
       }
-      at = ring.take_values(read);
-      products_begin();
-      add_values(o, p, at, ones, steps > 2);
-      products_commit();
       leave_out(other, keys - (steps - 1) * KEYS, pair);
-      follow(other, level, fade, scale);
-      weigh_meanwhile(other);
+      products_begin();
+      add_values(o, p, values, ones, steps > 2);
+      products_commit();
+      uint32 gone = read;
+      values = ring.take_values(read);
+      weigh_meanwhile(other, more, level, fade, scale);
       pin(o);
-      if (first) barrier_arrive(read);
+      if (first) barrier_arrive(gone);
       fade_sums(o, fade);
-      pack(other, p);
 #else
       if (steps > 1) at = ring.take_keys(done);
       weigh(s, level, scale);
@@ -382,9 +403,9 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void attention(
         products_begin();
         scores_of(s, asked, at);
         products_commit();
-        at = ring.take_values(read);
+        values = ring.take_values(read);
         products_begin();
-        add_values(o, p, at, ones, step > 1);
+        add_values(o, p, values, ones, step > 1);
         products_commit();
 #if ORDERED
         asm volatile("bar.arrive %0, 256;" :: "r"(1 + (group + 1) % WARPGROUPS) : "memory");
@@ -393,29 +414,21 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void attention(
         pin(s);
         if (first) barrier_arrive(done);
         leave_out(s, keys - step * KEYS, pair);
-        follow(s, level, fade, scale);
-        weigh(s, level, scale);
-        pin(s);
-        behind(s);
         if (step + 1 < steps) at = ring.take_keys(done);
-        products_wait<0>();
+        weigh_meanwhile(s, p, level, fade, scale);
         pin(o);
         if (first) barrier_arrive(read);
         fade_sums(o, fade);
-        pack(s, p);
       }
+      values = ring.take_values(read);
 #endif
-      at = ring.take_values(read);
       products_begin();
-      add_values(o, p, at, ones, steps > 1);
+      add_values(o, more, values, ones, steps > 1);
       products_commit();
       if (next < tiles) read_queries(asked, q, queries, next);
       products_wait<0>();
       pin(o);
       if (first) barrier_arrive(read);
-#ifndef HALF
-      uint32 wrong[2];  // four bits for each of a warp's 16 rows
-#endif
       #pragma unroll
       for (int i = 0; i < 2; i++) {
         // one of four threads has the column of ones; the zeros beside it are read too, since the assembler does not let
@@ -424,36 +437,40 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void attention(
         total = __shfl_sync(0xffffffff, total, lane - pair);
         float share = 1.0f / total;
         uint16* to = y + ((long long)batch * rows + row + 8 * i) * inner + head * CHANNELS + 2 * pair;
+#ifndef HALF
+        float zero = 0.0f;  // unless a sum is infinite or no number
+        #pragma unroll
+        for (int j = 0; j < CHANNELS / 8; j++) zero = fmaf(0.0f, o[4 * j + 2 * i], fmaf(0.0f, o[4 * j + 2 * i + 1], zero));
+        bool not_right = !(total > LEAST_TOTAL && total < MOST_TOTAL && zero == 0.0f);
+        if (__ballot_sync(0xffffffff, not_right) >> lane - pair & 15) {  // asked by four of a row alone, it costs uniform registers
+          wrong = true;  // and found by what is written
+          share = __int_as_float(0x7fffffff);
+        }
+#endif
         if (row + 8 * i < rows) {
           #pragma unroll
           for (int j = 0; j < CHANNELS / 8; j++) {
             *(uint32*)(to + 8 * j) = packed(o[4 * j + 2 * i] * share, o[4 * j + 2 * i + 1] * share);
           }
         }
-#ifndef HALF
-        float zero = 0.0f;  // unless a sum is infinite or no number
-        #pragma unroll
-        for (int j = 0; j < CHANNELS / 8; j++) zero = fmaf(0.0f, o[4 * j + 2 * i], fmaf(0.0f, o[4 * j + 2 * i + 1], zero));
-        wrong[i] = __ballot_sync(0xffffffff, !(total > LEAST_TOTAL && total < MOST_TOTAL && zero == 0.0f));
-#endif
       }
-#ifndef HALF
-      if (wrong[0] | wrong[1]) {
-        __syncwarp();  // what was written is written again
-        #pragma unroll 1
-        for (int i = 0; i < 16; i++) {
-          int again = row - lane / 4 + i;
-          if (again < rows && ((i < 8 ? wrong[0] : wrong[1]) >> i % 8 * 4 & 15)) {
-            carefully(q + (long long)batch * q_batch + (long long)again * q_row + head * CHANNELS,
-                      k + (long long)batch * k_batch + head * CHANNELS, v + (long long)batch * v_batch + head * CHANNELS,
-                      y + ((long long)batch * rows + again) * inner + head * CHANNELS, keys, k_row, v_row, scale, lane);
-          }
-        }
-      }
-#endif
     }
 #if ORDERED
     if (group == 0) sync_some(1, 256);
+#endif
+#ifndef HALF
+    if (__any_sync(0xffffffff, wrong)) {
+      #pragma unroll 1
+      for (int i = blockIdx.x * 16; i < tiles * 16; i += i % 16 == 15 ? gridDim.x * 16 - 15 : 1) {
+        int tile = i / 16, row = queries.row(tile, i % 16 - lane / 4), head = tile / down % heads;
+        long long batch = tile / down / heads;
+        uint16* to = y + (batch * rows + row) * inner + head * CHANNELS;
+        if (row < rows && (*to & 0x7fff) > 0x7f80) {
+          carefully(q + batch * q_batch + (long long)row * q_row + head * CHANNELS, k + batch * k_batch + head * CHANNELS,
+                    v + batch * v_batch + head * CHANNELS, to, keys, k_row, v_row, scale, lane);
+        }
+      }
+    }
 #endif
   }
 }
