@@ -277,7 +277,7 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void attention(
   ring.empty = ring.full + 8 * SLOTS;
   ring.marked = APART ? ring.full : ring.empty + 8 * SLOTS;
   int group = threadIdx.x / 128;
-  if (threadIdx.x < ONES / 16) {  // 16 bytes each: a one, or the first of these, in the place of each row's first channel
+  if (APART && threadIdx.x < 128) {  // 16 bytes each: where a row's first eight channels are, a one and zeros
     uint32 one = threadIdx.x % 8 == threadIdx.x / 8 % 8 ? packed(1.0f, 0.0f) : 0;
     asm volatile("st.shared.v4.u32 [%0], {%1, %2, %2, %2};" :: "r"(ones + 16 * threadIdx.x), "r"(one), "r"(0) : "memory");
     fence_for_copies();
@@ -441,10 +441,10 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void attention(
         float zero = 0.0f;  // unless a sum is infinite or no number
         #pragma unroll
         for (int j = 0; j < CHANNELS / 8; j++) zero = fmaf(0.0f, o[4 * j + 2 * i], fmaf(0.0f, o[4 * j + 2 * i + 1], zero));
-        bool not_right = !(total > LEAST_TOTAL && total < MOST_TOTAL && zero == 0.0f);
-        if (__ballot_sync(0xffffffff, not_right) >> lane - pair & 15) {  // asked by four of a row alone, it costs uniform registers
-          wrong = true;  // and found by what is written
-          share = __int_as_float(0x7fffffff);
+        bool right = total > LEAST_TOTAL && total < MOST_TOTAL && zero == 0.0f;
+        if (__ballot_sync(0xffffffff, !right) >> lane - pair & 15) {  // of the four threads of the row
+          wrong = true;
+          share = __int_as_float(0x7fffffff);  // by which it is found again
         }
 #endif
         if (row + 8 * i < rows) {
@@ -459,15 +459,20 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void attention(
     if (group == 0) sync_some(1, 256);
 #endif
 #ifndef HALF
+    // after all tiles: among them it would cost uniform registers
     if (__any_sync(0xffffffff, wrong)) {
-      #pragma unroll 1
-      for (int i = blockIdx.x * 16; i < tiles * 16; i += i % 16 == 15 ? gridDim.x * 16 - 15 : 1) {
-        int tile = i / 16, row = queries.row(tile, i % 16 - lane / 4), head = tile / down % heads;
+      __syncwarp();  // what was written is read
+      for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+        int head = tile / down % heads;
         long long batch = tile / down / heads;
-        uint16* to = y + (batch * rows + row) * inner + head * CHANNELS;
-        if (row < rows && (*to & 0x7fff) > 0x7f80) {
-          carefully(q + batch * q_batch + (long long)row * q_row + head * CHANNELS, k + batch * k_batch + head * CHANNELS,
-                    v + batch * v_batch + head * CHANNELS, to, keys, k_row, v_row, scale, lane);
+        #pragma unroll 1
+        for (int i = 0; i < 16; i++) {
+          int row = queries.row(tile, i - lane / 4);
+          uint16* to = y + (batch * rows + row) * inner + head * CHANNELS;
+          if (row < rows && (*to & 0x7fff) > 0x7f80) {
+            carefully(q + batch * q_batch + (long long)row * q_row + head * CHANNELS, k + batch * k_batch + head * CHANNELS,
+                      v + batch * v_batch + head * CHANNELS, to, keys, k_row, v_row, scale, lane);
+          }
         }
       }
     }

@@ -39,7 +39,9 @@ class Plan:
     polynomial: int
     """Exponentials of eight that are computed as polynomials."""
     ordered: bool = False
-    """Whether warpgroups take turns at products."""
+    """Whether warpgroups take turns at products; not with ``ahead``."""
+    ahead: int = 0
+    """Sets of packed weights, 1 or 2, of a warpgroup that asks for the next scores before it weighs these; 0: it does not."""
     slowness: float = 1.0
     """Time that a program takes for each of its queries, beside the other plans of the width."""
 
@@ -50,8 +52,9 @@ class Plan:
 
     @property
     def memory(self) -> int:
-        """Bytes beside a processor: slots from a multiple of 1024 on, and three barriers for each."""
-        return self.slots * (math.ceil(self.channels / LANES) * self.keys * 2 * LANES + 24) + 1024
+        """Bytes beside a processor: slots from a multiple of 1024 on, three barriers for each, and perhaps ones."""
+        slot = math.ceil(self.channels / LANES) * self.keys * 2 * LANES
+        return self.slots * (slot + 24) + 1024 + (self.channels % LANES == 0) * 16 * 2 * LANES
 
     def down(self, rows: int) -> int:
         """Tiles of one head's queries."""
@@ -65,7 +68,7 @@ class Plan:
         return Source.of(
             "attention", dtype, sorted({self.keys, self.width}), CHANNELS=self.channels, WIDTH=self.width,
             WARPGROUPS=self.warpgroups, REGISTERS=REGISTERS[self.warpgroups], KEYS=self.keys, SLOTS=self.slots,
-            POLYNOMIAL=self.polynomial, ORDERED=int(self.ordered),
+            POLYNOMIAL=self.polynomial, ORDERED=int(self.ordered), AHEAD=self.ahead,
         )  # fmt: skip
 
 
@@ -156,8 +159,8 @@ def fused(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, divided: Pl
         (min(tiles, count), 1, 1),
         128 * (p.warpgroups + 1),
         (
-            *seen, q, y, rows, k.shape[1], heads, q.stride(0), q.stride(1), float(scale) * math.log2(math.e),
-            p.down(rows), tiles,
+            *seen, q, k, v, y, rows, k.shape[1], heads, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
+            float(scale) * math.log2(math.e), p.down(rows), tiles,
         ),
         device=q.device,
         shared=p.memory,
