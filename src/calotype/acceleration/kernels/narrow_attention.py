@@ -41,7 +41,7 @@ class Plan:
     ordered: bool = False
     """Whether warpgroups take turns at products; not with ``ahead``."""
     ahead: int = 0
-    """Sets of packed weights, 1 or 2, of a warpgroup that asks for the next scores before it weighs these; 0: it does not."""
+    """Not 0 where a warpgroup asks for the next scores before it weighs these: its sets of packed weights, 1 or 2."""
     slowness: float = 1.0
     """Time that a program takes for each of its queries, beside the other plans of the width."""
 
