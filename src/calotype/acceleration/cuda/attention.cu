@@ -240,11 +240,12 @@ __device__ __forceinline__ void carefully(
   for (int i = lane; i < keys; i += 32) top = fmaxf(top, score_of(q, k + (long long)i * k_row));
   #pragma unroll
   for (int i = 1; i < 32; i *= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, i));
+  if (top - top != 0.0f) keys = 0;  // where it is infinite no weight is a number; neither is 0 / 0
   #pragma unroll 1
   for (int from = 0; from < keys; from += 32) {
     int some = min(keys - from, 32);
     float weight = lane < some ? exp2_of((score_of(q, k + (long long)(from + lane) * k_row) - top) * scale) : 0.0f;
-    #pragma unroll 1
+    #pragma unroll 4
     for (int i = 0; i < some; i++) {
       float one = __shfl_sync(0xffffffff, weight, i);
       total += one;
