@@ -153,7 +153,8 @@ FORMS = [
     *(one for plans in narrow_attention.PLANS.values() for one in plans),
     narrow_attention.Plan(40, warpgroups=2, keys=128, slots=8, polynomial=2, ahead=1),
     narrow_attention.Plan(40, warpgroups=3, keys=64, slots=16, polynomial=3, ahead=2),
-    narrow_attention.Plan(64, warpgroups=2, keys=112, slots=8, polynomial=1, ahead=1),
+    narrow_attention.Plan(64, warpgroups=2, keys=112, slots=8, polynomial=1, ahead=1, across=True),
+    narrow_attention.Plan(80, warpgroups=2, keys=64, slots=12, polynomial=1, ahead=2, across=True),
 ]
 """Of attention: those in use, and the other ways of asking for products and of summing weights."""
 
@@ -167,7 +168,7 @@ def test_attention_to_keys_whose_scores_are_far_above_the_first(
     """In some rows, by powers of two that a sum of weights holds, and by some that it does not."""
     rows, channels = 300, plan.channels
     scale = channels**-0.5
-    q, k, v = (random(2, n, channels, dtype=dtype) for n in (rows, keys, keys))
+    q, k, v = (random(100, n, channels, dtype=dtype) for n in (rows, keys, keys))  # several tiles a program
     above = torch.tensor([0.0, 40.0, 78.0, 300.0, -40.0, -300.0], device="cuda").repeat(rows // 6)
     q[..., 0] = above / (16 * scale * math.log2(math.e))
     k[..., 0] = torch.where(torch.arange(keys, device="cuda") < keys - 7, 0.0, 16.0)

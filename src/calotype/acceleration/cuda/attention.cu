@@ -5,8 +5,9 @@
 // longest, heads are narrow here: of eight, POLYNOMIAL are computed without the unit that has instructions for them. Products
 // are to be under way meanwhile. With AHEAD a warpgroup asks for the scores of the next keys before it computes weights of
 // these; else it has one set of scores, and asks for the next together with the sums of these values, and other warpgroups
-// compute exponentials while it waits. Values get a column of ones beside them, so that the product with them, of
-// WIDTH = CHANNELS + 8 columns, also sums the weights, as they are rounded.
+// compute exponentials while it waits. With ACROSS, too, the first scores of a tile are under way while the one before it is
+// written. Values get a column of ones beside them, so that the product with them, of WIDTH = CHANNELS + 8 columns, also sums
+// the weights, as they are rounded.
 //
 // Weights are powers of two of scores above a level. In bfloat16 the level is the greatest score of the first keys: what
 // weights are rounded to does not depend on it, so nothing is watched or changed on the way. Where the sums show in the end
@@ -25,6 +26,8 @@
 #define THREADS (WARPGROUPS * 128 + 128)
 #if AHEAD && ORDERED
 #error "what is asked for ahead is not asked for in turns"
+#elif ACROSS && !AHEAD
+#error "a tile's first scores are asked for before it where the others are asked for ahead"
 #endif
 
 #ifdef HALF
@@ -325,7 +328,7 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void attention(
     if (group == WARPGROUPS - 1) asm volatile("bar.arrive 1, 256;" ::: "memory");
 #endif
     float s[KEYS / 2], o[WIDTH / 2], level[2], fade[2];
-    uint32 asked[STEPS][4], p[KEYS / 16][4], done, read, values;
+    uint32 asked[STEPS][4], p[KEYS / 16][4], done, read, values, at;
 #if AHEAD
     float other[KEYS / 2];
 #endif
@@ -335,6 +338,12 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void attention(
     auto& more = p;
 #endif
     read_queries(asked, q, queries, blockIdx.x);
+#if ACROSS
+    at = ring.take_keys(done);
+    products_begin();
+    scores_of(s, asked, at);
+    products_commit();
+#endif
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
       int row = queries.row(tile, 0), head = tile / down % heads, batch = tile / down / heads, next = tile + gridDim.x;
       level[0] = level[1] = __int_as_float(0xff800000);
@@ -342,10 +351,12 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void attention(
         asm volatile("prefetch.global.L2 [%0];" :: "l"(queries.at(q, next, 0)));
         asm volatile("prefetch.global.L2 [%0];" :: "l"(queries.at(q, next, 8)));
       }
-      uint32 at = ring.take_keys(done);
+#if !ACROSS
+      at = ring.take_keys(done);
       products_begin();
       scores_of(s, asked, at);
       products_commit();
+#endif
       products_wait<0>();
       pin(s);
       if (first) barrier_arrive(done);
@@ -389,6 +400,9 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void attention(
       products_commit();
       uint32 gone = read;
       values = ring.take_values(read);
+#if ACROSS
+      read_queries(asked, q, queries, min(next, tiles - 1));
+#endif
       weigh_meanwhile(other, more, level, fade, scale);
       pin(o);
       if (first) barrier_arrive(gone);
@@ -423,11 +437,20 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void attention(
       }
       values = ring.take_values(read);
 #endif
+#if ACROSS
+      if (next < tiles) at = ring.take_keys(done);
+#endif
       products_begin();
       add_values(o, more, values, ones, steps > 1);
       products_commit();
+#if ACROSS
+      scores_of(s, asked, at);  // the first of the next tile; after the last tile, of keys that are still there
+      products_commit();
+      products_wait<1>();
+#else
       if (next < tiles) read_queries(asked, q, queries, next);
       products_wait<0>();
+#endif
       pin(o);
       if (first) barrier_arrive(read);
       #pragma unroll
@@ -456,7 +479,9 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void attention(
         }
       }
     }
-#if ORDERED
+#if ACROSS
+    products_wait<0>();
+#elif ORDERED
     if (group == 0) sync_some(1, 256);
 #endif
 #ifndef HALF

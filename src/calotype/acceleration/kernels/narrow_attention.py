@@ -2,6 +2,7 @@
 
 As in FlashAttention-3 (https://arxiv.org/abs/2407.08608) the copy engine brings keys and values while warpgroups take
 turns at products and exponentials (`cuda/attention.cu`). Heads of 40 channels are not computed as if they were of 64.
+In bfloat16, whose range is that of float32, no maximum of the scores is kept on the way.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ class Plan:
     """Whether warpgroups take turns at products; not with ``ahead``."""
     ahead: int = 0
     """Not 0 where a warpgroup asks for the next scores before it weighs these: its sets of packed weights, 1 or 2."""
+    across: bool = False
+    """Whether the first scores of the next tile are asked for before this one is written; with ``ahead``."""
     slowness: float = 1.0
     """Time that a program takes for each of its queries, beside the other plans of the width."""
 
@@ -69,6 +72,7 @@ class Plan:
             "attention", dtype, sorted({self.keys, self.width}), CHANNELS=self.channels, WIDTH=self.width,
             WARPGROUPS=self.warpgroups, REGISTERS=REGISTERS[self.warpgroups], KEYS=self.keys, SLOTS=self.slots,
             POLYNOMIAL=self.polynomial, ORDERED=int(self.ordered), AHEAD=self.ahead,
+            ACROSS=int(self.across),
         )  # fmt: skip
 
 
