@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -192,6 +193,64 @@ def test_attention(dtype: torch.dtype, sharpness: int, plan: narrow_attention.Pl
     plain = partial(by, narrow_attention.plain)
     bound = 1.25 * error(plain(packed), plain(packed.float()))
     right_however_launched(partial(by, narrow_attention.fused), plain, (packed,), bound, divided=plan)
+
+
+def attended(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Of one head, by the formula, so that what is no number goes where it does."""
+    q, k, v = (one.float() for one in (q, k, v))
+    return (q @ k.mT * scale).softmax(-1) @ v
+
+
+FORMS = [
+    *(one for plans in narrow_attention.PLANS.values() for one in plans),
+    narrow_attention.Plan(40, warpgroups=2, keys=128, slots=8, polynomial=2, ahead=1),
+    narrow_attention.Plan(40, warpgroups=3, keys=64, slots=16, polynomial=3, ahead=2),
+    narrow_attention.Plan(64, warpgroups=2, keys=112, slots=8, polynomial=1, ahead=1, across=True),
+    narrow_attention.Plan(80, warpgroups=2, keys=64, slots=12, polynomial=1, ahead=2, across=True),
+]
+"""Of attention: those in use, and the other ways of asking for products and of summing weights."""
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("keys", [1000, 90])
+@pytest.mark.parametrize("plan", FORMS, ids=lambda one: f"{one.channels}-{one.warpgroups}-{one.ahead}")
+def test_attention_to_keys_whose_scores_are_far_above_the_first(
+    dtype: torch.dtype, keys: int, plan: narrow_attention.Plan
+) -> None:
+    """In some rows, by powers of two that a sum of weights holds, and by some that it does not."""
+    rows, channels = 300, plan.channels
+    scale = channels**-0.5
+    q, k, v = (random(100, n, channels, dtype=dtype) for n in (rows, keys, keys))  # several tiles a program
+    above = torch.tensor([0.0, 40.0, 78.0, 300.0, -40.0, -300.0], device="cuda").repeat(rows // 6)
+    q[..., 0] = above / (16 * scale * math.log2(math.e))
+    k[..., 0] = torch.where(torch.arange(keys, device="cuda") < keys - 7, 0.0, 16.0)
+    right = attended(q, k, v, scale)
+    found = narrow_attention.fused(q, k, v, 1, scale, divided=plan)
+    bound = 1.25 * error(narrow_attention.plain(q, k, v, 1, scale), right)
+    assert error(found, right) < bound
+    for part in range(6):  # the largest hide no others
+        assert error(found[:, part::6], right[:, part::6]) < 2 * bound
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("plan", FORMS, ids=lambda one: f"{one.channels}-{one.warpgroups}-{one.ahead}")
+def test_what_is_no_number_is_none_after_attention(dtype: torch.dtype, plan: narrow_attention.Plan) -> None:
+    """Wherever it is, and nowhere else; keys that are infinite weigh nothing or make a row no number."""
+    rows, keys, channels = 200, 600, plan.channels
+    nan, inf = math.nan, math.inf
+    at = [(1, r, c, nan) for r, c in ((0, 3), (9, 0), (330, 7))] + [(1, 440, 5, inf), (1, 2, 1, -inf)]
+    at += [(0, 17, 2, nan), (0, 90, 4, inf), (2, 70, 6, nan), (2, 599, 8, inf)]
+    at += [(1, key, 1, nan) for key in range(450, 466)]  # each place of a thread's
+    clean = [random(1, n, channels, dtype=dtype) for n in (rows, keys, keys)]
+    clean[0][:, 100, 5] = 0.0  # times infinity it is no number
+    for which, row, channel, value in at:
+        given = [one.clone() for one in clean]
+        given[which][:, row, channel] = value
+        right = attended(*given, channels**-0.5)
+        found = narrow_attention.fused(*given, 1, channels**-0.5, divided=plan)
+        assert torch.equal(found.isfinite(), right.isfinite()), (which, row, channel, value)
+        some = right.isfinite()
+        assert not some.any() or error(found[some], right[some]) < 2 * BOUND[dtype]
 
 
 @pytest.mark.parametrize("size", [(2, 4096, 40), (8, 1100, 40), (2, 1024, 80)])

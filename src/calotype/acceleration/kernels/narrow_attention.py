@@ -2,6 +2,7 @@
 
 As in FlashAttention-3 (https://arxiv.org/abs/2407.08608) the copy engine brings keys and values while warpgroups take
 turns at products and exponentials (`cuda/attention.cu`). Heads of 40 channels are not computed as if they were of 64.
+In bfloat16, whose range is that of float32, no maximum of the scores is kept on the way.
 """
 
 from __future__ import annotations
@@ -39,7 +40,11 @@ class Plan:
     polynomial: int
     """Exponentials of eight that are computed as polynomials."""
     ordered: bool = False
-    """Whether warpgroups take turns at products."""
+    """Whether warpgroups take turns at products; not with ``ahead``."""
+    ahead: int = 0
+    """Not 0 where a warpgroup asks for the next scores before it weighs these: its sets of packed weights, 1 or 2."""
+    across: bool = False
+    """Whether the first scores of the next tile are asked for before this one is written; with ``ahead``."""
     slowness: float = 1.0
     """Time that a program takes for each of its queries, beside the other plans of the width."""
 
@@ -50,8 +55,9 @@ class Plan:
 
     @property
     def memory(self) -> int:
-        """Bytes beside a processor: slots from a multiple of 1024 on, and three barriers for each."""
-        return self.slots * (math.ceil(self.channels / LANES) * self.keys * 2 * LANES + 24) + 1024
+        """Bytes beside a processor: slots from a multiple of 1024 on, three barriers for each, and perhaps ones."""
+        slot = math.ceil(self.channels / LANES) * self.keys * 2 * LANES
+        return self.slots * (slot + 24) + 1024 + (self.channels % LANES == 0) * 16 * 2 * LANES
 
     def down(self, rows: int) -> int:
         """Tiles of one head's queries."""
@@ -65,7 +71,8 @@ class Plan:
         return Source.of(
             "attention", dtype, sorted({self.keys, self.width}), CHANNELS=self.channels, WIDTH=self.width,
             WARPGROUPS=self.warpgroups, REGISTERS=REGISTERS[self.warpgroups], KEYS=self.keys, SLOTS=self.slots,
-            POLYNOMIAL=self.polynomial, ORDERED=int(self.ordered),
+            POLYNOMIAL=self.polynomial, ORDERED=int(self.ordered), AHEAD=self.ahead,
+            ACROSS=int(self.across),
         )  # fmt: skip
 
 
@@ -156,8 +163,8 @@ def fused(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, divided: Pl
         (min(tiles, count), 1, 1),
         128 * (p.warpgroups + 1),
         (
-            *seen, q, y, rows, k.shape[1], heads, q.stride(0), q.stride(1), float(scale) * math.log2(math.e),
-            p.down(rows), tiles,
+            *seen, q, k, v, y, rows, k.shape[1], heads, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
+            float(scale) * math.log2(math.e), p.down(rows), tiles,
         ),
         device=q.device,
         shared=p.memory,
