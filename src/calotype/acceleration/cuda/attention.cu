@@ -1,13 +1,10 @@
 // softmax(scale Q K^T) V of heads of CHANNELS channels, with no mask.
 //
 // A program takes 64 queries of one head for each of its WARPGROUPS and walks over the keys, KEYS at a time. One thread of
-// a further warpgroup asks the copy engine for keys and values, which come into a ring of SLOTS. Exponentials are what takes
-// longest, heads are narrow here: of eight, POLYNOMIAL are computed without the unit that has instructions for them. Products
-// are to be under way meanwhile. With AHEAD a warpgroup asks for the scores of the next keys before it computes weights of
-// these; else it has one set of scores, and asks for the next together with the sums of these values, and other warpgroups
-// compute exponentials while it waits. With ACROSS, too, the first scores of a tile are under way while the one before it is
-// written. Values get a column of ones beside them, so that the product with them, of WIDTH = CHANNELS + 8 columns, also sums
-// the weights, as they are rounded.
+// a further warpgroup asks the copy engine for keys, and for the values of the keys before, which come into a ring of STAGES.
+// A warpgroup asks for the scores of the next keys together with the sums of these values; while it waits, others compute
+// exponentials, of which POLYNOMIAL of eight without the unit that has instructions for them. Values get a column of ones
+// beside them, so that the product with them, of WIDTH = CHANNELS + 8 columns, also sums the weights, as they are rounded.
 //
 // Weights are powers of two of scores above a level. In bfloat16 the level is the greatest score of the first keys: what
 // weights are rounded to does not depend on it, so nothing is watched or changed on the way. Where the sums show in the end
@@ -20,15 +17,11 @@
 #define BOXES ((CHANNELS + 63) / 64)     // of 64 channels; those past CHANNELS are zero
 #define STEPS ((CHANNELS + 15) / 16)
 #define BOX (KEYS * 128)                 // bytes
-#define SLOT (BOXES * BOX)
-#define APART (CHANNELS % 64 == 0)       // no room for ones beside the values: they lie after the slots, for 16 keys
+#define PART (BOXES * BOX)               // keys, or values
+#define STAGE (2 * PART)
+#define APART (CHANNELS % 64 == 0)       // no room for ones beside the values: they lie after the stages, for 16 keys
 #define ONES (APART ? 16 * 128 : 0)      // bytes
 #define THREADS (WARPGROUPS * 128 + 128)
-#if AHEAD && ORDERED
-#error "what is asked for ahead is not asked for in turns"
-#elif ACROSS && !AHEAD
-#error "a tile's first scores are asked for before it where the others are asked for ahead"
-#endif
 
 #ifdef HALF
 #define SLACK 4.0f  // how far above the level, as a power of two, a weight may be before sums are multiplied anew
@@ -44,24 +37,22 @@
 // The same for 128ths, with 80 of them.
 #define ROUNDING_128 98304.625f
 
-// The ring as who waits for it goes along it.
+// The ring as who waits for it goes along it: keys, and the values of the keys before after them.
 struct Ring {
-  uint32 slots, full, empty, marked;  // without ones between the channels `marked` is `full`
-  int slot = 0, phase = 0;
-  __device__ __forceinline__ void next() { if (++slot == SLOTS) { slot = 0; phase ^= 1; } }
-  // Where the next keys or values are, once `there` says so, and the barrier that says that they are not needed any more.
+  uint32 stages, full, empty, marked;  // without ones between the channels `marked` is `full`
+  int stage = 0, phase = 0;
+  __device__ __forceinline__ void next() { if (++stage == STAGES) { stage = 0; phase ^= 1; } }
+  // Where the next stage is, once `there` says so, and the barrier that says that it is not needed any more.
   __device__ __forceinline__ uint32 take(uint32 there, uint32& done) {
-    uint32 at = slots + slot * SLOT;
-    done = empty + 8 * slot;
-    barrier_wait(there + 8 * slot, phase);
+    uint32 at = stages + stage * STAGE;
+    done = empty + 8 * stage;
+    barrier_wait(there + 8 * stage, phase);
     next();
     return at;
   }
-  __device__ __forceinline__ uint32 take_keys(uint32& done) { return take(full, done); }
-  __device__ __forceinline__ uint32 take_values(uint32& done) { return take(marked, done); }
   // What a warp does between the copy engine and the products: a one after the channels of each value.
   __device__ __forceinline__ void mark(bool values) {
-    uint32 done, at = take(full, done) + CHANNELS / 64 * BOX;
+    uint32 done, at = take(full, done) + PART + CHANNELS / 64 * BOX;
     int lane = threadIdx.x % 32;
     if (values) {
       #pragma unroll
@@ -77,12 +68,16 @@ struct Ring {
       barrier_arrive(done);
     }
   }
-  __device__ __forceinline__ void put(const Tiles* tiles, int place, int head, int batch) {
-    uint32 at = slots + slot * SLOT, barrier = full + 8 * slot;
-    barrier_wait(empty + 8 * slot, phase ^ 1);
-    barrier_expect(barrier, SLOT);
+  // The keys of a step, if it is not the last one, and the values of the one before, if there is one.
+  __device__ __forceinline__ void put(const Tiles* keys, const Tiles* values, int step, int steps, int head, int batch) {
+    uint32 at = stages + stage * STAGE, barrier = full + 8 * stage;
+    barrier_wait(empty + 8 * stage, phase ^ 1);
+    barrier_expect(barrier, step > 0 && step < steps ? STAGE : PART);
     #pragma unroll
-    for (int i = 0; i < BOXES; i++) copy_4d(at + i * BOX, tiles, barrier, 64 * i, head, place, batch);
+    for (int i = 0; i < BOXES; i++) {
+      if (step < steps) copy_4d(at + i * BOX, keys, barrier, 64 * i, head, step * KEYS, batch);
+      if (step > 0) copy_4d(at + PART + i * BOX, values, barrier, 64 * i, head, (step - 1) * KEYS, batch);
+    }
     next();
   }
 };
@@ -196,14 +191,8 @@ __device__ __forceinline__ void pack(const float (&s)[KEYS / 2], uint32 (&p)[KEY
 __device__ __forceinline__ void behind(const float (&s)[KEYS / 2]) {
   int signs = 0;
   #pragma unroll
-  for (int i = AHEAD ? 0 : 3; i < KEYS / 2; i += AHEAD ? 1 : 8) signs |= __float_as_int(s[i]);
+  for (int i = 3; i < KEYS / 2; i += 8) signs |= __float_as_int(s[i]);
   if (signs < 0) asm volatile("membar.cta;" ::: "memory");
-}
-__device__ __forceinline__ void behind(const uint32 (&p)[KEYS / 16][4]) {
-  uint32 signs = 0;
-  #pragma unroll
-  for (int i = 0; i < KEYS / 4; i++) signs |= p[i / 4][i % 4];
-  if ((int)signs < 0) asm volatile("membar.cta;" ::: "memory");
 }
 
 // Weights of scores, packed, while products are under way; these are there then.
@@ -212,16 +201,10 @@ __device__ __forceinline__ void weigh_meanwhile(
   pin(s);
   follow(s, level, fade, scale);
   weigh(s, level, scale);
-#if AHEAD == 2
-  pack(s, p);
-  behind(p);
-  products_wait<0>();
-#else
   pin(s);
   behind(s);
   products_wait<0>();
   pack(s, p);
-#endif
 }
 
 #ifndef HALF
@@ -275,11 +258,11 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void attention(
     int v_row, float scale, int down, int tiles) {
   extern __shared__ uint8 memory[];
   Ring ring;
-  ring.slots = (near(memory) + 1023) & ~1023u;
-  uint32 ones = ring.slots + SLOTS * SLOT;
+  ring.stages = (near(memory) + 1023) & ~1023u;
+  uint32 ones = ring.stages + STAGES * STAGE;
   ring.full = ones + ONES;
-  ring.empty = ring.full + 8 * SLOTS;
-  ring.marked = APART ? ring.full : ring.empty + 8 * SLOTS;
+  ring.empty = ring.full + 8 * STAGES;
+  ring.marked = APART ? ring.full : ring.empty + 8 * STAGES;
   int group = threadIdx.x / 128;
   if (APART && threadIdx.x < 128) {  // 16 bytes each: where a row's first eight channels are, a one and zeros
     uint32 one = threadIdx.x % 8 == threadIdx.x / 8 % 8 ? packed(1.0f, 0.0f) : 0;
@@ -289,7 +272,7 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void attention(
   if (threadIdx.x == 0) {
     prefetch_tiles(&k_tiles);
     prefetch_tiles(&v_tiles);
-    for (int i = 0; i < SLOTS; i++) {
+    for (int i = 0; i < STAGES; i++) {
       barrier_init(ring.full + 8 * i, 1);
       barrier_init(ring.empty + 8 * i, 4 * WARPGROUPS + !APART);
       if (!APART) barrier_init(ring.marked + 8 * i, 1);
@@ -300,24 +283,16 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void attention(
   int steps = (keys + KEYS - 1) / KEYS;
   wait_for_predecessor();
   let_successor_begin();
-#if AHEAD
-  steps += steps % 2;  // two at a time, since registers have no places
-#endif
   if (group == WARPGROUPS) {
     give_registers<WARPGROUPS == 2 ? 40 : 32>();
     if (threadIdx.x == WARPGROUPS * 128) {
       for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
         int head = tile / down % heads, batch = tile / down / heads;
-        ring.put(&k_tiles, 0, head, batch);
-        for (int step = 1; step < steps; step++) {
-          ring.put(&k_tiles, step * KEYS, head, batch);
-          ring.put(&v_tiles, (step - 1) * KEYS, head, batch);
-        }
-        ring.put(&v_tiles, (steps - 1) * KEYS, head, batch);
+        for (int step = 0; step <= steps; step++) ring.put(&k_tiles, &v_tiles, step, steps, head, batch);
       }
     } else if (!APART && threadIdx.x / 32 == WARPGROUPS * 4 + 1) {
       for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-        for (int i = 0; i < 2 * steps; i++) ring.mark(i == 2 * steps - 1 || (i > 0 && i % 2 == 0));
+        for (int step = 0; step <= steps; step++) ring.mark(step > 0);
       }
     }
   } else {
@@ -325,27 +300,9 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void attention(
     int lane = threadIdx.x % 32, pair = lane % 4, inner = heads * CHANNELS, mine = threadIdx.x / 32 * 16 + lane / 4;
     Queries queries = {rows, heads, down, q_batch, q_row, mine, pair};
     bool first = lane == 0, wrong = false;
-#if ORDERED
-    // Warpgroups ask for products in turns, so that each computes exponentials while another's products are computed.
-    if (group == WARPGROUPS - 1) asm volatile("bar.arrive 1, 256;" ::: "memory");
-#endif
     float s[KEYS / 2], o[WIDTH / 2], level[2], fade[2];
-    uint32 asked[STEPS][4], p[KEYS / 16][4], done, read, values, at;
-#if AHEAD
-    float other[KEYS / 2];
-#endif
-#if AHEAD == 2
-    uint32 more[KEYS / 16][4];
-#else
-    auto& more = p;
-#endif
+    uint32 asked[STEPS][4], p[KEYS / 16][4], done, at;
     read_queries(asked, q, queries, blockIdx.x);
-#if ACROSS
-    at = ring.take_keys(done);
-    products_begin();
-    scores_of(s, asked, at);
-    products_commit();
-#endif
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
       int row = queries.row(tile, 0), head = tile / down % heads, batch = tile / down / heads, next = tile + gridDim.x;
       level[0] = level[1] = __int_as_float(0xff800000);
@@ -353,108 +310,40 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void attention(
         asm volatile("prefetch.global.L2 [%0];" :: "l"(queries.at(q, next, 0)));
         asm volatile("prefetch.global.L2 [%0];" :: "l"(queries.at(q, next, 8)));
       }
-#if !ACROSS
-      at = ring.take_keys(done);
+      at = ring.take(ring.marked, done);
       products_begin();
       scores_of(s, asked, at);
       products_commit();
-#endif
       products_wait<0>();
       pin(s);
       if (first) barrier_arrive(done);
       leave_out(s, keys, pair);
       raise_level(s, level, fade, scale, 0.0f);
-#if AHEAD
-      at = ring.take_keys(done);
-      products_begin();
-      scores_of(other, asked, at);
-      products_commit();
-      values = ring.take_values(read);
-      weigh_meanwhile(s, p, level, fade, scale);
-      pin(other);
-      if (first) barrier_arrive(done);
-      // Weighs the scores `now` while the sums of the values that `before` weighs are computed, and the scores `later`.
-      auto turn = [&](float (&now)[KEYS / 2], uint32 (&weights)[KEYS / 16][4], float (&later)[KEYS / 2], uint32 (&before)[KEYS / 16][4], int step) {
-        leave_out(now, keys - (step - 1) * KEYS, pair);
-        at = ring.take_keys(done);
-        products_begin();
-        scores_of(later, asked, at);
-        add_values(o, before, values, ones, step > 2);
-        products_commit();
-        uint32 gone = read;
-        values = ring.take_values(read);  // before it is needed: else the assembler would ask for products among exponentials
-        weigh_meanwhile(now, weights, level, fade, scale);
-        pin(later);
-        pin(o);
-        if (first) {
-          barrier_arrive(gone);
-          barrier_arrive(done);
-        }
-        fade_sums(o, fade);
-      };
-      for (int step = 2; step < steps; step += 2) {
-        turn(other, more, s, p, step);
-        turn(s, p, other, more, step + 1);
-      }
-      leave_out(other, keys - (steps - 1) * KEYS, pair);
-      products_begin();
-      add_values(o, p, values, ones, steps > 2);
-      products_commit();
-      uint32 gone = read;
-      values = ring.take_values(read);
-#if ACROSS
-      read_queries(asked, q, queries, min(next, tiles - 1));
-#endif
-      weigh_meanwhile(other, more, level, fade, scale);
-      pin(o);
-      if (first) barrier_arrive(gone);
-      fade_sums(o, fade);
-#else
-      if (steps > 1) at = ring.take_keys(done);
       weigh(s, level, scale);
       pack(s, p);
       for (int step = 1; step < steps; step++) {
-#if ORDERED
-        sync_some(1 + group, 256);
-#endif
+        at = ring.take(ring.marked, done);
         products_begin();
         scores_of(s, asked, at);
         products_commit();
-        values = ring.take_values(read);
         products_begin();
-        add_values(o, p, values, ones, step > 1);
+        add_values(o, p, at + PART, ones, step > 1);
         products_commit();
-#if ORDERED
-        asm volatile("bar.arrive %0, 256;" :: "r"(1 + (group + 1) % WARPGROUPS) : "memory");
-#endif
         products_wait<1>();
-        pin(s);
-        if (first) barrier_arrive(done);
         leave_out(s, keys - step * KEYS, pair);
-        if (step + 1 < steps) at = ring.take_keys(done);
         weigh_meanwhile(s, p, level, fade, scale);
         pin(o);
-        if (first) barrier_arrive(read);
+        if (first) barrier_arrive(done);
         fade_sums(o, fade);
       }
-      values = ring.take_values(read);
-#endif
-#if ACROSS
-      if (next < tiles) at = ring.take_keys(done);
-#endif
+      at = ring.take(ring.marked, done);
       products_begin();
-      add_values(o, more, values, ones, steps > 1);
+      add_values(o, p, at + PART, ones, steps > 1);
       products_commit();
-#if ACROSS
-      scores_of(s, asked, at);  // the first of the next tile; after the last tile, of keys that are still there
-      products_commit();
-      products_wait<1>();
-#else
       if (next < tiles) read_queries(asked, q, queries, next);
       products_wait<0>();
-#endif
       pin(o);
-      if (first) barrier_arrive(read);
+      if (first) barrier_arrive(done);
       #pragma unroll
       for (int i = 0; i < 2; i++) {
         // one of four threads has the column of ones; the zeros beside it are read too, since the assembler does not let
@@ -481,11 +370,6 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void attention(
         }
       }
     }
-#if ACROSS
-    products_wait<0>();
-#elif ORDERED
-    if (group == 0) sync_some(1, 256);
-#endif
 #ifndef HALF
     // after all tiles: among them it would cost uniform registers
     if (__any_sync(0xffffffff, wrong)) {

@@ -35,18 +35,10 @@ class Plan:
     """That multiply, in a program."""
     keys: int
     """That are weighed at a time, a multiple of 16."""
-    slots: int
-    """Tiles of keys or values that are near at a time."""
+    stages: int
+    """Tiles of keys, and of values with them, that are near at a time."""
     polynomial: int
     """Exponentials of eight that are computed as polynomials."""
-    ordered: bool = False
-    """Whether warpgroups take turns at products; not with ``ahead``."""
-    ahead: int = 0
-    """Not 0 where a warpgroup asks for the next scores before it weighs these: its sets of packed weights, 1 or 2."""
-    across: bool = False
-    """Whether the first scores of the next tile are asked for before this one is written; with ``ahead``."""
-    slowness: float = 1.0
-    """Time that a program takes for each of its queries, beside the other plans of the width."""
 
     @property
     def width(self) -> int:
@@ -55,52 +47,46 @@ class Plan:
 
     @property
     def memory(self) -> int:
-        """Bytes beside a processor: slots from a multiple of 1024 on, three barriers for each, and perhaps ones."""
-        slot = math.ceil(self.channels / LANES) * self.keys * 2 * LANES
-        return self.slots * (slot + 24) + 1024 + (self.channels % LANES == 0) * 16 * 2 * LANES
+        """Bytes beside a processor: stages from a multiple of 1024 on, three barriers for each, and perhaps ones."""
+        part = math.ceil(self.channels / LANES) * self.keys * 2 * LANES
+        return self.stages * (2 * part + 24) + 1024 + (self.channels % LANES == 0) * 16 * 2 * LANES
 
     def down(self, rows: int) -> int:
         """Tiles of one head's queries."""
         return math.ceil(rows / (ROWS * self.warpgroups))
 
-    def time(self, heads: int, rows: int, processors: int) -> float:
-        """How long so many heads in all take, in queries that a processor computes one after another."""
-        return math.ceil(heads * self.down(rows) / processors) * ROWS * self.warpgroups * self.slowness
-
     def source(self, dtype: torch.dtype) -> Source:
         return Source.of(
             "attention", dtype, sorted({self.keys, self.width}), CHANNELS=self.channels, WIDTH=self.width,
-            WARPGROUPS=self.warpgroups, REGISTERS=REGISTERS[self.warpgroups], KEYS=self.keys, SLOTS=self.slots,
-            POLYNOMIAL=self.polynomial, ORDERED=int(self.ordered), AHEAD=self.ahead,
-            ACROSS=int(self.across),
+            WARPGROUPS=self.warpgroups, REGISTERS=REGISTERS[self.warpgroups], KEYS=self.keys, STAGES=self.stages,
+            POLYNOMIAL=self.polynomial,
         )  # fmt: skip
 
 
 PLANS = {
-    40: (
-        Plan(40, warpgroups=3, keys=128, slots=8, polynomial=1),
-        Plan(40, warpgroups=4, keys=64, slots=16, polynomial=2, slowness=1.085),
-    ),
-    80: (Plan(80, warpgroups=2, keys=128, slots=6, polynomial=1, ordered=True),),
+    torch.bfloat16: {
+        40: Plan(40, warpgroups=4, keys=64, stages=5, polynomial=1),
+        64: Plan(64, warpgroups=3, keys=64, stages=6, polynomial=0),
+        80: Plan(80, warpgroups=2, keys=128, stages=3, polynomial=0),
+    },
+    torch.float16: {
+        40: Plan(40, warpgroups=3, keys=128, stages=4, polynomial=1),
+        80: Plan(80, warpgroups=2, keys=128, stages=3, polynomial=1),
+    },
 }
-"""By channels of a head. Four warpgroups are slower, but their larger tiles can fill the last turn better.
+"""By type and channels of a head.
 
-Measured on an H200, µs for batch x heads x queries = keys. 40 channels (cuDNN; three warpgroups; four): 16 x 8 x 4096:
-1187, 962, 1061; 2 x 8 x 4096: 152.4, 145.4, 136.9. 80 channels (cuDNN; two): 16 x 8 x 1024: 111.2, 105.9; 2 x 8 x 1024:
-18.7, 16.2. Of 64 channels cuDNN is quicker: 2 x 10 x 4096: 183.7, 196 at best; 2 x 20 x 1024: 33.6, 33.9.
+Measured on an H200, µs for batch x heads x queries = keys, cuDNN and these. bfloat16, 40 channels, 16 x 8 x 4096: 1148,
+813; 2 x 8 x 4096: 150, 104; 64 channels, 2 x 10 x 4096: 184, 176; 2 x 20 x 1024: 33.3, 27.7; 80 channels, 16 x 8 x 1024:
+111, 92; 2 x 8 x 1024: 18.3, 13.2. float16, 40 channels, 16 x 8 x 4096: 1148, 962; of 64 channels cuDNN is quicker.
 """
 LEAST = 1024
 """Queries, and keys, from which on it is used; with fewer it was not measured."""
 
 
-def plan(heads: int, rows: int, channels: int, processors: int) -> Plan:
-    """The quickest way for ``heads`` heads in all with so many queries each."""
-    return min(PLANS[channels], key=lambda one: one.time(heads, rows, processors))
-
-
 def available(device: torch.device) -> bool:
     """Whether the kernel can be used on the device."""
-    most = max(one.memory for plans in PLANS.values() for one in plans)
+    most = max(one.memory for plans in PLANS.values() for one in plans.values())
     return in_cuda(device) and shared_memory(device) >= most
 
 
@@ -110,14 +96,14 @@ def fit(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> bool:
     Their rows may be far apart, as those of one product's chunks are.
     """
     return (
-        q.dtype in (torch.float16, torch.bfloat16)
+        q.dtype in PLANS
         and all(
             t.dtype == q.dtype and t.device == q.device and t.ndim == 3 and _readable(t) for t in (q, k, v)
         )
         and len(q) == len(k)
         and k.shape == v.shape
         and q.shape[-1] == k.shape[-1]
-        and q.shape[-1] in [heads * channels for channels in PLANS]
+        and q.shape[-1] in [heads * channels for channels in PLANS[q.dtype]]
         and min(q.shape[1], k.shape[1]) >= LEAST
         and len(q) > 0
         and scale > 0
@@ -142,11 +128,11 @@ plain = short_attention.plain
 def fused(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, divided: Plan | None = None) -> Tensor:
     """softmax(scale Q Kᵀ) V of (batch, n, inner) queries and (batch, m, inner) keys and values: (batch, n, inner).
 
-    ``scale`` is positive. It is divided as :func:`plan` says, unless that is given.
+    ``scale`` is positive. It is divided as ``PLANS`` say, unless that is given.
     """
     batch, rows, inner = q.shape
     channels, count = inner // heads, processors(q.device)
-    p = plan(batch * heads, rows, channels, count) if divided is None else divided
+    p = PLANS[q.dtype][channels] if divided is None else divided
     y = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     tiles = p.down(rows) * heads * batch
     seen = [
