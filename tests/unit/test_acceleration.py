@@ -16,7 +16,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +52,6 @@ class Repeats:
         result = function()
         return Again(function, result), result
 
-    def scratch(self) -> Any:
-        return nullcontext(None)
-
     def in_order(self) -> Any:
         return self.lock
 
@@ -77,16 +74,6 @@ class Pool(Repeats):
             result = function()
         self.made.append(noted.made)
         return Overwriting(self, noted.made, Again(function, result)), result
-
-
-class Shared(Pool):
-    """The same where first calls compute in that memory."""
-
-    @contextmanager
-    def scratch(self) -> Iterator[object]:
-        with Allocations() as noted:
-            yield self
-        self.made.append(noted.made)
 
 
 class Allocations(TorchDispatchMode):
@@ -441,40 +428,6 @@ def test_keys_and_values_outlive_what_other_graphs_write(
     pool = pairs[0][0]._runner.device
     assert len(pool.made) == 8
     assert all(pool.made)
-
-
-@torch.no_grad()
-def test_what_a_first_call_gives_outlives_what_graphs_write(
-    pretend: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(accelerated._DEVICES, "cpu", Shared)
-    monkeypatch.setattr(accelerated, "_OF_DEVICES", weakref.WeakValueDictionary())
-    fast, plain = Accelerated(unet(), Options()), unet()
-    kept = []
-    for side in (8, 8, 16, 16, 24, 8):
-        arguments = given(side=side)
-        kept.append((fast(**arguments)[0], plain(**arguments)[0]))
-    for found, right in kept:
-        torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-5)
-    assert captures(fast).count == 2
-    holds = [first.hold for first in captures(fast).seen.values()]
-    assert holds == [None, None, fast._runner.device]  # of forms that are captured nothing is held any more
-
-
-@torch.no_grad()
-def test_a_first_call_for_which_that_memory_is_too_small_computes_in_its_own(
-    pretend: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    @contextmanager
-    def full(self: Any) -> Iterator[object]:
-        yield self
-        raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    monkeypatch.setattr(Repeats, "scratch", full)
-    fast, plain = Accelerated(unet(), Options()), unet()
-    for _ in range(3):
-        same(fast, plain, given())
-    assert captures(fast).count == 1
 
 
 @torch.no_grad()

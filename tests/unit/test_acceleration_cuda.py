@@ -13,7 +13,6 @@ from torch import Tensor
 
 import calotype
 from calotype import acceleration
-from calotype.acceleration import accelerated
 from calotype.acceleration.accelerated import Accelerated, runner_of
 from calotype.acceleration.options import Options
 from calotype.diffusion.images import NonFiniteError
@@ -439,34 +438,6 @@ def test_an_autoencoder_decodes_from_a_graph() -> None:
         z = random(1, 4, 16, 16)
         assert error(fast.decode(z, return_dict=False)[0], plain.decode(z).sample) < 1e-3
     assert fast._runner.captures["decode"].count == 1
-
-
-def held_in_pools() -> int:
-    """Bytes that PyTorch holds of the device in pools that are not its own."""
-    return sum(one["total_size"] for one in torch.cuda.memory_snapshot() if one["segment_pool_id"] != (0, 0))
-
-
-@torch.no_grad()
-def test_a_capture_takes_the_memory_of_its_first_call_which_is_given_back_when_it_is_forgotten() -> None:
-    config = {**VAE, "block_out_channels": (32, 64, 64, 64), "norm_num_groups": 32}
-    plain, model = (randomise(calotype.AutoencoderKL(**config)).cuda() for _ in range(2))
-    torch.cuda.empty_cache()
-    before = held_in_pools()
-    fast, found = Accelerated(model, Options(), ("decode",)), []
-    for side in (64, 64, 32, 32, 64):
-        z = random(1, 4, side, side)
-        found.append((fast.decode(z, return_dict=False)[0], plain.decode(z).sample))
-        if len(found) == 1:
-            torch.cuda.empty_cache()
-            first = held_in_pools()
-            assert first > before
-    assert all(error(one, right) < 1e-3 for one, right in found)
-    assert fast._runner.captures["decode"].count == 2
-    assert held_in_pools() <= first + 2 * 2**20  # one small segment more, if any
-    accelerated.forget(model)
-    torch.cuda.empty_cache()
-    workspace = 64 * 2**20  # of products in that stream, which PyTorch keeps
-    assert held_in_pools() <= before + workspace
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from calotype.acceleration.ahead import compiled_first
-from calotype.acceleration.captured import Aside, Captures, Prepared, Stamp, put_back
+from calotype.acceleration.captured import Captures, Prepared, Stamp, put_back
 from calotype.acceleration.concerned import is_stepwise, settle
 from calotype.acceleration.devices import CudaGraphs, Device
 from calotype.acceleration.numbers import Amounts, Weighing, without_strength
@@ -186,7 +186,7 @@ class Runner:
             with device.current(), self._faster(stand_ins):
                 return function(*args, **kwargs)
 
-        def noting(aside: Aside) -> tuple[Any, tuple[Readers, TimeReaders]]:
+        def noting() -> tuple[Any, tuple[Readers, TimeReaders]]:
             contexts = [kwargs[name] for name in PROMPTS if isinstance(kwargs.get(name), Tensor)]
             readers, time_readers = Readers(contexts), TimeReaders()
 
@@ -202,7 +202,7 @@ class Runner:
                         times.compute()
                 return result
 
-            return compiled_first(partial(aside, first)), (readers.done(), time_readers.done())
+            return compiled_first(first), (readers.done(), time_readers.done())
 
         try:
             if not self.options.graphs:

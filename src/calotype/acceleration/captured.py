@@ -8,7 +8,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,8 +17,6 @@ from calotype.acceleration.devices import Device, Replay
 from calotype.acceleration.values import places, put_together, taken_apart
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -109,18 +107,6 @@ class Prepared:
 Prepare = Callable[[list[Tensor], Hashable, frozenset[int], Any], Prepared]
 """(buffers, form, which of them are the prompt, what the first call noted) -> the call on these buffers."""
 
-
-@dataclass
-class First:
-    """What a first call has noted, and what keeps the memory that it computed in for its capture."""
-
-    noted: Any = None
-    hold: object | None = None
-
-
-Aside = Callable[[Callable[[], Any]], Any]
-"""Runs a function in the memory of captures; its result lies in memory of its own."""
-
 ENOUGH = 4
 """Uses that pay for a capture."""
 
@@ -131,8 +117,8 @@ class Captures:
     def __init__(self, name: str, device: Device, limit: int, prompts: frozenset[str]) -> None:
         self.name, self.device, self.limit, self.prompts = name, device, limit, prompts
         self.kept: OrderedDict[Hashable, Capture] = OrderedDict()
-        self.seen: OrderedDict[Hashable, First] = OrderedDict()
-        """Forms of first calls."""
+        self.seen: OrderedDict[Hashable, Any] = OrderedDict()
+        """Forms of first calls, and what those noted."""
         self.failed: dict[Hashable, str] = {}
         self.count = 0
         """How many captures have been made."""
@@ -153,7 +139,7 @@ class Captures:
     def __call__(
         self,
         ordinary: Callable[[], Any],
-        noting: Callable[[Aside], tuple[Any, Any]],
+        noting: Callable[[], tuple[Any, Any]],
         prepare: Prepare,
         stamp: Stamp,
         tensors: list[Tensor],
@@ -161,8 +147,7 @@ class Captures:
     ) -> Any:
         """What ``ordinary`` gives for these tensors in this form, which computes where it must.
 
-        The first time it is computed by ``noting`` in the way that this is given, which also gives what ``prepare``
-        is to know of it.
+        The first time it is computed by ``noting``, which also gives what ``prepare`` is to know of it.
         """
         with self.lock:
             capture = self.kept.get(form)
@@ -171,7 +156,7 @@ class Captures:
                     return ordinary()
                 if form not in self.seen:
                     # libraries choose and set up their kernels in an ordinary call
-                    result, self.seen[form] = self._first(noting)
+                    result, self.seen[form] = noting()
                     while len(self.seen) > 8 * self.limit:
                         self.seen.popitem(last=False)
                     return result
@@ -181,28 +166,6 @@ class Captures:
             self.kept.move_to_end(form)
             with self.device.in_order():
                 return capture.run(tensors, stamp)
-
-    def _first(self, noting: Callable[[Aside], tuple[Any, Any]]) -> tuple[Any, First]:
-        first = First()
-
-        def aside(function: Callable[[], T]) -> T:
-            with self.device.in_order():
-                with self.device.scratch() as first.hold:
-                    result = function()
-                    if first.hold is None:
-                        return result
-                    tensors, shape = taken_apart(result)
-                return put_together(shape, copied(tensors))
-
-        try:
-            result, first.noted = noting(aside)
-            return result, first
-        except (TypeError, torch.OutOfMemoryError) as error:
-            # a result that cannot be taken apart; or pieces of that memory are too small, which are given back now
-            logger.debug("%s is computed in memory of its own: %s", self.name, error)
-        first.hold = None
-        result, first.noted = noting(lambda function: function())
-        return result, first
 
     def _captured(self, prepare: Prepare, form: Hashable, tensors: list[Tensor]) -> Capture | None:
         keywords = form.parts[1]  # type: ignore[attr-defined]
@@ -214,7 +177,7 @@ class Captures:
         try:
             with self.device.in_order(), torch.inference_mode(False), torch.no_grad():
                 buffers = [torch.empty_like(tensor).copy_(tensor) for tensor in tensors]
-                prepared = prepare(buffers, form, prompts, self.seen[form].noted)
+                prepared = prepare(buffers, form, prompts, self.seen[form])
                 before = None
                 if prepared.before is not None:
                     before, _ = self.device.capture(prepared.before)
@@ -226,8 +189,6 @@ class Captures:
             self.failed[form] = f"{type(error).__name__}: {(str(error) or 'no reason given').splitlines()[0]}"
             logger.warning("%s is computed without a CUDA graph: %s.", self.name, self.failed[form])
             return None
-        finally:
-            self.seen[form].hold = None  # what is captured keeps its memory itself
         self.count += 1
         self.kept[form] = Capture(buffers, work, results, shape, before, prompts, memory=prepared.memory)
         return self.kept[form]

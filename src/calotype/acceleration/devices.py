@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from functools import cache
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -31,15 +30,6 @@ class Device(Protocol):
         """
         ...
 
-    def scratch(self) -> AbstractContextManager[object | None]:
-        """Within this, what is computed and allocated is so where captures are; to be used within :meth:`in_order`.
-
-        So a capture of the same finds the memory that it needs. What was allocated is there until a capture is
-        replayed, as in a capture. It gives what the memory is kept by until then, or ``None`` if PyTorch has not
-        what this needs: then all is as ever, and so is what was allocated.
-        """
-        ...
-
     def in_order(self) -> AbstractContextManager[Any]:
         """Within this, work waits for all replays before it, on whatever stream they were."""
         ...
@@ -53,34 +43,6 @@ class Device(Protocol):
         ...
 
 
-_BEGIN, _END, _RELEASE = (
-    next((found for name in names if (found := getattr(torch._C, name, None)) is not None), None)
-    for names in (
-        ("_cuda_beginAllocateCurrentThreadToPool", "_cuda_beginAllocateCurrentStreamToPool"),
-        ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool"),
-        ("_cuda_releasePool",),
-    )
-)
-"""What PyTorch's allocator is told to take memory from a pool by; some names depend on the version."""
-
-
-@cache
-def _stream(device: torch.device) -> torch.cuda.Stream:
-    """The stream in which all work on pools is: memory that was freed in one is given to nothing in another.
-
-    It is the same as long as the process lives, since what libraries need in a stream they keep for ever.
-    """
-    return torch.cuda.Stream(device)
-
-
-class Hold:
-    """Keeps a pool's memory from being given back."""
-
-    def __init__(self, device: int, pool: Any) -> None:
-        assert _RELEASE is not None
-        weakref.finalize(self, _RELEASE, device, pool).atexit = False
-
-
 class CudaGraphs:
     """CUDA graphs of one device, whose intermediate results share one pool of memory.
 
@@ -91,56 +53,22 @@ class CudaGraphs:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.stream = _stream(device)
         self.pool: Any = None
-        self._users: weakref.WeakSet[torch.cuda.CUDAGraph | Hold] = weakref.WeakSet()
+        self._graphs: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
         self._last: torch.cuda.Event | None = None
         self._lock = threading.RLock()
 
     def capture(self, function: Callable[[], Any]) -> tuple[Replay, Any]:
-        with torch.cuda.device(self.device), self._in_use():
+        with torch.cuda.device(self.device):
+            if not self._graphs:  # a pool that no graph uses any more cannot be taken up again
+                self.pool = torch.cuda.graph_pool_handle()
             graph = torch.cuda.CUDAGraph()
             torch.cuda.current_stream().synchronize()
             # the device's own generator takes part in a capture and cannot be drawn from meanwhile
-            with (
-                UNSEEDED,
-                torch.cuda.graph(
-                    graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"
-                ),
-            ):
+            with UNSEEDED, torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
                 result = function()
-            self._users.add(graph)
+        self._graphs.add(graph)
         return graph, result
-
-    @contextmanager
-    def scratch(self) -> Iterator[Hold | None]:
-        if _BEGIN is None or _END is None or _RELEASE is None:
-            yield None
-            return
-        before = torch.cuda.current_stream(self.device)
-        self.stream.wait_stream(before)
-        try:
-            with torch.cuda.stream(self.stream):
-                index = torch.cuda.current_device()
-                with self._in_use():
-                    _BEGIN(index, self.pool)
-                    hold = Hold(index, self.pool)
-                    self._users.add(hold)
-                try:
-                    yield hold
-                finally:
-                    _END(index, self.pool)
-        finally:
-            before.wait_stream(self.stream)
-
-    @contextmanager
-    def _in_use(self) -> Iterator[None]:
-        """Within this the pool is one that can be taken up: one that nothing uses any more cannot be."""
-        user = next(iter(self._users), None)  # which is kept until then
-        if user is None:
-            self.pool = torch.cuda.graph_pool_handle()
-        yield
-        del user
 
     def in_order(self) -> AbstractContextManager[Any]:
         return _InOrder(self)

@@ -10,8 +10,6 @@ tile as in Chan, Golub and LeVeque (1979), so a large mean costs no digits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 import torch.nn.functional as F
 import triton
@@ -318,23 +316,14 @@ def _contiguous(
     return y
 
 
-NOTHING = 2**14
-"""Channels for which there are zeros that are kept."""
 _NOTHING: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
 
 def nothing(channels: int, like: Tensor) -> Tensor:
-    """Zeros for an offset that there is not; the same memory each time, unless there are very many channels."""
-    if channels > NOTHING:
-        return like.new_zeros(channels)
+    """Zeros for an offset that there is not; the same memory each time."""
     key = like.device, like.dtype
     found = _NOTHING.get(key)
-    if found is None:
-        found = _NOTHING[key] = torch.zeros(NOTHING, dtype=like.dtype, device=like.device)
+    if found is None or len(found) < channels:
+        found = torch.zeros(max(channels, 4096), dtype=like.dtype, device=like.device)
+        _NOTHING[key] = found
     return found
-
-
-def prepare(device: torch.device, dtypes: Iterable[torch.dtype]) -> None:
-    """Have what is kept lie where no graph writes, before anything is captured."""
-    for dtype in dtypes:
-        nothing(1, torch.empty(0, dtype=dtype, device=device))
