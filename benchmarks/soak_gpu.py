@@ -252,13 +252,13 @@ def soak(subject: Subject, count: int, steps: int, every: int = 1, warm: int = W
             times = "".join(f" {value:>6.1f} s" for value in seconds.values())
             captured = sum(one.count for one in kept)
             print(f"{call:>6} {used} {held} {captured:>9} {found.largest:>19.5f}{times}", flush=True)
-    used, held = (last - first for first, last in zip(memory[0], memory[-1], strict=True))
+    grown, more = (last - first for first, last in zip(memory[0], memory[-1], strict=True))
     captured, report = sum(one.count for one in kept), fast.acceleration.report()
     print(
-        f"{found}; after the first {warm} calls {used / 1e6:+.1f} MB used, {held / 1e6:+.1f} MB held\n{report}"
+        f"{found}; after the first {warm} calls {grown / 1e6:+.1f} MB used, {more / 1e6:+.1f} MB held\n{report}"
     )
     return (
-        used <= 20e6 and held <= subject.grows and 0 < captured <= turns * len(subject.shapes)
+        grown <= 20e6 and more <= subject.grows and 0 < captured <= turns * len(subject.shapes)
         and "plain" not in report and "not captured" not in report and found.right
     )  # fmt: skip
 
