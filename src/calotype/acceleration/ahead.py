@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -64,6 +65,8 @@ class Kernel:
         self.function = function
         self.constant = ["constexpr" in str(kind) for kind in _kinds(function.fn)]
         self.known: set[Hashable] = set()
+        self.loading = threading.Lock()
+        """What launches the forms of a kernel is mostly the same program, which the second then finds on disk."""
 
     def __getitem__(self, grid: Any) -> Callable[..., Any]:
         return partial(self._launched, grid)
@@ -201,7 +204,8 @@ def _ready(kernel: Kernel, place: torch.device, grid: Any, args: list[Any], opti
     """Compile the kernel and have it ready for launching."""
     with torch.cuda.device(place):
         compiled = kernel.function.warmup(*map(_mock, args), grid=grid, **options)
-        _ = compiled.run  # which builds what launches it and brings it to the device
+        with kernel.loading:
+            _ = compiled.run  # which builds what launches it and brings it to the device
 
 
 def _mock(value: Any) -> Any:
