@@ -191,9 +191,9 @@ def _example(sum_of: Callable[..., T], device: torch.device | str) -> T:
     return sum_of(((2.0, inner), (3.0, x)), 1.0, None, None)
 
 
-def tried(device: torch.device | str) -> None:
-    """Launch on ``device`` what :func:`proven` looks at, so that this is compiled when other kernels are."""
-    run(program([_example(_Example, device)]), [torch.float32])  # type: ignore[list-item]
+def tried(device: torch.device | str) -> list[Tensor]:
+    """What :func:`proven` looks at, launched on ``device``, so that it is compiled when other kernels are."""
+    return run(program([_example(_Example, device)]), [torch.float32])  # type: ignore[list-item]
 
 
 def proven(sum_of: Callable[..., Sum], one_by_one: Callable[[list[Sum]], list[Tensor]]) -> bool:
