@@ -14,8 +14,8 @@ Models are of full size with random weights in bfloat16. The parts:
 Each row has the reference (eager) first. ``--compiled`` adds it compiled and graphed for the UNets, which takes one to
 two minutes each (with ``--seconds 590 --only sd15,sdxl``, say); ``--mechanisms`` adds calotype with more and more of
 its acceleration. Times are medians of settled calls. The error is that of the output against the reference's models in
-float32, of pictures that of the first one; peaks of memory are those of one library's models and all that their calls
-add. What does not fit in ``--seconds`` is left out, what fails is noted, and the rest goes on; the exit status is 1
+float32, of pictures that of the first one; peaks of memory are what a process would take that has one library's models
+alone. What does not fit in ``--seconds`` is left out, what fails is noted, and the rest goes on; the exit status is 1
 where something failed. ``--out`` has all of it as JSON.
 """
 

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
+from benchmarks._gpu.memory import Peak
 from benchmarks._gpu.report import Report, Row
 from benchmarks._gpu.sizes import Sizes
 from benchmarks._gpu.stock import Stock
@@ -65,6 +67,10 @@ class Bench:
             self.report.fail(f"{row.what}, {what}", traceback.format_exc())
         finally:
             self.timer.clear()
+
+    def peak(self, models: list[nn.Module]) -> Peak:
+        """The most memory that these of the models take from now on."""
+        return Peak(self.timer, models, [one for one in self.stock.all if one not in models])
 
     def random(self, *shape: int, generator: Any = None) -> torch.Tensor:
         """Normal random numbers of the models' type."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks._gpu.bench import Bench
 from benchmarks._gpu.report import COMPILED, OURS, REFERENCE, Measured, Row
-from benchmarks._gpu.timing import RATE, Peak, error, middle, operations
+from benchmarks._gpu.timing import RATE, error, middle, operations
 from calotype.acceleration import accelerated
 from calotype.acceleration.accelerated import Accelerated
 from calotype.acceleration.options import Options
@@ -35,7 +35,6 @@ VARIANTS = {
     "PyTorch's attention of narrow heads": Options(narrow=False),
     OURS: Options(),
 }
-"""In an order in which what is done to the weights stays."""
 COMPILING = 130
 """Seconds within which the reference is compiled."""
 
@@ -110,10 +109,10 @@ def measure(bench: Bench, part: str, name: str, work: Work, compiles: bool = Fal
 def _measure(bench: Bench, row: Row, models: dict[str, Any], work: Work, compiles: bool) -> None:
     timer, reference, ours = bench.timer, models[REFERENCE], models[OURS]
     row.floor = operations(lambda: work(reference)) / RATE * 1e3
-    right = work.precise(reference, bench.stock.dtype)
-    peak = Peak(timer, [reference])
+    right = work.precise(reference, bench.stock.dtype).cpu()
+    peak = bench.peak([reference])
     first, second = (timer.wall(lambda: work(reference)) for _ in range(2))
-    times, found = timer.steady(lambda: work(reference)), work(reference)
+    times, found = timer.steady(lambda: work(reference)), work(reference).cpu()
     theirs = Measured(middle(times), min(times), first, second, error(found, right), *peak.gib())
     bench.report.add(row, REFERENCE, theirs)
     for variant in VARIANTS if bench.mechanisms else [OURS]:
@@ -132,10 +131,10 @@ def fast(bench: Bench, work: Work, variant: str, ours: Any, right: Tensor, their
     """What calotype takes by one of the variants."""
     timer = bench.timer
     accelerated.forget(ours)
-    peak = Peak(timer, [ours])
+    peak = bench.peak([ours])
     model = Accelerated(ours, VARIANTS[variant], ("decode",))
     first, second = (timer.wall(lambda: work(model)) for _ in range(2))
-    times, found = timer.steady(lambda: work(model)), work(model)
+    times, found = timer.steady(lambda: work(model)), work(model).cpu()
     one = Measured(middle(times), min(times), first, second, error(found, right), *peak.gib())
     one.more["apart"] = f"{error(found, theirs):.1e}"
     for captures in model._runner.captures.values():
@@ -151,7 +150,7 @@ def fast(bench: Bench, work: Work, variant: str, ours: Any, right: Tensor, their
 def compiled(bench: Bench, work: Work, reference: Any, right: Tensor) -> Measured:
     """What the reference takes once PyTorch has compiled and captured it, which is its first call."""
     torch._dynamo.reset()
-    peak = Peak(bench.timer, [reference])
+    peak = bench.peak([reference])
     model = torch.compile(reference, mode="reduce-overhead", dynamic=False)
 
     def run() -> Tensor:
@@ -161,7 +160,7 @@ def compiled(bench: Bench, work: Work, reference: Any, right: Tensor) -> Measure
     try:
         first, second = (bench.timer.wall(run) for _ in range(2))
         bench.timer.wall(run)
-        times, found = bench.timer.steady(run), run().clone()
+        times, found = bench.timer.steady(run), run().cpu()
         return Measured(middle(times), min(times), first, second, error(found, right), *peak.gib())
     finally:
         torch._dynamo.reset()

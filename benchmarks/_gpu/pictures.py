@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from benchmarks._gpu.bench import Bench
 from benchmarks._gpu.calls import CALLS, Call, make
 from benchmarks._gpu.report import OURS, REFERENCE, Measured, Row
-from benchmarks._gpu.timing import RATE, Peak, error, middle, operations
+from benchmarks._gpu.timing import RATE, error, middle, operations
 from calotype.acceleration import accelerated
 
 PLAIN = "calotype without acceleration"
@@ -74,7 +74,7 @@ def precise(bench: Bench, pipe: Any, call: Call, given: dict[str, Any]) -> Tenso
         found: Tensor = make(
             pipe, call, {**given, "num_images_per_prompt": 1}, generator=draws, latents=latents[:1].float()
         )
-        return found
+        return found.cpu()
     finally:
         pipe.to(bench.stock.dtype)
         bench.timer.clear()
@@ -85,7 +85,7 @@ def measured(bench: Bench, who: str, pipe: Any, call: Call, given: dict[str, Any
     timer, models = bench.timer, models_of(pipe)
     for model in models:
         accelerated.forget(model)
-    peak, count = Peak(timer, models), 0
+    peak, count = bench.peak(models), 0
 
     def run() -> Tensor:
         nonlocal count
@@ -97,7 +97,7 @@ def measured(bench: Bench, who: str, pipe: Any, call: Call, given: dict[str, Any
     if who == OURS:
         timer.wall(run)  # what is captured at the second call is settled from here on
     times = timer.walls(run, *MOST[who])
-    found = make(pipe, call, given)
+    found: Tensor = make(pipe, call, given).cpu()
     one = Measured(middle(times), min(times), first, second, None, *peak.gib())
     one.more["calls"] = len(times)
     if who == OURS and pipe.acceleration:

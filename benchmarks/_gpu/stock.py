@@ -59,6 +59,11 @@ class Stock:
             self._models[name] = self._encoders(name) if encodes else self._pair(name)
         return self._models[name]
 
+    @property
+    def all(self) -> list[Any]:
+        """All models that there are, of each library."""
+        return [model for of_libraries in self._models.values() for model in of_libraries.values()]
+
     def drop(self, *names: str) -> None:
         """Forget models that nothing needs any more."""
         for name in names:

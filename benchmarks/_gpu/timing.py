@@ -1,15 +1,15 @@
-"""How long something takes on a device, how much memory, and how far results are from right ones."""
+"""How long something takes on a device, and how far results are from right ones."""
 
 from __future__ import annotations
 
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 RATE = 788e12
 """bf16 operations a second that a large matrix product reaches on an H200."""
@@ -66,40 +66,6 @@ class Timer:
         if self.cuda:
             gc.collect()
             torch.cuda.empty_cache()
-
-
-class Peak:
-    """The most memory of one library's models and all that their calls add, from now on.
-
-    The other library's models lie beside them and are left out: what was there at first is taken off and the weights
-    of ``models`` are added.
-    """
-
-    def __init__(self, timer: Timer, models: Iterable[nn.Module]) -> None:
-        self.timer = timer
-        timer.clear()
-        timer.settle()
-        if timer.cuda:
-            own = weight_bytes(models)
-            torch.cuda.reset_peak_memory_stats()
-            self.before = torch.cuda.memory_allocated() - own, torch.cuda.memory_reserved() - own
-
-    def gib(self) -> tuple[float | None, float | None]:
-        """What tensors took, and what PyTorch held for them; nothing is known of a CPU."""
-        if not self.timer.cuda:
-            return None, None
-        held = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
-        return (held[0] - self.before[0]) / 2**30, (held[1] - self.before[1]) / 2**30
-
-
-def weight_bytes(models: Iterable[nn.Module]) -> int:
-    """Bytes of the models' parameters and buffers, each memory once."""
-    found = {}
-    for model in models:
-        for tensor in (*model.parameters(), *model.buffers()):
-            storage = tensor.untyped_storage()
-            found[storage.data_ptr()] = storage.nbytes()
-    return sum(found.values())
 
 
 def error(found: Tensor, right: Tensor) -> float:

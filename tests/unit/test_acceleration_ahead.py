@@ -74,6 +74,33 @@ def test_new_forms_are_compiled_by_threads_before_anything_is_launched() -> None
     assert len(compiler.compiled) == 3
 
 
+def test_forms_of_a_kernel_are_loaded_one_after_another_and_compiled_side_by_side() -> None:
+    at_once = {"compile": [0, 0], "load": [0, 0]}
+    lock = threading.Lock()
+
+    def watched(what: str) -> None:
+        now = at_once[what]
+        with lock:
+            now[:] = now[0] + 1, max(now[0] + 1, now[1])
+        time.sleep(0.05)
+        with lock:
+            now[0] -= 1
+
+    class Compiled:
+        @property
+        def run(self) -> None:
+            watched("load")
+
+    class Slow(Compiler):
+        def warmup(self, *args: Any, grid: Any, **options: Any) -> Any:
+            watched("compile")
+            return Compiled()
+
+    kernel = Kernel(Slow())
+    compiled_first(lambda: [kernel[(1,)](torch.zeros(8), torch.zeros(8), 8, 1, n) for n in (2, 4, 8)])
+    assert at_once["load"][1] == 1 < at_once["compile"][1]
+
+
 def test_what_cannot_be_compiled_ahead_is_left_to_the_launch() -> None:
     compiler = Compiler(RuntimeError("no compiler"))
     kernel = Kernel(compiler)
@@ -134,14 +161,21 @@ def test_triton_compiles_for_a_device_that_is_not_here_what_a_launch_then_finds(
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
 
+    from calotype.acceleration import affine_kernel
     from calotype.acceleration.kernels import gate_products, layer_norm
 
-    launched = []
+    launched, given = [], set()
+
+    def launcher(src: Any, metadata: Any) -> Any:
+        if metadata.name == "sums":
+            given.add(str([kind for kind in src.signature.values() if kind != "constexpr"]))
+        return lambda *args: launched.append(metadata.name)
+
     pretended = SimpleNamespace(
         get_current_target=lambda: GPUTarget("cuda", 90, 32),
         get_current_device=lambda: 0,
         get_current_stream=lambda device: 0,
-        launcher_cls=lambda src, metadata: lambda *args: launched.append(metadata.name),
+        launcher_cls=launcher,
         utils=SimpleNamespace(
             load_binary=lambda *args: (object(), 1, 8, 0, 1024),
             get_device_properties=lambda device: {"max_shared_mem": 2**20},
@@ -155,12 +189,17 @@ def test_triton_compiles_for_a_device_that_is_not_here_what_a_launch_then_finds(
     x = torch.zeros(2, 128, 256, dtype=torch.bfloat16)
     w = torch.zeros(256, dtype=torch.bfloat16)
     described = gate_products.TensorDescriptor is not None
-    names = [*(["gated_columns"] if described else []), "rows_normalised"]  # by a descriptor and by addresses
+    # by a descriptor, by addresses, and by addresses in tuples
+    names = [*(["gated_columns"] if described else []), "rows_normalised", "sums", "sums"]
+    one, other = torch.zeros(1500), torch.ones(1500)
+    shape = ((0, 1, 2), (0, 0, 1), (-1,) * 3, (-1,) * 3, (-1, -1, 0))
 
     def call() -> None:
         layer_norm.fused(x, w, w, 1e-5)
         if described:
             gate_products.fused(x, x.view(-1, 256)[:256], w)
+        affine_kernel.tried("cpu")
+        affine_kernel.run(affine_kernel.Program((one, other, one), (1.0, 2.0, 3.0), shape), [torch.float32])
 
     monkeypatch.setattr(driver, "_active", pretended)
     try:
@@ -169,7 +208,8 @@ def test_triton_compiles_for_a_device_that_is_not_here_what_a_launch_then_finds(
         compiled_first(call)
         assert len(compiled) == len(names)
         assert len(launched) == 2 * len(names)
+        assert len(given) == 1  # other sums, of more tensors, are launched by the same
     finally:
-        for kernel in (layer_norm.rows_normalised, gate_products.gated_columns):
+        for kernel in (layer_norm.rows_normalised, gate_products.gated_columns, affine_kernel.sums):
             kernel.function.device_caches.clear()
             kernel.known.clear()

@@ -12,10 +12,11 @@ import torch
 from benchmarks import gpu
 from benchmarks._gpu import first, models, pictures
 from benchmarks._gpu.bench import Bench
+from benchmarks._gpu.memory import Peak, apart, tensors_of, together, weight_bytes
 from benchmarks._gpu.report import COMPILED, OURS, REFERENCE, Measured, Report, Row, table
 from benchmarks._gpu.sizes import tiny
 from benchmarks._gpu.stock import Stock
-from benchmarks._gpu.timing import Timer, weight_bytes
+from benchmarks._gpu.timing import Timer
 
 import calotype
 
@@ -114,6 +115,55 @@ def test_the_control_picture_is_heard_and_weights_are_the_same(tmp_path: Path) -
         assert torch.equal(tensor, pair[OURS].state_dict()[name])
     size = sum(tensor.nbytes for tensor in pair[OURS].parameters())
     assert weight_bytes([pair[OURS], pair[OURS]]) == size
+
+
+def addresses(model: torch.nn.Module) -> set[int]:
+    return {tensor.untyped_storage().data_ptr() for tensor in tensors_of(model)}
+
+
+@torch.no_grad()
+def test_weights_are_brought_together_and_apart_unchanged(tmp_path: Path) -> None:
+    one = bench(tmp_path / "found.json")
+    model = one.stock.models("controlnet")[OURS]
+    assert one.stock.all == [*one.stock.models("controlnet").values()]
+    model.to(memory_format=torch.channels_last)
+    whole = torch.cat([parameter.data for parameter in (model.time_embedding.linear_1.bias,) * 2])
+    model.time_embedding.linear_1.bias.data = whole[: len(whole) // 2]  # part of a larger storage
+    before, size = (
+        {name: tensor.clone() for name, tensor in model.state_dict().items()},
+        weight_bytes([model]),
+    )
+    for move, count in ((together, 1), (apart, len(list(tensors_of(model))))):
+        move(model)
+        assert len(addresses(model)) == count
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(tensor, before[name]) and tensor.is_contiguous()
+    assert weight_bytes([model]) == size - whole.nbytes // 2
+    kept = addresses(model)
+    together(model)
+    block = addresses(model)
+    together(model)
+    assert addresses(model) == block != kept
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@torch.no_grad()
+def test_a_peak_is_the_same_whatever_lies_beside() -> None:
+    def layers() -> torch.nn.Sequential:
+        return torch.nn.Sequential(*(torch.nn.Linear(1500, 1500) for _ in range(40))).cuda().bfloat16()
+
+    timer, other, model = Timer(torch.device("cuda")), layers(), layers()
+    found = []
+    for _ in range(3):
+        peak = Peak(timer, [model], [other])
+        model(torch.ones(60_000, 1500, device="cuda", dtype=torch.bfloat16))
+        found.append(peak.gib())
+        for one in (other, model):
+            one.float().bfloat16()  # leaves free pieces between the weights
+    used, held = zip(*found, strict=True)
+    size = (weight_bytes([model]) + 3 * 60_000 * 3000) / 2**30
+    assert max(used) - min(used) < 0.005 and max(held) - min(held) < 0.03
+    assert size - 0.01 < min(used) < size + 0.1 and size - 0.01 < min(held) < size + 0.2
 
 
 @torch.no_grad()

@@ -3,6 +3,10 @@
 The sums (`schedulers/affine.py`, which imports this only for tensors on CUDA and where Triton is installed) are a short
 program whose operands are tensors or sums before them. Its shape is compiled in, once for each; the weights are
 arguments. Everything between loading and storing is float32.
+
+What launches a kernel is written in C by Triton for the number of its arguments, and takes longer to compile than the
+kernel; a multistep method has one kernel for each of its first steps, which nothing computes beside. So there are
+always as many arguments as six tensors, two results and eight numbers, or multiples of these.
 """
 
 # mypy: disable-error-code="no-untyped-def, assignment"
@@ -12,30 +16,37 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from calotype.acceleration.ahead import Kernel
+
 if TYPE_CHECKING:
     from calotype.schedulers.affine import Sum, Value
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 BLOCK = 1024
 LIMIT = 12
 """Programs over more tensors than this are computed one sum after the other."""
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+UNITS = (6, 2, 8)
+"""Multiples of so many tensors, results and numbers are given; what a program has not is not read."""
 
 
+@Kernel
 @triton.jit
 def sums(
     tensors,
     results,
     numbers,
     size,
+    COUNT: tl.constexpr,
     OPERANDS: tl.constexpr,
     LAST: tl.constexpr,
     DIVISORS: tl.constexpr,
@@ -43,11 +54,11 @@ def sums(
     RESULTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A ``Program``, element by element."""
+    """A ``Program`` over ``COUNT`` tensors, element by element."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
     values = ()
-    for j in tl.static_range(len(tensors)):
+    for j in tl.static_range(COUNT):
         values = values + (tl.load(tensors[j] + at, mask=inside).to(tl.float32),)  # noqa: RUF005
     total = tl.zeros((BLOCK,), dtype=tl.float32)
     for j in tl.static_range(len(OPERANDS)):
@@ -154,16 +165,41 @@ def run(made: Program, dtypes: Sequence[torch.dtype]) -> list[Tensor]:
     grid = (-(-size // BLOCK),)
     elsewhere = first.is_cuda and first.device.index != torch.cuda.current_device()
     with torch.cuda.device(first.device) if elsewhere else nullcontext():
-        sums[grid](tensors, results, made.numbers, size, *made.shape, BLOCK)
+        given = map(filled, (tensors, results, made.numbers), UNITS)
+        sums[grid](*given, size, len(tensors), *made.shape, BLOCK)
     return list(results)
+
+
+def filled(values: tuple[T, ...], unit: int) -> tuple[T, ...]:
+    """The values, and the first one again until there are a multiple of ``unit``."""
+    return (*values, *values[:1] * (-len(values) % unit))
+
+
+class _Example(NamedTuple):
+    """What a sum has; those of schedulers are not known here."""
+
+    terms: tuple[Any, ...]
+    divisor: float
+    bound: float | None
+    dtype: torch.dtype | None
+
+
+def _example(sum_of: Callable[..., T], device: torch.device | str) -> T:
+    """A sum over a clipped quotient."""
+    x, y = torch.linspace(-2, 2, 2 * 1500, device=device).view(2, 1, 1500)
+    inner = sum_of(((0.5, x), (-1.5, y)), 0.25, 1.0, None)
+    return sum_of(((2.0, inner), (3.0, x)), 1.0, None, None)
+
+
+def tried(device: torch.device | str) -> list[Tensor]:
+    """What :func:`proven` looks at, launched on ``device``, so that it is compiled when other kernels are."""
+    return run(program([_example(_Example, device)]), [torch.float32])  # type: ignore[list-item]
 
 
 def proven(sum_of: Callable[..., Sum], one_by_one: Callable[[list[Sum]], list[Tensor]]) -> bool:
     """Whether the kernel can be compiled and run here (that needs a C compiler) and computes what PyTorch does."""
     try:
-        x, y = torch.linspace(-2, 2, 2 * 1500, device="cuda").view(2, 1, 1500)
-        inner = sum_of(((0.5, x), (-1.5, y)), 0.25, 1.0, None)
-        outer = sum_of(((2.0, inner), (3.0, x)), 1.0, None, None)
+        outer = _example(sum_of, "cuda")
         right = torch.allclose(run(program([outer]), [outer.dtype])[0], one_by_one([outer])[0], atol=1e-5)
         why = "its results differ from PyTorch's"
     except Exception as error:  # whatever is wrong with the toolchain, PyTorch's own kernels serve

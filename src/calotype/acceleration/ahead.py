@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Hashable, Iterator
+import threading
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -25,8 +26,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-MOST = 16
-"""Kernels that are compiled at a time, if there are so many processors."""
+MOST, EACH = 32, 2
+"""Kernels that are compiled at a time at most, and for each processor: they wait for each other and for compilers."""
 
 
 class _Unknown(Exception):
@@ -64,6 +65,8 @@ class Kernel:
         self.function = function
         self.constant = ["constexpr" in str(kind) for kind in _kinds(function.fn)]
         self.known: set[Hashable] = set()
+        self.loading = threading.Lock()
+        """What launches the forms of a kernel is mostly the same program, which the second then finds on disk."""
 
     def __getitem__(self, grid: Any) -> Callable[..., Any]:
         return partial(self._launched, grid)
@@ -93,11 +96,10 @@ class _OfTriton:
         return self.kernel.function[self.grid](*self.args, **self.options)
 
     def preparation(self) -> Callable[[], None] | None:
-        tensors = [value for value in self.args if isinstance(value, torch.Tensor)]
+        tensors = [value for value in _one_by_one(self.args) if isinstance(value, torch.Tensor)]
         if not all(map(_is_aligned, tensors)):
             return None
-        # a type stands for a tensor, whose memory is not kept
-        types = [value.dtype if isinstance(value, torch.Tensor) else value for value in self.args]
+        types = list(map(_without_memory, self.args))
         return partial(_ready, self.kernel, tensors[0].device, self.grid, types, self.options)
 
 
@@ -107,11 +109,29 @@ def _kinds(function: Callable[..., Any]) -> list[Any]:
     return [function.__annotations__.get(name) for name in names]
 
 
+def _one_by_one(values: Iterable[Any]) -> Iterator[Any]:
+    """The values, and what is in tuples among them."""
+    for value in values:
+        if isinstance(value, tuple):
+            yield from _one_by_one(value)
+        else:
+            yield value
+
+
+def _without_memory(value: Any) -> Any:
+    """A type in the place of a tensor, whose memory is not kept."""
+    if isinstance(value, torch.Tensor):
+        return value.dtype
+    return tuple(map(_without_memory, value)) if isinstance(value, tuple) else value
+
+
 def _form(value: Any, constant: bool) -> Hashable:
     if isinstance(value, torch.Tensor):
         return value.dtype, value.device, _is_aligned(value)
     if isinstance(value, bool) or constant:
         return value
+    if isinstance(value, tuple):
+        return tuple(_form(one, constant) for one in value)
     if isinstance(value, int):
         return value == 1, value % 16 == 0, value < 2**31
     return type(value).__name__
@@ -145,7 +165,7 @@ def compiled_first(call: Callable[[], T]) -> T:
             return call()
     except _Unknown:
         pass
-    with ThreadPoolExecutor(min(MOST, os.cpu_count() or 1), "calotype-kernels") as threads:
+    with ThreadPoolExecutor(min(MOST, EACH * (os.cpu_count() or 1)), "calotype-kernels") as threads:
         waiting: list[Future[None]] = []
         try:
             with _instead(partial(_compile, threads, waiting)):
@@ -183,5 +203,15 @@ def _compile(threads: ThreadPoolExecutor, waiting: list[Future[None]], launch: L
 def _ready(kernel: Kernel, place: torch.device, grid: Any, args: list[Any], options: dict[str, Any]) -> None:
     """Compile the kernel and have it ready for launching."""
     with torch.cuda.device(place):
-        compiled = kernel.function.warmup(*args, grid=grid, **options)
-        _ = compiled.run  # which builds what launches it and brings it to the device
+        compiled = kernel.function.warmup(*map(_mock, args), grid=grid, **options)
+        with kernel.loading:
+            _ = compiled.run  # which builds what launches it and brings it to the device
+
+
+def _mock(value: Any) -> Any:
+    """What stands for tensors in a tuple; a type that is an argument by itself Triton knows."""
+    if not isinstance(value, tuple) or not any(isinstance(one, torch.dtype) for one in value):
+        return value
+    from triton.runtime.jit import MockTensor
+
+    return tuple(map(MockTensor.wrap_dtype, value))

@@ -48,6 +48,7 @@ def kernels_for(device: torch.device) -> Kernels | None:
 
         if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 3):
             raise ImportError(f"Triton {triton.__version__} is too old")
+        from calotype.acceleration import affine_kernel
         from calotype.acceleration.cuda.available import as_ever, available, tried
         from calotype.acceleration.kernels import (
             convolutions,
@@ -65,7 +66,9 @@ def kernels_for(device: torch.device) -> Kernels | None:
         if device.type == "cuda":
             with as_ever(device):
                 with suppress(Exception):  # what is wrong with one of them is found out below
-                    compiled_first(lambda: (_normalised(layer_norm, device), tried(device)))
+                    compiled_first(
+                        lambda: (_normalised(layer_norm, device), tried(device), affine_kernel.tried(device))
+                    )
                 found, right = _normalised(layer_norm, device)
                 torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
         available(device)  # found out here, before anything is captured

@@ -15,6 +15,12 @@ def shared_memory(device: torch.device) -> int:
     """Bytes near a processor that one program may use; the host, which interprets kernels, knows no limit."""
     if device.type != "cuda":
         return 2**30
+    known: int | None = getattr(
+        torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", None
+    )
+    if known is not None:
+        return known
+    # Triton's way to the driver is compiled when it is first used, while everything waits
     index = torch.cuda.current_device() if device.index is None else device.index
     return driver.active.utils.get_device_properties(index)["max_shared_mem"]
 
