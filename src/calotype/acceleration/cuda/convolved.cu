@@ -43,7 +43,7 @@ extern "C" __global__ __launch_bounds__(384, 1) void convolved(
   wait_for_predecessor();
   let_successor_begin();
   if (group == 0) {
-    give_registers<72>();
+    give_registers<56>();
     if (threadIdx.x == 0) {
       int stage = 0, phase = 0;
       for (int tile = first; tile < tiles; tile += clusters) {
@@ -66,7 +66,7 @@ extern "C" __global__ __launch_bounds__(384, 1) void convolved(
     __syncwarp();
     if (SPLIT > 1) { cluster_sync(); cluster_sync(); }
   } else {
-    take_registers<216>();
+    take_registers<224>();
     int thread = threadIdx.x % 128, lane = thread % 32, stage = 0, phase = 0, warp = threadIdx.x / 32 - 4;
     uint32 rows_at = (group - 1) * 64 * DEPTH * 2;
     for (int tile = first; tile < tiles; tile += clusters) {
@@ -86,6 +86,32 @@ extern "C" __global__ __launch_bounds__(384, 1) void convolved(
         }
         if (++stage == STAGES) { stage = 0; phase ^= 1; }
       }
+      int box = tile / columns * PAIR + mine, column = tile % columns * COLUMNS, pair = lane % 4;
+      // where a thread's rows are in the map, and what is added to them; it comes while the last products are computed
+      long long places[2];
+      bool there[2];
+      uint4 more[2][COLUMNS / 32 + 1];
+      uint32 biases[COLUMNS / 8];
+      auto bring = [&]() {
+        #pragma unroll
+        for (int half = 0; half < 2; half++) {
+          int row = warp * 16 + lane / 4 + half * 8;
+          int at_x = box % across * box_width + row % box_width;
+          int at_y = box / across % down * box_height + row / box_width % box_height;
+          int image = box / (across * down) * box_count + row / (box_width * box_height);
+          there[half] = at_x < width && at_y < height && image < count;
+          places[half] = (((long long)image * height + at_y) * width + at_x) * out + column + 8 * pair;
+          if (other && there[half]) {
+            #pragma unroll
+            for (int j = 0; j < COLUMNS / 8; j += 4) {
+              more[half][j / 4] = j + pair < COLUMNS / 8 ? *(const uint4*)(other + places[half] + 8 * j) : make_uint4(0, 0, 0, 0);
+            }
+          }
+        }
+        #pragma unroll
+        for (int i = 0; i < COLUMNS / 8; i++) biases[i] = bias ? __ldg((const uint32*)(bias + column) + pair + 4 * i) : 0;
+      };
+      if (SPLIT == 1) bring();
       products_wait<0>();
       pin(sums);
       if (SPLIT == 1) {
@@ -112,20 +138,9 @@ extern "C" __global__ __launch_bounds__(384, 1) void convolved(
           }
         }
       }
-      int box = tile / columns * PAIR + mine, column = tile % columns * COLUMNS, pair = lane % 4;
+      if (SPLIT > 1) bring();
       #pragma unroll
       for (int half = 0; half < 2; half++) {
-        int row = warp * 16 + lane / 4 + half * 8;
-        int at_x = box % across * box_width + row % box_width;
-        int at_y = box / across % down * box_height + row / box_width % box_height;
-        int image = box / (across * down) * box_count + row / (box_width * box_height);
-        bool there = at_x < width && at_y < height && image < count;
-        long long place = (((long long)image * height + at_y) * width + at_x) * out + column + 8 * pair;
-        uint4 more[COLUMNS / 32 + 1];
-        if (other && there) {
-          #pragma unroll
-          for (int j = 0; j < COLUMNS / 8; j += 4) more[j / 4] = j + pair < COLUMNS / 8 ? *(const uint4*)(other + place + 8 * j) : make_uint4(0, 0, 0, 0);
-        }
         #pragma unroll
         for (int j = 0; j < COLUMNS / 8; j += 4) {
           uint32 found[4];
@@ -133,16 +148,17 @@ extern "C" __global__ __launch_bounds__(384, 1) void convolved(
           for (int i = 0; i < 4; i++) {
             if (j + i >= COLUMNS / 8) { found[i] = 0; continue; }
             float low = sums[4 * (j + i) + 2 * half], high = sums[4 * (j + i) + 2 * half + 1];
-            if (bias) { uint32 b = __ldg((const uint32*)(bias + column + 8 * (j + i)) + pair); low += low_of(b); high += high_of(b); }
+            if (bias) { low += low_of(biases[j + i]); high += high_of(biases[j + i]); }
             found[i] = packed(low, high);
           }
           gather(found, lane);
-          if (!there || j + pair >= COLUMNS / 8) continue;
+          if (!there[half] || j + pair >= COLUMNS / 8) continue;
           if (other) {
-            found[0] = added(found[0], more[j / 4].x); found[1] = added(found[1], more[j / 4].y);
-            found[2] = added(found[2], more[j / 4].z); found[3] = added(found[3], more[j / 4].w);
+            uint4 v = more[half][j / 4];
+            found[0] = added(found[0], v.x); found[1] = added(found[1], v.y);
+            found[2] = added(found[2], v.z); found[3] = added(found[3], v.w);
           }
-          *(uint4*)(y + place + 8 * j) = make_uint4(found[0], found[1], found[2], found[3]);
+          *(uint4*)(y + places[half] + 8 * j) = make_uint4(found[0], found[1], found[2], found[3]);
         }
       }
     }

@@ -14,15 +14,15 @@
 #define STAGE (LEFT + RIGHT)
 #define CLUSTER 2
 
-// x · Φ(x), Φ by Abramowitz and Stegun 7.1.26 (error below 7.5e-8)
+// x · Φ(x) = max(x, 0) - |x| · Φ(-|x|), where the logarithm of Φ(-|x|) is nearly a parabola: a polynomial of degree 5, fitted on
+// 0 to 6 with the weight (0.02 + |x| Φ(-|x|))², is within 8.1e-4 of Φ(-|x|), relative, and within 1.5e-5 of the result.
 __device__ __forceinline__ float gelu(float x) {
-  float t = inverse_of(fmaf(0.231641888f, fabsf(x), 1.0f));
-  float p = fmaf(0.5307027145f, t, -0.7265760135f);
-  p = fmaf(p, t, 0.7107068705f);
-  p = fmaf(p, t, -0.142248368f);
-  p = fmaf(p, t, 0.127414796f);
-  float rest = p * t * exp2_of(-0.72134752f * x * x);  // 1 - Φ(|x|)
-  return fmaf(-fabsf(x), rest, fmaxf(x, 0.0f));
+  float a = fabsf(x), p = fmaf(-0.000233668666f, a, 0.00491330674f);
+  p = fmaf(p, a, -0.0449120668f);
+  p = fmaf(p, a, -0.469196557f);
+  p = fmaf(p, a, -1.14596771f);
+  p = fmaf(p, a, -1.00075298f);
+  return fmaf(-a, exp2_of(p), fmaxf(x, 0.0f));
 }
 
 extern "C" __global__ __launch_bounds__(384, 1) void gated(
@@ -93,21 +93,25 @@ extern "C" __global__ __launch_bounds__(384, 1) void gated(
         }
         if (++stage == STAGES) { stage = 0; phase ^= 1; }
       }
-      products_wait<0>();
-      pin(sums);
-      if (thread < CLUSTER) barrier_arrive_beside(beside(empty + 8 * ((stage + STAGES - 1) % STAGES), thread));
       int row = (rows_first ? tile % down : tile / across) * ROWS * CLUSTER + rank * ROWS;
       row += (group - 1) * 64 + thread / 32 * 16 + lane / 4;
       int column = (rows_first ? tile / down : tile % across) * COLUMNS, pair = lane % 4;
-      const uint32* values = (const uint32*)(bias + column) + pair;
-      const uint32* gates = (const uint32*)(bias + half + column) + pair;
+      uint32 values[COLUMNS / 8], gates[COLUMNS / 8];  // biases, which come while the last products are computed
+      #pragma unroll
+      for (int i = 0; i < COLUMNS / 8; i++) {
+        values[i] = __ldg((const uint32*)(bias + column) + pair + 4 * i);
+        gates[i] = __ldg((const uint32*)(bias + half + column) + pair + 4 * i);
+      }
+      products_wait<0>();
+      pin(sums);
+      if (thread < CLUSTER) barrier_arrive_beside(beside(empty + 8 * ((stage + STAGES - 1) % STAGES), thread));
       #pragma unroll
       for (int j = 0; j < COLUMNS / 8; j += 4) {
         uint32 above[4], below[4];
         #pragma unroll
         for (int i = 0; i < 4; i++) {
           int at = 4 * (j + i);
-          uint32 v = __ldg(values + 4 * (j + i)), g = __ldg(gates + 4 * (j + i));
+          uint32 v = values[j + i], g = gates[j + i];
           float v0 = low_of(v), v1 = high_of(v), g0 = low_of(g), g1 = high_of(g);
           above[i] = packed((sums[at] + v0) * gelu(sums[64 + at] + g0), (sums[at + 1] + v1) * gelu(sums[65 + at] + g1));
           below[i] = packed((sums[at + 2] + v0) * gelu(sums[66 + at] + g0), (sums[at + 3] + v1) * gelu(sums[67 + at] + g1));

@@ -76,9 +76,9 @@ PLANS = {
 }
 """By type and channels of a head.
 
-Measured on an H200, µs for batch x heads x queries = keys, cuDNN and these. bfloat16, 40 channels, 16 x 8 x 4096: 1148,
-813; 2 x 8 x 4096: 150, 104; 64 channels, 2 x 10 x 4096: 184, 176; 2 x 20 x 1024: 33.3, 27.7; 80 channels, 16 x 8 x 1024:
-111, 92; 2 x 8 x 1024: 18.3, 13.2. float16, 40 channels, 16 x 8 x 4096: 1148, 962; of 64 channels cuDNN is quicker.
+Measured on an H200, µs for batch x heads x queries = keys, cuDNN and these. bfloat16, 40 channels: 16 x 8 x 4096 1148,
+813; 2 x 8 x 4096 150, 104; 64: 2 x 10 x 4096 184, 176; 2 x 20 x 1024 33.3, 27.7; 80: 16 x 8 x 1024 111, 92; 2 x 8 x
+1024 18.3, 13.2. float16, 40 channels: 16 x 8 x 4096 1148, 962; with 64 cuDNN is quicker.
 """
 LEAST = 1024
 """Queries, and keys, from which on it is used; with fewer it was not measured."""
