@@ -40,6 +40,7 @@ def pretended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Driver, 
         "current_stream": lambda device: SimpleNamespace(cuda_stream=7),
         "device": lambda device: nullcontext(),
         "current_device": lambda: 0,
+        "is_current_stream_capturing": lambda: False,
     }
     for name, stub in stubs.items():
         monkeypatch.setattr(torch.cuda, name, stub)
@@ -96,6 +97,20 @@ def test_kernels_are_launched_with_their_arguments_and_in_clusters(
         values, kinds = args
         assert values == ("map", x.data_ptr(), 0, 3, 0.5)
         assert kinds == (None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_float)
+
+
+def test_kernels_of_captures_may_come_before_the_one_before_has_ended(
+    pretended: tuple[Driver, Compiler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver, _ = pretended
+    for captured in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda found=captured: found)
+        launch(Source("gated"), (1, 1, 1), 384, (), device=HERE)
+    early = [
+        [one.value.programmaticStreamSerializationAllowed for one in config.attrs]
+        for _, config, _ in driver.launched
+    ]
+    assert early == [[], [1]]
 
 
 def test_new_kernels_are_compiled_by_threads_before_anything_is_launched(
