@@ -10,6 +10,7 @@ constexpr int VECTORS = CHANNELS / 8, PAIRS = VECTORS / 2;
 constexpr bool ODD = VECTORS % 2;
 constexpr int ROWS = 16, TILES = KEYS / 8;  // queries of a warp, and tiles of their scores
 constexpr int EACH = (ROWS * VECTORS + 31) / 32;  // vectors of them that a thread copies
+constexpr int TOGETHER = KEYS <= 96 ? 4 : 1;  // products with 16 channels of values, whose sums need not wait for each other
 constexpr int COLUMN = 16 * KEYS + 16, COLUMN_OF_ROWS = 16 * ROWS + 16, PLACE = VECTORS * COLUMN_OF_ROWS;  // bytes
 
 // As `read_matrices` and `write_matrices`, but two, or turned.
@@ -149,6 +150,7 @@ extern "C" __global__ __launch_bounds__(32 * WARPS) void short_attention(
     }
 
     __syncwarp();  // queries have been read
+    uint32 found[TOGETHER][4];
     #pragma unroll
     for (int pair = 0; pair < PAIRS; pair++) {
       float sums[2][4] = {};
@@ -159,10 +161,15 @@ extern "C" __global__ __launch_bounds__(32 * WARPS) void short_attention(
         multiply(sums[0], weights[i], b[0], b[1]);
         multiply(sums[1], weights[i], b[2], b[3]);
       }
-      uint32 found[4];
       #pragma unroll
-      for (int i = 0; i < 4; i++) found[i] = packed(sums[i / 2][i % 2 * 2] * inverse[i % 2], sums[i / 2][i % 2 * 2 + 1] * inverse[i % 2]);
-      write_matrices(queries + 2 * pair * COLUMN_OF_ROWS, found);
+      for (int i = 0; i < 4; i++) {
+        const float* two = sums[i / 2] + i % 2 * 2;
+        found[pair % TOGETHER][i] = packed(two[0] * inverse[i % 2], two[1] * inverse[i % 2]);
+      }
+      if (pair % TOGETHER == TOGETHER - 1 || pair == PAIRS - 1) {
+        #pragma unroll
+        for (int i = pair / TOGETHER * TOGETHER; i <= pair; i++) write_matrices(queries + 2 * i * COLUMN_OF_ROWS, found[i % TOGETHER]);
+      }
     }
     if (ODD) {
       float sums[4] = {};
@@ -176,16 +183,16 @@ extern "C" __global__ __launch_bounds__(32 * WARPS) void short_attention(
         packed(sums[2] * inverse[1], sums[3] * inverse[1]));
     }
     __syncwarp();
-    uint4 found[EACH];
+    uint4 result[EACH];
     #pragma unroll
     for (int i = 0; i < EACH; i++) {
       int at = min(lane + 32 * i, ROWS * VECTORS - 1);
-      found[i] = read_16(here + at % VECTORS * COLUMN_OF_ROWS + at / VECTORS * 16);
+      result[i] = read_16(here + at % VECTORS * COLUMN_OF_ROWS + at / VECTORS * 16);
     }
     #pragma unroll
     for (int i = 0; i < EACH; i++) {
       int at = lane + 32 * i, to = row + at / VECTORS;
-      if (at < ROWS * VECTORS && to < rows) *(uint4*)(y + (uint32)(to * width + at % VECTORS * 8)) = found[i];
+      if (at < ROWS * VECTORS && to < rows) *(uint4*)(y + (uint32)(to * width + at % VECTORS * 8)) = result[i];
     }
     __syncwarp();
     if (row + 2 * step < end) ask(here, q, row + 2 * step, rows, q_row, lane);

@@ -145,8 +145,8 @@ def most_warps(channels: int, keys: int) -> int:
 def divided(rows: int, keys: int, channels: int, heads: int, count: int) -> Plan:
     """How ``rows`` queries of each of so many heads, all entries of a batch together, go to ``count`` processors.
 
-    The fullest processor is to have the least to read: a program reads all keys and values, as many bytes as the queries
-    and results of a tile for 16 keys.
+    The fullest processor is to have the least to read and write. A program reads all keys and values: for each 16 of
+    them as many bytes as the queries and results of a tile.
     """
     keys = TILE * math.ceil(keys / TILE)
     tiles = math.ceil(rows / TILE)
