@@ -76,6 +76,7 @@ extern "C" __global__ __launch_bounds__(32 * WARPS) void short_attention(
   k += (long long)batch * k_batch + head * CHANNELS;
   v += (long long)batch * v_batch + head * CHANNELS;
   y += (long long)batch * rows * width + head * CHANNELS;
+  asm volatile("" : "+l"(q), "+l"(y), "+r"(end));  // or they are computed anew for each tile
 
   wait_for_predecessor();
   let_successor_begin();

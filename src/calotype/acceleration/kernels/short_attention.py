@@ -135,7 +135,7 @@ def _memory(channels: int, keys: int, warps: int) -> int:
 
 def most_warps(channels: int, keys: int) -> int:
     """That a processor's registers and the memory beside it, 227 KiB, have room for."""
-    warps = 24 if channels <= 80 and keys <= 80 else 16
+    warps = 16 if channels > 80 or keys > 80 else 20 if channels > 64 else 24
     while _memory(channels, keys, warps) > 227 * 2**10:
         warps -= 1
     return warps
