@@ -10,7 +10,7 @@ constexpr int VECTORS = CHANNELS / 8, PAIRS = VECTORS / 2;
 constexpr bool ODD = VECTORS % 2;
 constexpr int ROWS = 16, TILES = KEYS / 8;  // queries of a warp, and tiles of their scores
 constexpr int EACH = (ROWS * VECTORS + 31) / 32;  // vectors of them that a thread copies
-constexpr int TOGETHER = KEYS <= 96 ? 4 : 1;  // products with 16 channels of values, whose sums need not wait for each other
+constexpr int TOGETHER = KEYS <= 96 ? 4 : 1;  // pairs of results whose sums need not wait for each other
 constexpr int COLUMN = 16 * KEYS + 16, COLUMN_OF_ROWS = 16 * ROWS + 16, PLACE = VECTORS * COLUMN_OF_ROWS;  // bytes
 
 // As `read_matrices` and `write_matrices`, but two, or turned.
@@ -58,7 +58,8 @@ __device__ __forceinline__ void ask(uint32 to, const uint16* q, int row, int row
   #pragma unroll
   for (int i = 0; i < EACH; i++) {
     int at = lane + 32 * i, down = at / VECTORS, vector = at % VECTORS;
-    if (32 * i + 32 <= ROWS * VECTORS || at < ROWS * VECTORS) copy_16(to + vector * COLUMN_OF_ROWS + 16 * down, q + (uint32)(min(row + down, rows - 1) * q_row + 8 * vector));
+    const uint16* from = q + (uint32)(min(row + down, rows - 1) * q_row + 8 * vector);
+    if (at < ROWS * VECTORS) copy_16(to + vector * COLUMN_OF_ROWS + 16 * down, from);
   }
 }
 
@@ -98,7 +99,8 @@ extern "C" __global__ __launch_bounds__(32 * WARPS) void short_attention(
   copies_wait<1>();
   __syncthreads();
 
-  // where a thread's row of matrices is: those of two columns, sixteen rows each, one column or one half of rows first
+  // where a thread finds its row of four matrices, of two columns and sixteen rows: first those of the first column, but
+  // of keys, which are a product's columns, those of the first eight
   int by_column = lane % 16 * 16, of_column = lane / 16;
   uint32 keys_of_lane = near_keys + (lane % 8 + lane / 16 * 8) * 16 + lane / 8 % 2 * COLUMN;
   uint32 values_of_lane = near_values + by_column + of_column * COLUMN;

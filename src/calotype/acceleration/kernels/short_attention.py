@@ -127,10 +127,8 @@ class Plan:
 
 
 def _memory(channels: int, keys: int, warps: int) -> int:
-    column = (
-        2 * VECTOR
-    )  # bytes of eight channels; of each eight a column is one longer than its keys or queries
-    return channels // VECTOR * 2 * ((keys + 1) + warps * (TILE + 1)) * column
+    # each eight channels, 16 bytes, have a column, which is one longer than the keys or queries it has
+    return channels // VECTOR * 2 * VECTOR * 2 * (keys + 1 + warps * (TILE + 1))
 
 
 def most_warps(channels: int, keys: int) -> int:
