@@ -16,6 +16,7 @@ from calotype.acceleration.kernels import (
     gate_products,
     matrix_products,
     narrow_attention,
+    short_attention,
 )
 from calotype.nn.attention import Attention
 from calotype.nn.replaceable import replaced
@@ -169,6 +170,56 @@ def test_attention_is_divided_as_products_and_processors_allow(plan: narrow_atte
     assert plan.memory <= SHARED
     assert plan.down(1000) * plan.warpgroups * narrow_attention.ROWS >= 1000
     assert plan.keys % 16 == plan.width % 8 == 0
+
+
+@pytest.mark.parametrize("count", [1, 7, PROCESSORS])
+@pytest.mark.parametrize("channels", [16, 40, 64, 80, 160])
+@pytest.mark.parametrize("keys", [1, 77, 128])
+def test_attention_to_few_keys_is_divided_among_processors(keys: int, channels: int, count: int) -> None:
+    for rows in (1, 16, 100, 1024, 4096):
+        for heads in (1, 16, 40, 320):
+            plan = short_attention.divided(rows, keys, channels, heads, count)
+            assert keys <= plan.keys < keys + 16 and plan.keys % 16 == 0
+            assert (plan.programs - 1) * plan.tiles * 16 < rows <= plan.programs * plan.tiles * 16
+            assert 1 <= plan.warps <= short_attention.most_warps(channels, plan.keys)
+            assert plan.memory <= SHARED
+
+
+def test_attention_to_few_keys_fills_the_processors_once_where_it_can() -> None:
+    def divided(batch: int, heads: int, rows: int, channels: int) -> tuple[int, int, int]:
+        plan = short_attention.divided(rows, 77, channels, batch * heads, PROCESSORS)
+        return batch * heads * plan.programs, plan.tiles, plan.warps
+
+    assert divided(2, 20, 1024, 64) == (120, 22, 22)
+    assert divided(2, 10, 4096, 64) == (120, 43, 22)
+    assert divided(2, 8, 256, 160) == (128, 2, 8)  # most of whose warps only copy
+    assert divided(16, 8, 4096, 40) == (128, 256, 24)
+    assert divided(16, 20, 1024, 64) == (640, 32, 8)  # three at a time on a processor
+
+
+def test_attention_to_few_keys_is_in_cuda_where_rows_are_read_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    heads, channels = 3, 40
+    inner = heads * channels
+    packed = torch.empty(2, 100, 3 * inner, dtype=torch.bfloat16)
+    q, k, v = packed.chunk(3, dim=-1)
+
+    def there(q: Tensor, k: Tensor, v: Tensor, heads: int = heads, scale: float = 0.1) -> bool:
+        return short_attention._is_in_cuda(q, k, v, heads, scale)
+
+    assert not there(q, k, v)
+    monkeypatch.setattr(short_attention, "available", lambda device: True)
+    assert there(q, k, v) and there(q.half(), k.half(), v.half()) and there(q, k[:, :1], v[:, :1])
+    assert there(q[:, :5].contiguous(), k[:1].expand(2, -1, -1), v[:1].expand(2, -1, -1))
+    assert not there(q.float(), k.float(), v.float())
+    assert not there(q, k, v, heads=10)  # 12 channels
+    assert not there(q, k, v, heads=15)  # 8
+    assert not there(q[..., :-heads], k[..., :-heads], v[..., :-heads])
+    assert not there(q, k, v, scale=-0.1)
+    assert not there(q[:0], k[:0], v[:0]) and not there(q[:, :0], k, v)
+    assert not there(q, packed[..., 4 : 4 + inner], packed[..., 4 : 4 + inner])
+    odd = torch.empty(2, 100, 3 * inner + 4, dtype=torch.bfloat16)[..., :inner]
+    assert not there(odd, k, v) and not there(q, odd, odd)
+    assert not there(q, k.mT.contiguous().mT, v)
 
 
 @pytest.mark.parametrize("channels", [40, 64, 80])

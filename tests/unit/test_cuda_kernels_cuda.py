@@ -24,6 +24,7 @@ from calotype.acceleration.kernels import (
     layer_norm,
     matrix_products,
     narrow_attention,
+    short_attention,
 )
 from calotype.acceleration.kernels.limits import processors
 from tests.on_cuda import error, random, whole_float32  # noqa: F401
@@ -245,6 +246,33 @@ def test_what_is_no_number_is_none_after_attention(dtype: torch.dtype, plan: nar
         assert torch.equal(found.isfinite(), right.isfinite()), (which, row, channel, value)
         some = right.isfinite()
         assert not some.any() or error(found[some], right[some]) < 2 * BOUND[dtype]
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(
+    "size",
+    [
+        (2, 8, 1030, 40, 77), (20, 8, 300, 40, 77), (2, 20, 1024, 64, 77), (2, 8, 1000, 80, 77), (2, 8, 256, 160, 77),
+        (1, 8, 100, 40, 1), (16, 10, 40, 64, 128), (1, 3, 5, 16, 33), (1, 2, 70, 104, 113), (9, 16, 50, 160, 128),
+    ],
+)  # fmt: skip
+def test_attention_to_few_keys(dtype: torch.dtype, size: tuple[int, ...]) -> None:
+    """Read from one product, and of keys some more important than others."""
+    batch, heads, rows, channels, keys = size
+    inner, scale = heads * channels, channels**-0.5
+    packed = random(batch, max(rows, keys), 3 * inner, dtype=dtype)
+
+    def by(attention: Callable[..., Tensor], packed: Tensor) -> Tensor:
+        q, k, v = packed.chunk(3, dim=-1)
+        return attention(q[:, :rows], k[:, :keys], v[:, :keys], heads, 3 * scale)
+
+    def kernel(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
+        assert short_attention._is_in_cuda(q, k, v, heads, scale)
+        return short_attention.fused(q, k, v, heads, scale)
+
+    plain = partial(by, short_attention.plain)
+    bound = max(1.5 * error(plain(packed), plain(packed.float())), BOUND[dtype])
+    right_however_launched(partial(by, kernel), plain, (packed,), bound)
 
 
 @pytest.mark.parametrize("size", [(2, 4096, 40), (8, 1100, 40), (2, 1024, 64), (2, 1024, 80)])

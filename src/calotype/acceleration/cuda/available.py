@@ -25,6 +25,7 @@ CHECKED = (
     "convolutions",
     "group_norm_cluster",
     "narrow_attention",
+    "short_attention",
 )
 """The modules of such kernels, whose ``check`` gives what one computes of little, and what that should be."""
 

@@ -1,8 +1,16 @@
-"""Attention to few keys, a prompt's: a program holds all of them, so there is nothing to walk over."""
+"""Attention to few keys, a prompt's: a program holds all of them, so there is nothing to walk over.
+
+Where Hopper's instructions are and rows begin at multiples of 16 bytes it is in CUDA C++ (`cuda/short_attention.cu`),
+whose programs read keys and values once for as many queries as the device's processors leave them; otherwise in Triton.
+"""
 
 # mypy: disable-error-code="no-untyped-def, assignment"
 
 from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -11,12 +19,20 @@ import triton.language as tl
 from torch import Tensor
 
 from calotype.acceleration.ahead import Kernel
-from calotype.acceleration.kernels.limits import can_wait, shared_memory
+from calotype.acceleration.cuda.available import available
+from calotype.acceleration.cuda.program import Source, launch
+from calotype.acceleration.kernels.limits import can_wait, processors, shared_memory
 
 KEYS = 128
 """Keys that a program holds at most; with more PyTorch's own way is as quick."""
 ROWS = 64
-"""Queries of one head that a program reads."""
+"""Queries of one head that a program in Triton reads."""
+VECTOR, TILE, WARP = 8, 16, 32
+"""In CUDA C++: numbers of 16 bytes, queries or keys of a product, and threads that compute it."""
+CHANNELS = 160
+"""Of a head, at most."""
+COPYING = 8
+"""Warps of a program at least, so that keys and values come quickly, whether or not each has queries."""
 
 
 @Kernel
@@ -87,13 +103,129 @@ def fit(q: Tensor, k: Tensor, v: Tensor, heads: int) -> bool:
     return lanes * (ROWS + 2 * places) * q.element_size() <= shared_memory(q.device)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How one head's queries are divided, in CUDA C++."""
+
+    channels: int
+    keys: int
+    """As they are held, a multiple of 16."""
+    programs: int
+    tiles: int
+    """Of 16 queries, of a program."""
+    warps: int
+    """Of a program; they take turns at its tiles."""
+
+    @property
+    def memory(self) -> int:
+        """Bytes beside a processor: keys and values, and two tiles of each warp."""
+        return _memory(self.channels, self.keys, self.warps)
+
+    def source(self, dtype: torch.dtype) -> Source:
+        most = most_warps(self.channels, self.keys)
+        return Source.of("short_attention", dtype, CHANNELS=self.channels, KEYS=self.keys, WARPS=most)
+
+
+def _memory(channels: int, keys: int, warps: int) -> int:
+    # each eight channels, 16 bytes, have a column, which is one longer than the keys or queries it has
+    return channels // VECTOR * 2 * VECTOR * 2 * (keys + 1 + warps * (TILE + 1))
+
+
+def most_warps(channels: int, keys: int) -> int:
+    """That a processor's registers and the memory beside it, 227 KiB, have room for."""
+    warps = 16 if channels > 80 or keys > 80 else 20 if channels > 64 else 24
+    while _memory(channels, keys, warps) > 227 * 2**10:
+        warps -= 1
+    return warps
+
+
+@cache
+def divided(rows: int, keys: int, channels: int, heads: int, count: int) -> Plan:
+    """How ``rows`` queries of each of so many heads, all entries of a batch together, go to ``count`` processors.
+
+    The fullest processor is to have the least to read and write. A program reads all keys and values: for each 16 of
+    them as many bytes as the queries and results of a tile.
+    """
+    keys = TILE * math.ceil(keys / TILE)
+    tiles = math.ceil(rows / TILE)
+
+    def turns(programs: int) -> int:
+        return math.ceil(heads * programs / count)
+
+    def cost(programs: int) -> int:
+        return turns(programs) * (math.ceil(tiles / programs) + keys // TILE)
+
+    each = math.ceil(tiles / min(range(1, min(tiles, 2 * count) + 1), key=cost))
+    programs = math.ceil(tiles / each)
+    # where a processor has several programs, two or three are there at a time: one computes while another waits
+    most = most_warps(channels, keys) // min(turns(programs), 3)
+    warps = math.ceil(each / math.ceil(each / most))
+    return Plan(channels, keys, programs, each, max(warps, min(COPYING, most)))
+
+
 def fused(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
     """Attention of queries (batch, n, inner) to keys and values (batch, at most KEYS, inner): (batch, n, inner)."""
+    y = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    (_in_cuda if _is_in_cuda(q, k, v, heads, scale) else _in_triton)(q, k, v, y, heads, scale)
+    return y
+
+
+def check(device: torch.device) -> tuple[Tensor, Tensor]:
+    """What the kernel in CUDA C++ computes of little, and what that should be."""
+    heads, channels = 2, 40
+    x = torch.linspace(-2, 2, 2 * 77 * 3 * heads * channels, device=device).mul(1e5).sin().bfloat16()
+    q, k, v = x.view(2, 77, -1).chunk(3, dim=-1)
+    y = torch.empty(q.shape, dtype=q.dtype, device=device)
+    _in_cuda(q, k, v, y, heads, 1.0)
+    return y, plain(q, k, v, heads, 1.0)
+
+
+def _is_in_cuda(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> bool:
+    channels = q.shape[-1] // heads
+    return (
+        all(t.dtype in (torch.float16, torch.bfloat16) and _readable(t) for t in (q, k, v))
+        and channels % VECTOR == 0
+        and TILE <= channels <= CHANNELS
+        and 0 < k.shape[1] <= KEYS
+        and q.numel() > 0
+        and q[0].numel() < 2**31
+        and len(q) < 2**16
+        and scale > 0
+        and available(q.device)
+    )
+
+
+def _readable(t: Tensor) -> bool:
+    """Whether rows begin at multiples of 16 bytes, at distances and places that an ``int`` counts."""
+    return (
+        t.stride(-1) == 1
+        and t.data_ptr() % 16 == 0
+        and all(0 <= step < 2**31 and step % VECTOR == 0 for step in t.stride()[:-1])
+        and t.shape[1] * t.stride(1) + t.shape[2] < 2**31
+    )
+
+
+def _in_cuda(q: Tensor, k: Tensor, v: Tensor, y: Tensor, heads: int, scale: float) -> None:
+    batch, rows, inner = q.shape
+    p = divided(rows, k.shape[1], inner // heads, batch * heads, processors(q.device))
+    launch(
+        p.source(q.dtype),
+        (heads, p.programs, batch),
+        WARP * p.warps,
+        (
+            q, k, v, y, rows, k.shape[1], p.tiles, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
+            float(scale) * math.log2(math.e),
+        ),
+        device=q.device,
+        shared=p.memory,
+    )  # fmt: skip
+
+
+def _in_triton(q: Tensor, k: Tensor, v: Tensor, y: Tensor, heads: int, scale: float) -> None:
     batch, rows, inner = q.shape
     lanes, places = _sizes(k, heads)
-    y, waits = q.new_empty(q.shape), can_wait(q.device)
+    waits = can_wait(q.device)
     attended[(triton.cdiv(rows, ROWS), heads, batch)](
         q, k, v, y, rows, k.shape[1], q.stride(0), q.stride(1), k.stride(0), k.stride(1), scale, inner // heads,
         lanes, places, ROWS, waits, num_warps=4, **({"launch_pdl": True} if waits else {}),
     )  # fmt: skip
-    return y
