@@ -268,7 +268,9 @@ def test_attention_to_few_keys(dtype: torch.dtype, size: tuple[int, ...]) -> Non
 
     def kernel(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
         assert short_attention._is_in_cuda(q, k, v, heads, scale)
-        return short_attention.fused(q, k, v, heads, scale)
+        y = q.new_empty(q.shape)
+        short_attention._in_cuda(q, k, v, y, heads, scale)
+        return y
 
     plain = partial(by, short_attention.plain)
     bound = max(1.5 * error(plain(packed), plain(packed.float())), BOUND[dtype])

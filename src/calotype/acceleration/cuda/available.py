@@ -44,9 +44,7 @@ def available(device: torch.device) -> bool:
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         level = logging.INFO if isinstance(error, Missing) else logging.WARNING
-        logger.log(
-            level, "Gates, convolutions, group norms and narrow attention go without CUDA C++: %s.", reason
-        )
+        logger.log(level, "Products, convolutions, norms and attention go without CUDA C++: %s.", reason)
         return False
     return _is_hopper(device)
 
