@@ -34,14 +34,15 @@ class Peak:
         timer.settle()
         if timer.cuda:
             models = list(models)
-            timer.clear()
             for model in (*beside, *models):
+                timer.clear()  # a block is never a part of what another model has left
                 together(model)
             torch._C._cuda_clearCublasWorkspaces()  # type: ignore[attr-defined]
             timer.clear()
             own = weight_bytes(models)
             self.before = torch.cuda.memory_allocated() - own, torch.cuda.memory_reserved() - own
             for model in models:
+                timer.clear()
                 apart(model)
             timer.clear()
             timer.settle()
