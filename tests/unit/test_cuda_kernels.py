@@ -14,6 +14,7 @@ import calotype
 from calotype.acceleration.kernels import (
     convolutions,
     gate_products,
+    limits,
     matrix_products,
     narrow_attention,
     short_attention,
@@ -250,6 +251,19 @@ def test_attention_of_other_forms_is_left_to_pytorch(pretended: Any, channels: i
     for there in ({"cuda": False}, {"cuda": True, "shared": 190 * 1024}):
         pretended(**there)
         assert not fit(q, k, v)
+
+
+@pytest.mark.parametrize(
+    ("capability", "version", "waits"),
+    [((9, 0), 12030, True), ((9, 0), 12020, False), ((8, 9), 13000, False)],
+)
+def test_kernels_wait_for_the_one_before_where_that_can_be_captured(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], version: int, waits: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: version, raising=False)
+    assert limits.can_wait.__wrapped__(torch.device("cuda", 0)) == waits
+    assert not limits.can_wait.__wrapped__(torch.device("cpu"))
 
 
 @pytest.fixture

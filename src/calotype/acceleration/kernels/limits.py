@@ -31,6 +31,10 @@ def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+DRIVER = 12030
+"""The oldest driver that captures launches that come before the kernel before has ended: CUDA 12.3's."""
+
+
 @cache
 def can_wait(device: torch.device) -> bool:
     """Whether Triton's kernels can be brought to the processors before the one before has ended, and wait there.
@@ -38,6 +42,9 @@ def can_wait(device: torch.device) -> bool:
     It is called programmatic dependent launch, and needs compute capability 9.0 and Triton 3.4.
     """
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (9, 0):
+        return False
+    version = getattr(torch._C, "_cuda_getDriverVersion", None)
+    if version is not None and version() < DRIVER:
         return False
     try:
         from triton.backends.nvidia.compiler import CUDAOptions
