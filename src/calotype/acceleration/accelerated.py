@@ -314,7 +314,7 @@ class Runner:
             return "has not been called"
         names = (
             "graphs", "channels_last", "kernels", "packed", "prompts", "grouped", "products", "gates",
-            "convolutions",             "short", "narrow", "wide", "tuned",
+            "convolutions", "short", "narrow", "wide", "tuned",
         )  # fmt: skip
         used = [name for name in names if getattr(self.inside, name)]
         if self.kernels is None:

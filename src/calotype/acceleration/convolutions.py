@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from calotype.acceleration.layers import as_sequence, is_plain, on_sequence
+from calotype.acceleration.layers import as_sequence, is_matrix, is_plain, is_simple, on_sequence
 from calotype.acceleration.usable import Kernels
 
 
@@ -89,7 +89,7 @@ class Convolutions:
         if (
             self.own
             and is_plain(conv, nn.Conv2d)
-            and _is_simple(conv, (3, 3), (1, 1))
+            and is_simple(conv, (3, 3), (1, 1))
             and self.kernels.take(x, conv.weight, conv.bias)  # type: ignore[arg-type]
         ):
             return conv.weight, conv.bias  # type: ignore[return-value]
@@ -101,18 +101,6 @@ def _is_product(conv: nn.Module | None, *maps: Tensor) -> bool:
     return (
         all(one.dtype in (torch.float16, torch.bfloat16) for one in maps)
         and all(one.is_contiguous(memory_format=torch.channels_last) for one in maps)
-        and is_plain(conv, nn.Conv2d)
-        and _is_simple(conv, (1, 1), (0, 0))  # type: ignore[arg-type]
-    )
-
-
-def _is_simple(conv: nn.Module, size: tuple[int, int], padding: tuple[int, int]) -> bool:
-    """Whether this moves a window of this size from pixel to pixel, over a map with so many zeros around it."""
-    assert isinstance(conv, nn.Conv2d)
-    return (
-        conv.kernel_size == size
-        and conv.padding == padding
-        and conv.stride == conv.dilation == (1, 1)
-        and conv.groups == 1
-        and conv.padding_mode == "zeros"
+        and isinstance(conv, nn.Conv2d)
+        and is_matrix(conv)
     )

@@ -21,6 +21,25 @@ def is_hooked(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
+def is_simple(conv: nn.Module, size: tuple[int, int], padding: tuple[int, int]) -> bool:
+    """Whether this moves a window of this size from pixel to pixel, over a map with so many zeros around it."""
+    assert isinstance(conv, nn.Conv2d)
+    return (
+        conv.kernel_size == size
+        and conv.padding == padding
+        and conv.stride == conv.dilation == (1, 1)
+        and conv.groups == 1
+        and conv.padding_mode == "zeros"
+    )
+
+
+def is_matrix(layer: nn.Module | None) -> bool:
+    """Whether this is a plain matrix, or a plain convolution of one pixel, which is one."""
+    return is_plain(layer, nn.Linear) or (
+        is_plain(layer, nn.Conv2d) and is_simple(layer, (1, 1), (0, 0))  # type: ignore[arg-type]
+    )
+
+
 def covered(block: BasicTransformerBlock) -> bool:
     """Whether the block is one of Stable Diffusion's: no places, no grounding, norms with weights."""
     norms = [norm for norm in (block.norm1, block.norm2, block.norm3) if norm is not None]
@@ -38,8 +57,8 @@ def as_sequence(x: Tensor) -> Tensor:
 
 def on_sequence(layer: nn.Module, h: Tensor, size: torch.Size) -> Tensor:
     """A 1x1 convolution or a matrix on (batch, pixels, channels)."""
-    if is_plain(layer, nn.Conv2d):
-        return F.linear(h, layer.weight.flatten(1), layer.bias)  # type: ignore[arg-type, operator]
+    if isinstance(layer, nn.Conv2d) and is_matrix(layer):
+        return F.linear(h, layer.weight.flatten(1), layer.bias)
     if isinstance(layer, nn.Linear) or getattr(layer, "in_features", None) is not None:
         return layer(h)
     return as_sequence(layer(h.transpose(1, 2).unflatten(2, size)))

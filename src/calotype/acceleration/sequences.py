@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from calotype.acceleration.layers import is_hooked, is_plain
+from calotype.acceleration.layers import is_hooked, is_matrix
 from calotype.acceleration.usable import Kernels
 from calotype.nn.attention import Attention
 from calotype.nn.feed_forward import FeedForward
@@ -42,9 +42,15 @@ class Sequences:
 
     def product(self, layer: nn.Module, rows: Tensor) -> Product | None:
         """A matrix, or a convolution of one pixel, of ``rows``; None if the layer is to compute it."""
-        if self.own and _is_matrix(layer):
+        if self.own and is_matrix(layer):
             return Product(rows, layer.weight.flatten(1), layer.bias)  # type: ignore[operator, arg-type]
         return None
+
+    def through(self, layer: nn.Module, rows: Tensor) -> Tensor:
+        """What a layer gives for ``rows``."""
+        product = self.product(layer, rows)
+        found: Tensor = layer(rows) if product is None else self.sum(None, product)
+        return found
 
     def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The product with a matrix."""
@@ -87,7 +93,7 @@ class Sequences:
         first, last = layer.to_out[0], layer.to_out[1]
         return (
             self.own
-            and _is_matrix(first)
+            and is_matrix(first)
             and not (layer.residual_connection or is_hooked(layer) or is_hooked(last) or _drops(last))
             and layer.rescale_output_factor == 1.0
         )
@@ -99,7 +105,7 @@ class Sequences:
             self.own
             and len(parts) >= 3
             and layer.chunk_size is None
-            and _is_matrix(parts[2])
+            and is_matrix(parts[2])
             and not any(_drops(part) or is_hooked(part) for part in (parts[1], *parts[3:]))
         ):
             return self.product(parts[2], parts[0](tokens))
@@ -109,10 +115,3 @@ class Sequences:
 def _drops(layer: nn.Module) -> bool:
     """Whether a layer is anything but dropout that does nothing."""
     return type(layer) is not nn.Dropout or (layer.training and layer.p > 0)
-
-
-def _is_matrix(layer: nn.Module) -> bool:
-    """Whether this is a plain matrix, or a convolution of one pixel that is one."""
-    if isinstance(layer, nn.Conv2d):
-        return is_plain(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.groups == 1
-    return is_plain(layer, nn.Linear)

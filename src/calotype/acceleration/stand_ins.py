@@ -90,7 +90,8 @@ class StandIns:
         if self.readers is not None:
             self.readers.note(layer, context)
         if context is not None and self.prompt is not None and context is self.prompt.context:
-            return self.queries(layer, x), *self.prompt.keys_and_values(layer)
+            queries = layer.to_q(x) if self.sequences is None else self.sequences.through(layer.to_q, x)
+            return queries, *self.prompt.keys_and_values(layer)
         if (
             context is None
             and not layer.is_cross_attention
@@ -101,10 +102,6 @@ class StandIns:
             q, k, v = together.chunk(3, dim=-1)
             return q, k, v
         return plain(Attention.project)(layer, x, context)
-
-    def queries(self, layer: Attention, x: Tensor) -> Tensor:
-        found = None if self.sequences is None else self.sequences.product(layer.to_q, x)
-        return layer.to_q(x) if found is None else self.sequences.sum(None, found)  # type: ignore[union-attr]
 
     def merge(self, layer: Attention, attended: Tensor) -> Tensor | Product:
         """The heads' results as the layer gives them; in a transformer block a product that is left for later."""

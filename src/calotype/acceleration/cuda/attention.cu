@@ -12,8 +12,6 @@
 #include "hopper.cuh"
 #include "products.cuh"
 
-#define JOINED(a, b) a##b
-#define NAMED(a, b) JOINED(a, b)
 #define BOXES ((CHANNELS + 63) / 64)     // of 64 channels; those past CHANNELS are zero
 #define STEPS ((CHANNELS + 15) / 16)
 #define BOX (KEYS * 128)                 // bytes

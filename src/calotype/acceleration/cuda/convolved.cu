@@ -13,9 +13,6 @@
 #define RIGHT (COLUMNS * DEPTH * 2)
 #define STAGE (LEFT + RIGHT)
 #define COUNT (COLUMNS / 2)
-#define GLUE2(a, b) a##b
-#define GLUE(a, b) GLUE2(a, b)
-#define product GLUE(product_, COLUMNS)
 
 extern "C" __global__ __launch_bounds__(384, 1) void convolved(
     const __grid_constant__ Tiles pixels, const __grid_constant__ Tiles filters, const uint16* bias, const uint16* other,
@@ -77,7 +74,7 @@ extern "C" __global__ __launch_bounds__(384, 1) void convolved(
         uint64 a = described(at + rows_at), b = described(at + LEFT);
         products_begin();
         #pragma unroll
-        for (int k = 0; k < DEPTH / 16; k++) product(sums, a + 2 * k, b + 2 * k, step > from || k > 0);
+        for (int k = 0; k < DEPTH / 16; k++) NAMED(product_, COLUMNS)(sums, a + 2 * k, b + 2 * k, step > from || k > 0);
         products_commit();
         if (step > from) {
           products_wait<1>();

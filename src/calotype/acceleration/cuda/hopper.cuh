@@ -123,7 +123,9 @@ __device__ __forceinline__ void write_matrices(uint32 address, const uint32 (&v)
     :: "r"(address), "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3]) : "memory");
 }
 
-// -- products of a warpgroup -------------------------------------------------------------------------------------------
+// -- products of a warpgroup; NAMED(product_, COLUMNS) is that of a width that is a macro -------------------------------
+#define JOINED(a, b) a##b
+#define NAMED(a, b) JOINED(a, b)
 
 // A tile beside the processor: rows of 128 bytes, swizzled, `stride` bytes from eight rows to the next eight. For a turned
 // right operand (rows of the sum's dimension) `leading` is the distance of the next 64 columns.

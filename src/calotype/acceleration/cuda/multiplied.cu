@@ -15,8 +15,6 @@
 #define BOX 32                        // columns that the copy engine adds or takes at a time, in rows of 64 bytes
 #define BOXES (COLUMNS / BOX)
 #define PAIR 2
-#define GLUE2(a, b) a##b
-#define GLUE(a, b) GLUE2(a, b)
 
 struct Place {
   int stage = 0, phase = 0;
@@ -117,7 +115,7 @@ extern "C" __global__ __launch_bounds__(384, 1) void multiplied(
         uint64 a = described(at + slab), b = described(at + LEFT);
         products_begin();
         #pragma unroll
-        for (int k = 0; k < DEPTH / 16; k++) GLUE(product_, COLUMNS)(sums, a + 2 * k, b + 2 * k, 1);
+        for (int k = 0; k < DEPTH / 16; k++) NAMED(product_, COLUMNS)(sums, a + 2 * k, b + 2 * k, 1);
         products_commit();
         if (step > 0) {
           products_wait<1>();

@@ -221,9 +221,8 @@ class _OfCuda:
             size = one.value.clusterDim
             size.x, size.y, size.z = self.cluster, 1, 1
             attributes.append(one)
-        if (
-            torch.cuda.is_current_stream_capturing()
-        ):  # kernels of graphs write no weights, which are read early
+        # weights are read early, which kernels of graphs do not write
+        if torch.cuda.is_current_stream_capturing():
             one = driver.CUlaunchAttribute()
             one.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
             one.value.programmaticStreamSerializationAllowed = 1

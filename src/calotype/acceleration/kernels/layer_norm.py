@@ -104,7 +104,9 @@ def _is_in_cuda(x: Tensor, *others: Tensor | None) -> bool:
         x.dtype in (torch.float16, torch.bfloat16)
         and all(one.dtype == x.dtype and one.data_ptr() % 16 == 0 and one.stride(-1) == 1 for one in given)
         and x.shape[-1] % VECTOR == 0
-        and 0 < x.numel() < 2**31 * WARP
+        and 0
+        < x.numel()
+        < 2**31 * VECTOR  # threads, each of which has a vector at least, are counted in an int
         and shared(x.shape[-1])[1] <= MOST
         and available(x.device)
     )
